@@ -1,0 +1,175 @@
+"""The typed things that the rooms of the package hand to each other.
+
+Shapes: B pairs in a micro-batch, N scored answer tokens in it, T tokens in a packed row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PairLogps:
+    """What a preference loss sees of a micro-batch: sums of log-probabilities, and lengths.
+
+    Args:
+        chosen: ``l_w``, log-probability of the chosen answer summed over its tokens, nats, shape (B,).
+        rejected: ``l_l``, the same of the rejected answer, shape (B,).
+        chosen_len: ``n_w``, scored tokens of the chosen answer (the end-of-turn token counts), int64, shape (B,).
+        rejected_len: ``n_l``, the same of the rejected answer, shape (B,).
+        ref_chosen: ``l0_w``, `chosen` under the frozen reference, shape (B,); None where the loss needs none.
+        ref_rejected: ``l0_l``, `rejected` under the frozen reference, shape (B,).
+        weight: Scales the pair's loss, shape (B,); None means 1.
+        margin: Target margin added to the loss's own, in units of the score, shape (B,); None means 0.
+    """
+
+    chosen: Tensor
+    rejected: Tensor
+    chosen_len: Tensor
+    rejected_len: Tensor
+    ref_chosen: Tensor | None = None
+    ref_rejected: Tensor | None = None
+    weight: Tensor | None = None
+    margin: Tensor | None = None
+
+    def in_float32(self) -> PairLogps:
+        """Widen half-precision log-probabilities to float32; float32 and float64 stay as they are."""
+        return PairLogps(**{f.name: _widen(getattr(self, f.name)) for f in fields(self)})
+
+
+def _widen(x: Tensor | None) -> Tensor | None:
+    return x.float() if x is not None and x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """What a loss gives back, per pair; nothing is averaged here (see `PreferenceLitModule` for the reduction).
+
+    Args:
+        per_pair: Contrastive part of the loss, shape (B,); zeros for ``sft``.
+        chosen_rewards: Implicit reward of the chosen answer, detached, shape (B,).
+        rejected_rewards: Implicit reward of the rejected answer, detached, shape (B,).
+        coefficient: The adaptive coefficient c on the chosen score, detached, shape (B,); ones for plain losses.
+        nll: Weighted negative log-likelihood of the chosen answer, SUMMED over its tokens, shape (B,); to be
+            divided by the chosen tokens of the global batch. None where the loss has no such term.
+        log_balance: log of ``g_w / g_l`` in the loss's own space, detached, shape (B,); None for ``sft``.
+        log_balance_policy: The same in policy space per token, one definition for all losses; None for ``sft``.
+        clipped: Whether the coefficient stands at its ceiling, bool, shape (B,); None for plain losses.
+    """
+
+    per_pair: Tensor
+    chosen_rewards: Tensor
+    rejected_rewards: Tensor
+    coefficient: Tensor
+    nll: Tensor | None = None
+    log_balance: Tensor | None = None
+    log_balance_policy: Tensor | None = None
+    clipped: Tensor | None = None
+
+    def reduce(self, pairs: int | Tensor, chosen_tokens: int | Tensor) -> Tensor:
+        """The scalar loss: pair mean of the contrastive part plus token mean of the NLL part.
+
+        Args:
+            pairs: Pairs of the whole optimizer step, over all ranks and micro-batches.
+            chosen_tokens: Scored chosen tokens of the whole optimizer step.
+
+        Returns:
+            This micro-batch's share of the step's loss, a scalar; the shares of a step sum to its loss.
+        """
+        total = self.per_pair.sum() / pairs
+        return total if self.nll is None else total + self.nll.sum() / chosen_tokens
+
+
+@dataclass(frozen=True)
+class EncodedPair:
+    """One tokenised pair, on the host.
+
+    Args:
+        prompt_ids: The prompt that both answers share; never empty.
+        chosen_ids: Scored tokens of the chosen answer, its terminator included; never empty.
+        rejected_ids: The same of the rejected answer; empty for rows that have a chosen answer only (``sft``).
+        row_id: Number of the row in its dataset, for error messages and the reference cache.
+        weight: The row's loss weight, if its dataset has one.
+        margin: The row's target margin, if its dataset has one.
+    """
+
+    prompt_ids: list[int]
+    chosen_ids: list[int]
+    rejected_ids: list[int]
+    row_id: int
+    weight: float | None = None
+    margin: float | None = None
+
+
+@dataclass
+class PreferenceBatch:
+    """One micro-batch, in either of two layouts.
+
+    ``packed``: one row (1, T) of ``[prompt | chosen | rejected]`` per pair without padding, where the positions of the
+    rejected answer restart after the prompt; `segments` says where things lie. ``padded``: (2B, L) rows of
+    ``[prompt | answer | padding]``, the B chosen ones first, with `attention_mask`; the plain reference layout.
+    Rows whose rejected answer is empty (``sft``) have no rejected row there: then the shape is (B, L).
+
+    The scored tokens of both layouts come in one flat order: chosen answers of pairs 0..B-1, then the rejected ones.
+
+    Args:
+        input_ids: Token ids, int64, (1, T) or (2B, L).
+        position_ids: Positions, int64, as `input_ids`.
+        predict: For each scored token, the flat index into ``input_ids.view(-1)`` of the token that predicts it, (N,).
+        targets: The scored token ids, (N,).
+        chosen_len: Scored tokens of each chosen answer, int64, (B,).
+        rejected_len: Scored tokens of each rejected answer, int64, (B,).
+        row_ids: Dataset row of each pair, int64, (B,).
+        step_pairs: Pairs of the optimizer step this micro-batch belongs to, over all ranks and micro-batches.
+        step_chosen_tokens: Scored chosen tokens of that step.
+        segments: ``(prompt, chosen, rejected)`` token counts of each pair, on the host; the packed layout's offsets.
+        attention_mask: 1 for tokens, 0 for padding, (2B, L); None when packed.
+        weight: Per-pair loss weight, float32, (B,), or None.
+        margin: Per-pair target margin, float32, (B,), or None.
+        ref_logps: Cached reference log-probability of each scored token, (N,), or None.
+        filler: True if the micro-batch only keeps the ranks in step and must count nothing.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    predict: Tensor
+    targets: Tensor
+    chosen_len: Tensor
+    rejected_len: Tensor
+    row_ids: Tensor
+    step_pairs: int
+    step_chosen_tokens: int
+    segments: tuple[tuple[int, int, int], ...]
+    attention_mask: Tensor | None = None
+    weight: Tensor | None = None
+    margin: Tensor | None = None
+    ref_logps: Tensor | None = None
+    filler: bool = False
+
+    def __len__(self) -> int:
+        """Number of pairs, B."""
+        return len(self.segments)
+
+    @property
+    def packed(self) -> bool:
+        """Whether this is the packed layout."""
+        return self.attention_mask is None
+
+    def _map(self, change: str, *args: object, **kwargs: object) -> PreferenceBatch:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved = {k: getattr(v, change)(*args, **kwargs) if torch.is_tensor(v) else v for k, v in values.items()}
+        return PreferenceBatch(**moved)
+
+    def to(self, *args: object, **kwargs: object) -> PreferenceBatch:
+        """Move every tensor, as `torch.Tensor.to` does; Lightning calls this."""
+        return self._map("to", *args, **kwargs)
+
+    def pin_memory(self) -> PreferenceBatch:
+        """Pin every tensor, so that the copy to a GPU can overlap; the DataLoader calls this."""
+        return self._map("pin_memory")
