@@ -5,7 +5,7 @@ Shapes: B pairs in a micro-batch, N scored answer tokens in it, T tokens in a pa
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,11 +40,9 @@ class PairLogps:
 
     def in_float32(self) -> PairLogps:
         """Widen half-precision log-probabilities to float32; float32 and float64 stay as they are."""
-        return PairLogps(**{f.name: _widen(getattr(self, f.name)) for f in fields(self)})
-
-
-def _widen(x: Tensor | None) -> Tensor | None:
-    return x.float() if x is not None and x.dtype in (torch.float16, torch.bfloat16) else x
+        halves = (torch.float16, torch.bfloat16)
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{k: v.float() for k, v in values.items() if v is not None and v.dtype in halves})
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,55 @@
+"""Preference losses: plain ones, the adaptive twin of each, and the registry that names them."""
+
+from adadpo_lightning.losses.balance import Adaptive
+from adadpo_lightning.losses.base import ContrastiveLoss, PreferenceLoss, Sides, log_ratios, logps, per_token
+from adadpo_lightning.losses.cpo import CPO
+from adadpo_lightning.losses.dpo import DPO, RDPO
+from adadpo_lightning.losses.functional import logistic_link
+from adadpo_lightning.losses.ipo import IPO
+from adadpo_lightning.losses.mixture import Mixture
+from adadpo_lightning.losses.orpo import ORPO
+from adadpo_lightning.losses.registry import (
+    adaptive_twin,
+    available_losses,
+    build_loss,
+    loss_class,
+    register_loss,
+)
+from adadpo_lightning.losses.sft import SFT
+from adadpo_lightning.losses.simpo import SimPO
+
+AdaDPO = adaptive_twin(DPO)
+AdaRDPO = adaptive_twin(RDPO)
+AdaIPO = adaptive_twin(IPO)
+AdaSimPO = adaptive_twin(SimPO)
+AdaCPO = adaptive_twin(CPO)
+AdaORPO = adaptive_twin(ORPO)
+
+__all__ = [
+    "CPO",
+    "DPO",
+    "IPO",
+    "ORPO",
+    "RDPO",
+    "SFT",
+    "AdaCPO",
+    "AdaDPO",
+    "AdaIPO",
+    "AdaORPO",
+    "AdaRDPO",
+    "AdaSimPO",
+    "Adaptive",
+    "ContrastiveLoss",
+    "Mixture",
+    "PreferenceLoss",
+    "Sides",
+    "SimPO",
+    "available_losses",
+    "build_loss",
+    "log_ratios",
+    "logistic_link",
+    "logps",
+    "loss_class",
+    "per_token",
+    "register_loss",
+]

@@ -1,0 +1,123 @@
+"""The only home of "adaptive": one stop-gradient coefficient per pair on the chosen score.
+
+Source: AdaDPO, arXiv 2605.28440. The coefficient makes the gradient with respect to a probability-like quantity equally
+large on both sides: ``c* = k (u_w / a'(v_w))^alpha_w / (u_l / a'(v_l))^alpha_l``, cut off at a ceiling.
+"""
+# No `from __future__ import annotations` here: twins of losses defined in other modules inherit these fields, and the
+# command line has to resolve their types from there.
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from adadpo_lightning.errors import UserError
+from adadpo_lightning.losses.base import (
+    ContrastiveLoss,
+    Sides,
+    log_ratios,
+    logps,
+    per_token,
+    require,
+    require_number,
+)
+from adadpo_lightning.types import PairLogps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adaptive(ContrastiveLoss):
+    """Mixin that turns a contrastive loss into its adaptive, gradient-balanced counterpart.
+
+    Args:
+        ceiling: C, upper clip of the coefficient, above 0. The paper uses 2.0; stable in [1.5, 2.5], worse from 5 up.
+        floor: Lower clip, not in the paper; ``floor = ceiling = c0`` is a constant coefficient. None for no clip.
+        apply: ``margin`` (the paper): c scales the chosen score, forward and backward. ``gradient``: only backward;
+            the margin and its value stay the plain loss's.
+        space: What to balance gradients in: ``ratio`` (probability ratio to the reference) or ``policy`` (probability).
+            None means ratio where the loss needs a reference, else policy.
+        normalize: ``token`` (geometric mean per token, the paper's stable form) or ``sequence`` (its exact, unstable
+            form; for losses built on sums).
+        target_ratio: k, the wanted ratio of the chosen to the rejected gradient; 1 means equal.
+        alpha_w: Exponent on the chosen factor; 1 balances fully, 0 leaves it out.
+        alpha_l: Exponent on the rejected factor.
+    """
+
+    ceiling: float = 2.0
+    floor: float | None = None
+    apply: Literal["margin", "gradient"] = "margin"
+    space: Literal["ratio", "policy"] | None = None
+    normalize: Literal["token", "sequence"] = "token"
+    target_ratio: float = 1.0
+    alpha_w: float = 1.0
+    alpha_l: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the options, then those of the loss itself."""
+        super_check = getattr(super(), "__post_init__", None)
+        if super_check is not None:
+            super_check()
+        require_number("ceiling", self.ceiling, above=0)
+        if self.floor is not None:
+            require_number("floor", self.floor, least=0)
+            require(self.floor <= self.ceiling, "floor", f"at most the ceiling {self.ceiling}", self.floor)
+        require(self.apply in ("margin", "gradient"), "apply", "'margin' or 'gradient'", self.apply)
+        require(self.space in (None, "ratio", "policy"), "space", "'ratio', 'policy' or null", self.space)
+        require(self.normalize in ("token", "sequence"), "normalize", "'token' or 'sequence'", self.normalize)
+        require_number("target_ratio", self.target_ratio, above=0)
+        require_number("alpha_w", self.alpha_w)
+        require_number("alpha_l", self.alpha_l)
+        if self.space == "ratio" and not super().needs_reference:
+            raise UserError(
+                "loss.space",
+                f"'ratio' needs a reference and {self.key!r} has none",
+                "set it to policy or null",
+            )
+        if self.normalize == "sequence" and not self.sums_tokens:
+            raise UserError(
+                "loss.normalize",
+                f"'sequence' needs a score built on sums of log-probabilities; {self.key!r} takes their mean",
+                "set it to token",
+            )
+
+    def log_u(self, x: PairLogps) -> Sides:
+        """``log u_s`` in the chosen space."""
+        ratio = self.needs_reference if self.space is None else self.space == "ratio"
+        u = log_ratios(x) if ratio else logps(x)
+        return per_token(u, x) if self.normalize == "token" else u
+
+    def log_coefficient(self, x: PairLogps) -> tuple[Tensor, Tensor | None]:
+        """``log c`` between its clips, and whether c* reached the ceiling; neither carries a gradient.
+
+        The clips act on the logarithm: ``exp`` of a sum over a long answer would overflow before they could.
+        """
+        with torch.no_grad():
+            v, u = self.variable(x), self.log_u(x)
+            log_c = (
+                math.log(self.target_ratio)
+                + self.alpha_w * (u.chosen - self.log_slope(v.chosen))
+                - self.alpha_l * (u.rejected - self.log_slope(v.rejected))
+            )
+            ceiling = _log_at_most(self.ceiling, log_c.dtype)
+            clipped = log_c >= ceiling
+            if self.floor:
+                log_c = log_c.clamp(min=math.log(self.floor))
+            return log_c.clamp(max=ceiling), clipped
+
+    def apply_coefficient(self, score: Tensor, coefficient: Tensor) -> Tensor:
+        """``c * a_w``, or with ``apply: gradient`` a_w with c on its gradient alone."""
+        if self.apply == "margin":
+            return coefficient * score
+        # Written as a_w plus a term of value 0, so that the forward value is bit for bit the plain loss's.
+        return score + (coefficient - 1.0) * (score - score.detach())
+
+
+@lru_cache(maxsize=128)
+def _log_at_most(bound: float, dtype: torch.dtype) -> float:
+    """The largest number of `dtype` near ``log(bound)`` whose exponential is not above `bound` after rounding."""
+    log = torch.tensor(bound, dtype=torch.float64).log().to(dtype)
+    while log.exp() > bound:
+        log = torch.nextafter(log, torch.full_like(log, -math.inf))
+    return log.item()

@@ -1,0 +1,86 @@
+"""Direct preference optimization, and its length-regularised form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from adadpo_lightning.losses.base import ContrastiveLoss, Sides, log_ratios, require, require_number
+from adadpo_lightning.losses.functional import logistic_link
+from adadpo_lightning.losses.registry import register_loss
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from adadpo_lightning.types import PairLogps
+
+
+@register_loss("dpo")
+@dataclass(frozen=True)
+class DPO(ContrastiveLoss):
+    """Direct preference optimization: ``-logsigmoid(beta (h_w - h_l))``, arXiv 2305.18290, eq. 7.
+
+    Args:
+        beta: Scale of the implicit reward, above 0; larger keeps the policy nearer to the reference.
+        label_smoothing: Assumed share of flipped labels, in [0, 0.5).
+    """
+
+    beta: float = 0.1
+    label_smoothing: float = 0.0
+
+    formula = "-logsigmoid(beta*h_w - beta*h_l)"
+    source = "arXiv 2305.18290"
+
+    def __post_init__(self) -> None:
+        """Check the hyper-parameters."""
+        check_beta_and_smoothing(self.beta, self.label_smoothing)
+
+    @property
+    def needs_reference(self) -> bool:
+        """The reward is a log-ratio to the reference."""
+        return True
+
+    def variable(self, x: PairLogps) -> Sides:
+        """Summed log-ratios h."""
+        return log_ratios(x)
+
+    def score(self, v: Tensor) -> Tensor:
+        """``beta * h``."""
+        return self.beta * v
+
+    def link(self, margin: Tensor) -> Tensor:
+        """``-logsigmoid``, smoothed."""
+        return logistic_link(margin, self.label_smoothing)
+
+
+@register_loss("rdpo")
+@dataclass(frozen=True)
+class RDPO(DPO):
+    """DPO with length regularisation: margin plus ``alpha (n_w - n_l)``, arXiv 2403.19159, eq. 9.
+
+    Args:
+        beta: Scale of the implicit reward, above 0.
+        alpha: Penalty per token by which an answer is longer; at least 0.
+        label_smoothing: Assumed share of flipped labels, in [0, 0.5).
+    """
+
+    alpha: float = 0.05
+
+    formula = "-logsigmoid(beta*h_w - beta*h_l + alpha*(n_w - n_l))"
+    source = "arXiv 2403.19159"
+
+    def __post_init__(self) -> None:
+        """Check the hyper-parameters."""
+        super().__post_init__()
+        require_number("alpha", self.alpha, least=0)
+
+    def offset(self, x: PairLogps) -> Tensor:
+        """``alpha (n_w - n_l)``."""
+        return self.alpha * (x.chosen_len - x.rejected_len).to(x.chosen.dtype)
+
+
+def check_beta_and_smoothing(beta: float, label_smoothing: float) -> None:
+    """The checks that all logistic losses share."""
+    require_number("beta", beta, above=0)
+    require_number("label_smoothing", label_smoothing, least=0)
+    require(label_smoothing < 0.5, "label_smoothing", "a number in [0, 0.5)", label_smoothing)

@@ -1,0 +1,67 @@
+"""Numerically stable pieces of the losses: pure functions of tensors."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# The largest mean log-probability that log-odds see. At p = 1 they are infinite; float32 rounds a confident
+# model's mean to exactly 0, and one such pair must not turn the batch into inf.
+_LARGEST_LOGP = -1e-12
+
+
+def log1mexp(x: Tensor) -> Tensor:
+    """``log(1 - exp(x))`` for ``x < 0``, exact near 0 and far from it, in value and in gradient.
+
+    Two forms, each where the other loses its digits (Maechler 2012, "Accurately computing log(1 - exp(-|a|))"). The
+    unused branch of a `torch.where` still sends gradients, so each branch gets an argument that is safe for it.
+
+    Args:
+        x: Negative numbers, any shape.
+
+    Example:
+        >>> log1mexp(torch.tensor([-1e-8, -50.0], dtype=torch.float64))
+        tensor([-1.8421e+01, -1.9287e-22], dtype=torch.float64)
+    """
+    near = x > -math.log(2.0)
+    x_near = torch.where(near, x, -1.0)
+    x_far = torch.where(near, -1.0, x)
+    return torch.where(near, torch.log(-torch.expm1(x_near)), torch.log1p(-torch.exp(x_far)))
+
+
+def log_odds(logp: Tensor) -> Tensor:
+    """``log p - log(1 - p)`` of a log-probability; finite for every ``logp <= 0``.
+
+    Args:
+        logp: Log-probabilities in nats, any shape; values above -1e-12 count as -1e-12, where the odds are still finite.
+
+    Source: ORPO, arXiv 2403.07691, eq. 4.
+    """
+    logp = logp.clamp(max=_LARGEST_LOGP)
+    return logp - log1mexp(logp)
+
+
+def log_one_minus_p(logp: Tensor) -> Tensor:
+    """``log(1 - p)`` of a log-probability, with the same guard at p = 1 as `log_odds`."""
+    return log1mexp(logp.clamp(max=_LARGEST_LOGP))
+
+
+def logistic_link(margin: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """``-(1 - e) logsigmoid(m) - e logsigmoid(-m)``, per pair.
+
+    Args:
+        margin: Margin m, any shape.
+        label_smoothing: e, the assumed share of flipped labels, in [0, 0.5).
+
+    Source: DPO, arXiv 2305.18290, eq. 7; with e > 0 conservative DPO (Mitchell 2023).
+    """
+    loss = -F.logsigmoid(margin)
+    if label_smoothing == 0.0:
+        return loss
+    return (1.0 - label_smoothing) * loss - label_smoothing * F.logsigmoid(-margin)

@@ -1,0 +1,94 @@
+"""A weighted sum of losses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from adadpo_lightning.errors import UserError
+from adadpo_lightning.losses.base import ContrastiveLoss, PreferenceLoss, require_number
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from adadpo_lightning.types import LossOutput, PairLogps
+
+
+class Mixture(PreferenceLoss):
+    """Weighted sum of losses, for example 0.9 adadpo + 0.1 sft.
+
+    Rewards, coefficient and clips that are reported are those of the first contrastive part. The balance of the
+    gradients is that of the whole contrastive sum.
+
+    Args:
+        losses: The parts; at least one.
+        weights: One number above 0 for each part; they need not sum to 1.
+
+    Raises:
+        UserError: If the lists do not match or a weight is not above 0.
+    """
+
+    formula: ClassVar[str] = "sum_i weight_i * loss_i"
+    source: ClassVar[str] = "-"
+
+    def __init__(self, losses: list[PreferenceLoss], weights: list[float]) -> None:
+        if not losses or len(losses) != len(weights):
+            raise UserError(
+                "loss.weights",
+                f"expected one weight for each of at least one loss, got {len(losses)} losses and {len(weights)} weights",
+            )
+        for weight in weights:
+            require_number("weights", weight, above=0)
+        self.losses = list(losses)
+        self.weights = [float(w) for w in weights]
+
+    def __repr__(self) -> str:
+        """Show the parts with their weights."""
+        return "Mixture(" + " + ".join(f"{w:g} * {p!r}" for w, p in zip(self.weights, self.losses, strict=True)) + ")"
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether any part does."""
+        return any(part.needs_reference for part in self.losses)
+
+    @property
+    def needs_rejected(self) -> bool:
+        """Whether any part does."""
+        return any(part.needs_rejected for part in self.losses)
+
+    def __call__(self, x: PairLogps) -> LossOutput:
+        """Add up the parts."""
+        x = x.in_float32()
+        parts = [part(x) for part in self.losses]
+        contrastive = [i for i, part in enumerate(self.losses) if part.needs_rejected]
+        first = parts[contrastive[0] if contrastive else 0]
+        nlls = [w * p.nll for w, p in zip(self.weights, parts, strict=True) if p.nll is not None]
+        total = replace(
+            first,
+            per_pair=torch.stack([w * p.per_pair for w, p in zip(self.weights, parts, strict=True)]).sum(0),
+            nll=torch.stack(nlls).sum(0) if nlls else None,
+        )
+        return self._with_joint_balance(x, total) if len(contrastive) > 1 else total
+
+    def _with_joint_balance(self, x: PairLogps, total: LossOutput) -> LossOutput:
+        """Balance of several contrastive parts at once: by the derivatives of their sum in the pair's log-probabilities."""
+
+        def contrast(chosen: Tensor, rejected: Tensor) -> Tensor:
+            pair = replace(x, chosen=chosen, rejected=rejected)
+            parts = zip(self.weights, self.losses, strict=True)
+            return torch.stack([w * part(pair).per_pair.sum() for w, part in parts if part.needs_rejected]).sum()
+
+        # torch.func records gradients under inference_mode too, where validation runs.
+        slopes = torch.func.grad(contrast, argnums=(0, 1))(x.chosen.detach(), x.rejected.detach())
+        tiny = torch.finfo(x.chosen.dtype).tiny
+        chosen, rejected = (slope.abs().clamp_min(tiny).log() for slope in slopes)
+        policy = chosen - x.chosen / x.chosen_len - rejected + x.rejected / x.rejected_len
+        first = next(part for part in self.losses if isinstance(part, ContrastiveLoss))
+        u = first.log_u(x)
+        return replace(
+            total,
+            log_balance=(chosen - u.chosen - rejected + u.rejected).detach(),
+            log_balance_policy=policy.detach(),
+        )

@@ -1,0 +1,63 @@
+"""Odds-ratio preference optimization: a likelihood loss with a contrast of log-odds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from adadpo_lightning.losses.base import ContrastiveLoss, Sides, logps, per_token, require_number
+from adadpo_lightning.losses.functional import log_odds, log_one_minus_p, logistic_link
+from adadpo_lightning.losses.registry import register_loss
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from adadpo_lightning.types import PairLogps
+
+
+@register_loss("orpo")
+@dataclass(frozen=True)
+class ORPO(ContrastiveLoss):
+    """ORPO: ``NLL(y_w) - lam * logsigmoid(log_odds_w - log_odds_l)``, arXiv 2403.07691, eq. 6 and 7.
+
+    Args:
+        lam: Weight of the odds-ratio term, above 0.
+    """
+
+    lam: float = 0.1
+
+    formula = "-lam*logsigmoid(log_odds(p_w) - log_odds(p_l)) + NLL(y_w)"
+    source = "arXiv 2403.07691"
+
+    def __post_init__(self) -> None:
+        """Check the hyper-parameter."""
+        require_number("lam", self.lam, above=0)
+
+    @property
+    def sums_tokens(self) -> bool:
+        """The variable is a mean."""
+        return False
+
+    def variable(self, x: PairLogps) -> Sides:
+        """Mean log-probabilities per token."""
+        return per_token(logps(x), x)
+
+    def score(self, v: Tensor) -> Tensor:
+        """Log-odds of the geometric-mean token probability."""
+        return log_odds(v)
+
+    def log_slope(self, v: Tensor) -> Tensor:
+        """``a'(v) = 1 / (1 - p)``."""
+        return -log_one_minus_p(v)
+
+    def link(self, margin: Tensor) -> Tensor:
+        """``-lam * logsigmoid``."""
+        return self.lam * logistic_link(margin)
+
+    def rewards(self, x: PairLogps) -> Sides:
+        """``lam * lbar``, as TRL logs it."""
+        return Sides(*(self.lam * v for v in self.variable(x)))
+
+    def nll(self, x: PairLogps) -> Tensor:
+        """``-l_w``."""
+        return -x.chosen

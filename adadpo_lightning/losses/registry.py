@@ -1,0 +1,150 @@
+"""Losses by name; registering a contrastive loss makes its adaptive twin too."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+from adadpo_lightning.errors import UserError, did_you_mean
+from adadpo_lightning.losses.balance import Adaptive
+from adadpo_lightning.losses.base import ContrastiveLoss, PreferenceLoss
+
+ENTRY_POINT_GROUP = "adadpo_lightning.losses"
+
+_losses: dict[str, type[PreferenceLoss]] = {}
+
+L = TypeVar("L", bound=type[PreferenceLoss])
+
+
+def register_loss(key: str) -> Callable[[L], L]:
+    """Class decorator: make a loss known under `key`, and its adaptive twin under ``"ada" + key``.
+
+    The class is to be a frozen dataclass whose fields are the loss's hyper-parameters. The twin ``Ada<ClassName>`` gets
+    them and those of `Adaptive`, is placed in the class's own module, and is a class of the command line like any other.
+
+    Args:
+        key: Lower-case name for `build_loss`.
+
+    Raises:
+        UserError: If the key is taken by another class.
+    """
+
+    def register(cls: L) -> L:
+        _add(key, cls)
+        if issubclass(cls, ContrastiveLoss):
+            _add(f"ada{key}", _make_twin(cls))
+        return cls
+
+    return register
+
+
+def available_losses() -> list[str]:
+    """Keys of all losses, plug-ins included, plain ones in order of registration and each followed by its twin.
+
+    Example:
+        >>> available_losses()[:4]
+        ['dpo', 'adadpo', 'rdpo', 'adardpo']
+    """
+    load_plugins()
+    return list(_losses)
+
+
+def loss_class(key: str) -> type[PreferenceLoss]:
+    """The class registered under `key`.
+
+    Raises:
+        UserError: If there is none; lists the keys there are.
+    """
+    load_plugins()
+    if key not in _losses:
+        raise UserError("loss", f"unknown loss {key!r}", did_you_mean(key, _losses))
+    return _losses[key]
+
+
+def build_loss(key: str, **options: Any) -> PreferenceLoss:
+    """Make a loss by its key.
+
+    Args:
+        key: One of `available_losses`.
+        **options: Its hyper-parameters; what is left out has the default of the paper it comes from.
+
+    Raises:
+        UserError: For an unknown key or option, or a value out of range.
+
+    Example:
+        >>> build_loss("adadpo", beta=0.05)
+        AdaDPO(beta=0.05, label_smoothing=0.0, ceiling=2.0, floor=None, apply='margin', space=None, normalize='token', \
+target_ratio=1.0, alpha_w=1.0, alpha_l=1.0)
+    """
+    cls: Any = loss_class(key)
+    known = [f.name for f in dataclasses.fields(cls)]
+    for name in options:
+        if name not in known:
+            raise UserError(f"loss.{name}", f"{key!r} has no option {name!r}", did_you_mean(name, known))
+    return cls(**options)  # type: ignore[no-any-return]  # registered classes are losses
+
+
+def adaptive_twin(cls: type[PreferenceLoss]) -> type[Any]:
+    """The adaptive twin that `register_loss` made of a class."""
+    return _losses[f"ada{cls.key}"]
+
+
+@cache
+def load_plugins() -> None:
+    """Import the losses that installed packages declare under the entry-point group, once.
+
+    Raises:
+        UserError: If one cannot be imported; names the package to mend or remove.
+    """
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        try:
+            entry.load()
+        except Exception as error:
+            package = entry.dist.name if entry.dist else "unknown package"
+            raise UserError(
+                f"entry point {entry.name!r} of {package}",
+                f"could not be loaded: {type(error).__name__}: {error}",
+                "mend or uninstall that package",
+            ) from error
+
+
+def _add(key: str, cls: Any) -> None:
+    if not dataclasses.is_dataclass(cls):
+        raise UserError(
+            f"loss {key!r}", "a loss is to be a dataclass", "put @dataclass(frozen=True) below the decorator"
+        )
+    other = _losses.get(key)
+    # The same class again is a module that was reloaded, as notebooks do.
+    if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise UserError(f"loss {key!r}", f"is taken by {other.__module__}.{other.__qualname__}", "choose another key")
+    cls.key = key
+    _losses[key] = cls
+
+
+def _make_twin(cls: type[ContrastiveLoss]) -> type[ContrastiveLoss]:
+    name = f"Ada{cls.__name__}"
+    twin = dataclasses.make_dataclass(name, [], bases=(Adaptive, cls), frozen=True)
+    twin.__module__, twin.__qualname__ = cls.__module__, name
+    twin.__doc__ = _twin_doc(cls)
+    setattr(sys.modules[cls.__module__], name, twin)
+    return twin
+
+
+def _twin_doc(cls: type) -> str:
+    """The twin's docstring: the `Args` of the loss and of `Adaptive`, where the command line looks for its help."""
+    own, balance = (_args_section(c.__doc__ or "") for c in (cls, Adaptive))
+    return f"{cls.__name__}'s adaptive, gradient-balanced counterpart.\n\n    Args:\n{own}{balance}"
+
+
+def _args_section(doc: str) -> str:
+    lines = doc.partition("    Args:\n")[2].splitlines()
+    section = []
+    for line in lines:
+        if not line.startswith("        "):
+            break
+        section.append(line + "\n")
+    return "".join(section)
