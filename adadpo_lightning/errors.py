@@ -10,7 +10,7 @@ class UserError(ValueError):
     """Bad input, found before any training time is spent; the command line prints it and exits with 2.
 
     Args:
-        field: The option, file or column at fault, as the user wrote it (for example ``loss.beta`` or ``pairs.jsonl:3``).
+        field: The option, file or column at fault, as the user wrote it (``loss.beta``, ``pairs.jsonl:3``).
         problem: What was expected and what was got, in one sentence.
         fix: How to mend it, in one sentence; empty where the problem says it already.
 

@@ -171,3 +171,22 @@ class PreferenceBatch:
     def pin_memory(self) -> PreferenceBatch:
         """Pin every tensor, so that the copy to a GPU can overlap; the DataLoader calls this."""
         return self._map("pin_memory")
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What one micro-batch's step leaves for callbacks, all of it detached.
+
+    Args:
+        pairs: What the loss was given.
+        loss: What the loss gave back.
+        share: The micro-batch's share of the optimizer step's loss, a scalar: the shares of a step sum to its loss.
+        kl: Per answer the sum over tokens of ``exp(-d) - 1 + d``, d the per-token log-ratio to the reference, nats,
+            shape (2B,), chosen answers first; None without a reference. An estimate of KL(policy to reference) on the
+            data's tokens, which the policy did not draw.
+    """
+
+    pairs: PairLogps
+    loss: LossOutput
+    share: Tensor
+    kl: Tensor | None = None

@@ -56,7 +56,8 @@ def logps(x: PairLogps) -> Sides:
 class PreferenceLoss(ABC):
     """Anything that turns `PairLogps` into `LossOutput`.
 
-    A plain ABC and not a dataclass, so that the command line can choose among its subclasses.
+    A plain ABC and not a dataclass, so that the command line can choose among its subclasses. `formula` is shown to
+    users; ``{c}`` in it marks where the adaptive twin's coefficient stands.
     """
 
     key: ClassVar[str] = ""
@@ -114,7 +115,7 @@ class ContrastiveLoss(PreferenceLoss):
         return Sides(*(self.score(v) for v in self.variable(x)))
 
     def nll(self, x: PairLogps) -> Tensor | None:
-        """Weighted negative log-likelihood of the chosen answers, summed over tokens; None where there is no such term."""
+        """Weighted negative log-likelihood of the chosen answers, summed over tokens; None for no such term."""
         return None
 
     @property

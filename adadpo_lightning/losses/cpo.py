@@ -31,7 +31,7 @@ class CPO(ContrastiveLoss):
     nll_weight: float = 1.0
     label_smoothing: float = 0.0
 
-    formula = "-logsigmoid(beta*l_w - beta*l_l) + nll_weight*NLL(y_w)"
+    formula = "-logsigmoid({c}beta*l_w - beta*l_l) + nll_weight*NLL(y_w)"
     source = "arXiv 2401.08417"
 
     def __post_init__(self) -> None:

@@ -28,7 +28,7 @@ class DPO(ContrastiveLoss):
     beta: float = 0.1
     label_smoothing: float = 0.0
 
-    formula = "-logsigmoid(beta*h_w - beta*h_l)"
+    formula = "-logsigmoid({c}beta*h_w - beta*h_l)"
     source = "arXiv 2305.18290"
 
     def __post_init__(self) -> None:
@@ -66,7 +66,7 @@ class RDPO(DPO):
 
     alpha: float = 0.05
 
-    formula = "-logsigmoid(beta*h_w - beta*h_l + alpha*(n_w - n_l))"
+    formula = "-logsigmoid({c}beta*h_w - beta*h_l + alpha*(n_w - n_l))"
     source = "arXiv 2403.19159"
 
     def __post_init__(self) -> None:

@@ -39,7 +39,7 @@ def log_odds(logp: Tensor) -> Tensor:
     """``log p - log(1 - p)`` of a log-probability; finite for every ``logp <= 0``.
 
     Args:
-        logp: Log-probabilities in nats, any shape; values above -1e-12 count as -1e-12, where the odds are still finite.
+        logp: Log-probabilities in nats, any shape; above -1e-12 they count as -1e-12.
 
     Source: ORPO, arXiv 2403.07691, eq. 4.
     """

@@ -34,7 +34,7 @@ class IPO(ContrastiveLoss):
     tau: float = 0.1
     length_normalize: bool = True
 
-    formula = "(hbar_w - hbar_l - 1/(2*tau))^2"
+    formula = "({c}hbar_w - hbar_l - 1/(2*tau))^2"
     source = "arXiv 2310.12036"
 
     def __post_init__(self) -> None:

@@ -37,7 +37,7 @@ class Mixture(PreferenceLoss):
         if not losses or len(losses) != len(weights):
             raise UserError(
                 "loss.weights",
-                f"expected one weight for each of at least one loss, got {len(losses)} losses and {len(weights)} weights",
+                f"expected one weight for each loss, got {len(losses)} losses and {len(weights)} weights",
             )
         for weight in weights:
             require_number("weights", weight, above=0)
@@ -73,7 +73,7 @@ class Mixture(PreferenceLoss):
         return self._with_joint_balance(x, total) if len(contrastive) > 1 else total
 
     def _with_joint_balance(self, x: PairLogps, total: LossOutput) -> LossOutput:
-        """Balance of several contrastive parts at once: by the derivatives of their sum in the pair's log-probabilities."""
+        """Balance of several contrastive parts: by the derivatives of their sum in the pair's log-probabilities."""
 
         def contrast(chosen: Tensor, rejected: Tensor) -> Tensor:
             pair = replace(x, chosen=chosen, rejected=rejected)

@@ -26,7 +26,7 @@ class ORPO(ContrastiveLoss):
 
     lam: float = 0.1
 
-    formula = "-lam*logsigmoid(log_odds(p_w) - log_odds(p_l)) + NLL(y_w)"
+    formula = "-lam*logsigmoid({c}log_odds(p_w) - log_odds(p_l)) + NLL(y_w)"
     source = "arXiv 2403.07691"
 
     def __post_init__(self) -> None:

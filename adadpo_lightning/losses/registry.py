@@ -24,7 +24,8 @@ def register_loss(key: str) -> Callable[[L], L]:
     """Class decorator: make a loss known under `key`, and its adaptive twin under ``"ada" + key``.
 
     The class is to be a frozen dataclass whose fields are the loss's hyper-parameters. The twin ``Ada<ClassName>`` gets
-    them and those of `Adaptive`, is placed in the class's own module, and is a class of the command line like any other.
+    them and those of `Adaptive`, is placed in the class's own module, and is a class of the command line like any
+    other.
 
     Args:
         key: Lower-case name for `build_loss`.
@@ -37,6 +38,7 @@ def register_loss(key: str) -> Callable[[L], L]:
         _add(key, cls)
         if issubclass(cls, ContrastiveLoss):
             _add(f"ada{key}", _make_twin(cls))
+            cls.formula = cls.formula.replace("{c}", "")
         return cls
 
     return register
@@ -113,7 +115,7 @@ def load_plugins() -> None:
 
 
 def _add(key: str, cls: Any) -> None:
-    if not dataclasses.is_dataclass(cls):
+    if "__dataclass_params__" not in vars(cls):
         raise UserError(
             f"loss {key!r}", "a loss is to be a dataclass", "put @dataclass(frozen=True) below the decorator"
         )
@@ -130,6 +132,7 @@ def _make_twin(cls: type[ContrastiveLoss]) -> type[ContrastiveLoss]:
     twin = dataclasses.make_dataclass(name, [], bases=(Adaptive, cls), frozen=True)
     twin.__module__, twin.__qualname__ = cls.__module__, name
     twin.__doc__ = _twin_doc(cls)
+    twin.formula = cls.formula.replace("{c}", "c*")
     setattr(sys.modules[cls.__module__], name, twin)
     return twin
 

@@ -31,7 +31,7 @@ class SimPO(ContrastiveLoss):
     gamma_beta_ratio: float = 0.5
     label_smoothing: float = 0.0
 
-    formula = "-logsigmoid(beta*lbar_w - beta*lbar_l - beta*gamma_beta_ratio)"
+    formula = "-logsigmoid({c}beta*lbar_w - beta*lbar_l - beta*gamma_beta_ratio)"
     source = "arXiv 2405.14734"
 
     def __post_init__(self) -> None:

@@ -1,0 +1,7 @@
+"""Lightning callbacks: what a run logs, shows and writes."""
+
+from adadpo_lightning.callbacks.export import ExportHF
+from adadpo_lightning.callbacks.metrics import PreferenceMetrics
+from adadpo_lightning.callbacks.progress import PreferenceProgressBar
+
+__all__ = ["ExportHF", "PreferenceMetrics", "PreferenceProgressBar"]

@@ -1,0 +1,31 @@
+"""Write the policy as a Hugging Face directory when training ends."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lightning.pytorch import Callback
+
+from adadpo_lightning.models.export import export_model
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+
+class ExportHF(Callback):
+    """Exports the policy at the end of `fit`, as the ``export`` subcommand does from a checkpoint.
+
+    Args:
+        path: Directory to write; must not exist or be empty. None means ``<output_dir>/export``.
+        merge: Merge LoRA adapters into the base model and not write them as adapters.
+    """
+
+    def __init__(self, path: str | None = None, merge: bool = False) -> None:
+        self.path = path
+        self.merge = merge
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the directory, on rank zero."""
+        path = self.path or f"{trainer.default_root_dir}/export"
+        if trainer.is_global_zero:
+            export_model(pl_module.policy.model, pl_module.tokenizer, path, merge=self.merge)

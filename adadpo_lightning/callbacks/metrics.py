@@ -1,0 +1,77 @@
+"""Log rewards, log-probabilities, KL and gradient balance, for training and validation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import Callback
+
+from adadpo_lightning.metrics.aggregate import WeightedMeans
+from adadpo_lightning.metrics.preference import finish, step_statistics
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+    from adadpo_lightning.types import PreferenceBatch, StepOutput
+
+IN_PROGRESS_BAR = ("loss", "rewards/accuracies", "rewards/margins", "grad_balance/ratio")
+
+
+class PreferenceMetrics(Callback):
+    """Logs method-level metrics under ``train/...``, ``val/...`` and ``test/...``.
+
+    Training metrics are means over all pairs since the last log line, at ``trainer.log_every_n_steps``; in between
+    nothing waits for the device. Validation and test metrics are means over the whole set, each pair counted once.
+    """
+
+    def __init__(self) -> None:
+        self._means: dict[str, WeightedMeans] = {}
+
+    def _update(self, stage: str, module: LightningModule, step: StepOutput, batch: PreferenceBatch) -> None:
+        if stage not in self._means:
+            self._means[stage] = WeightedMeans().to(module.device)
+        beta = getattr(module.loss, "beta", 1.0)
+        self._means[stage].update(step_statistics(step, batch, beta))
+
+    def _log(self, stage: str, module: LightningModule) -> None:
+        means = self._means.pop(stage, None)
+        if means is None:
+            return
+        metrics = finish(means.compute())
+        shown = {f"{stage}/{name}": value for name, value in metrics.items() if name in IN_PROGRESS_BAR}
+        hidden = {f"{stage}/{name}": value for name, value in metrics.items() if name not in IN_PROGRESS_BAR}
+        # The values are already means over all ranks: nothing is left for Lightning to reduce.
+        options: dict[str, Any] = {"on_step": stage == "train", "on_epoch": stage != "train", "batch_size": 1}
+        module.log_dict(shown, prog_bar=True, **options)
+        module.log_dict(hidden, **options)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PreferenceBatch, batch_idx: int
+    ) -> None:
+        """Add the micro-batch; log at the steps at which Lightning writes."""
+        if not outputs:  # the step was skipped
+            return
+        self._update("train", pl_module, outputs["step"], batch)
+        stepped = not trainer.fit_loop._should_accumulate()
+        if stepped and trainer.global_step % trainer.log_every_n_steps == 0:
+            self._log("train", pl_module)
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PreferenceBatch, *args: Any
+    ) -> None:
+        """Add the micro-batch."""
+        self._update("val", pl_module, outputs, batch)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the means of the whole set."""
+        self._log("val", pl_module)
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PreferenceBatch, *args: Any
+    ) -> None:
+        """Add the micro-batch."""
+        self._update("test", pl_module, outputs, batch)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the means of the whole set."""
+        self._log("test", pl_module)

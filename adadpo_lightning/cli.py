@@ -1,0 +1,126 @@
+"""The command line: Lightning's ``fit``, ``validate``, ``test`` and ``predict``, and this package's own subcommands.
+
+Wiring only: which classes a config configures, where a run writes, and which errors end a run with exit code 2.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+from adadpo_lightning.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from jsonargparse import Namespace
+
+TRAINER_COMMANDS = {
+    "fit": "train a policy with a preference loss",
+    "validate": "metrics of a checkpoint on the validation pairs",
+    "test": "metrics of a checkpoint on the test pairs",
+    "predict": "rewards and log-probabilities of every pair, as JSON lines",
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command.
+
+    Args:
+        argv: Command-line arguments without the program's name. ``--debug`` anywhere shows the traceback of a user error.
+
+    Returns:
+        The exit status: 0, or 2 for input that the user can mend.
+    """
+    args = [arg for arg in argv if arg != "--debug"]
+    try:
+        _dispatch(args)
+    except UserError as error:
+        if len(args) != len(argv):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _dispatch(args: list[str]) -> None:
+    own = _own_commands()
+    if not args or args[0] in ("-h", "--help"):
+        _print_help(own)
+    elif args[0] in own:
+        from jsonargparse import auto_cli
+
+        auto_cli(own[args[0]], args=args[1:], prog=f"adadpo_lightning {args[0]}", as_positional=False)
+    elif args[0] in TRAINER_COMMANDS:
+        run_trainer_command(args)
+    else:
+        known = [*TRAINER_COMMANDS, *own]
+        raise UserError("command", f"unknown command {args[0]!r}", did_you_mean(args[0], known))
+
+
+def _own_commands() -> dict[str, Callable[..., None]]:
+    from adadpo_lightning.commands import export, losses, quickstart
+
+    return {"losses": losses, "export": export, "quickstart": quickstart}
+
+
+def _print_help(own: dict[str, Callable[..., None]]) -> None:
+    print("usage: python -m adadpo_lightning COMMAND [--config FILE ...] [--OPTION VALUE ...]\n\ncommands:")
+    for name, text in TRAINER_COMMANDS.items():
+        print(f"  {name:<12}{text}")
+    for name, command in own.items():
+        print(f"  {name:<12}{(command.__doc__ or '').splitlines()[0]}")
+    print("\nCOMMAND --help lists its options; --debug shows the traceback of an error.")
+
+
+def run_trainer_command(args: list[str]) -> None:
+    """Parse, build and run ``fit``, ``validate``, ``test`` or ``predict``."""
+    # Imported late: these take seconds, and `--help` of the other commands should not.
+    from adadpo_lightning.losses.registry import load_plugins
+    from adadpo_lightning.trainer_cli import PreferenceCLI
+
+    load_plugins()
+    PreferenceCLI.run(args)
+
+
+@contextmanager
+def whole_class_options() -> Iterator[None]:
+    """Make a config that names another class forget ALL options of the class named before it.
+
+    jsonargparse keeps those options that the new class has too: a loss named later would silently train with the beta
+    of the loss named earlier.
+    """
+    from jsonargparse import _typehints
+
+    def forget(parser: Any, previous: Any, value: Any) -> None:
+        if not previous or "init_args" not in previous or _class_name(previous) == _class_name(value):
+            return
+        for name in list(previous["init_args"].keys()):
+            previous["init_args"].pop(name)
+
+    with patch.object(_typehints, "discard_init_args_on_class_path_change", forget):
+        yield
+
+
+def _class_name(spec: Namespace | dict[str, Any]) -> str:
+    """A class may be named in short or by its import path."""
+    return str(spec["class_path"]).rpartition(".")[2]
+
+
+def check_output_dir(output_dir: str, *, resuming: bool) -> None:
+    """Refuse to write a new run over an older one.
+
+    Raises:
+        UserError: If the directory holds a run and this one does not resume it, or is no directory.
+    """
+    path = Path(output_dir)
+    if path.exists() and not path.is_dir():
+        raise UserError("output_dir", f"expected a directory, {output_dir} is a file", "choose another path")
+    if not resuming and (path / "config.yaml").exists():
+        raise UserError(
+            "output_dir",
+            f"{output_dir} already holds a run",
+            "resume it with --ckpt_path last, or choose another directory",
+        )

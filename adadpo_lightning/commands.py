@@ -1,0 +1,48 @@
+"""The subcommands that need no Trainer; the command line reads their signatures and docstrings."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+def losses() -> None:
+    """table of the registered losses: formula, reference, options and defaults."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from adadpo_lightning.losses import available_losses, build_loss
+
+    table = Table("key", "formula", "needs reference", "options and defaults", "source", show_lines=True)
+    for key in available_losses():
+        loss = build_loss(key)
+        options = dataclasses.fields(loss)  # type: ignore[arg-type]  # registered losses are dataclasses
+        defaults = ", ".join(f"{f.name}={getattr(loss, f.name)}" for f in options)
+        table.add_row(key, loss.formula, "yes" if loss.needs_reference else "no", defaults or "-", loss.source)
+    Console().print(table)
+
+
+def export(checkpoint: str, output: str, merge: bool = False) -> None:
+    """write a checkpoint's policy as a Hugging Face directory.
+
+    Args:
+        checkpoint: A checkpoint file of ``fit``.
+        output: Directory to write; must not exist or be empty.
+        merge: Merge LoRA adapters into the base model and not write them as adapters.
+    """
+    from adadpo_lightning.models.export import export_checkpoint
+
+    export_checkpoint(checkpoint, output, merge=merge)
+    print(f"exported to {output}")
+
+
+def quickstart(output_dir: str = "runs/quickstart", seed: int = 0) -> None:
+    """the embedded task from end to end: warm-up, pairs, AdaDPO, evaluation.
+
+    Args:
+        output_dir: Directory to write to.
+        seed: Seed of the whole pipeline.
+    """
+    from adadpo_lightning.cli import main
+    from adadpo_lightning.quickstart import run_quickstart
+
+    run_quickstart(output_dir, seed, main)

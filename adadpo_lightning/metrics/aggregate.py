@@ -1,0 +1,68 @@
+"""Many running means in one torchmetrics state, so that a log line costs one collective and one host wait."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class WeightedMeans(Metric):
+    """Named means ``sum / weight`` over everything seen since the last reset, on all ranks.
+
+    Sums and weights add up in any split of the data, so uneven micro-batches and ranks do not bias the means.
+
+    Example:
+        >>> means = WeightedMeans()
+        >>> means.update({"accuracy": (torch.tensor(3.0), 4)})
+        >>> means.update({"accuracy": (torch.tensor(0.0), 1)})
+        >>> round(means.compute()["accuracy"], 2)
+        0.6
+    """
+
+    full_state_update = False
+    sums: Tensor
+    weights: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: tuple[str, ...] = ()
+        self._allocate(0)
+
+    def _allocate(self, size: int) -> None:
+        # float64: a long validation set must not lose small terms.
+        self.add_state("sums", torch.zeros(size, dtype=torch.float64, device=self.device), dist_reduce_fx="sum")
+        self.add_state("weights", torch.zeros(size, dtype=torch.float64, device=self.device), dist_reduce_fx="sum")
+
+    def update(self, statistics: Mapping[str, tuple[Tensor, Tensor | float]]) -> None:
+        """Add one micro-batch.
+
+        Args:
+            statistics: For each name the weighted sum (a scalar tensor) and its weight. Names are fixed by the first
+                call, on every rank alike.
+
+        Raises:
+            ValueError: If the names differ from the first call's.
+        """
+        if not self.names:
+            self.names = tuple(statistics)
+            self._allocate(len(self.names))
+        if tuple(statistics) != self.names:
+            raise ValueError(f"expected the statistics {self.names}, got {tuple(statistics)}")
+        self.sums = self.sums + self._stacked([total for total, _ in statistics.values()])
+        self.weights = self.weights + self._stacked([weight for _, weight in statistics.values()])
+
+    def _stacked(self, values: list[Tensor | float]) -> Tensor:
+        # `full` fills on the device: no copy from the host that would have to be waited for.
+        tensors = [
+            v.detach().double() if isinstance(v, Tensor) else torch.full((), v, dtype=torch.float64, device=self.device)
+            for v in values
+        ]
+        return torch.stack(tensors)
+
+    def compute(self) -> dict[str, float]:
+        """The means by name, as numbers on the host; names that no weight fell on are left out."""
+        weights, sums = self.weights.tolist(), self.sums.tolist()
+        return {name: s / w for name, s, w in zip(self.names, sums, weights, strict=True) if w > 0}

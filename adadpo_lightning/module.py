@@ -1,0 +1,221 @@
+"""The LightningModule: policy, reference and loss to one scalar, and what callbacks read."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+
+from adadpo_lightning._version import __version__
+from adadpo_lightning.errors import UserError
+from adadpo_lightning.losses import PreferenceLoss
+from adadpo_lightning.models.loading import PolicyConfig, load_model, load_tokenizer
+from adadpo_lightning.models.policy import PolicyModel
+from adadpo_lightning.models.reference import build_reference
+from adadpo_lightning.optim import OptimizerConfig, SchedulerConfig, build_optimizer, build_scheduler
+from adadpo_lightning.types import LossOutput, PairLogps, PreferenceBatch, StepOutput
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from adadpo_lightning.models.reference import Reference
+
+CHECKPOINT_KEY = "adadpo_lightning"
+
+
+class PreferenceLitModule(LightningModule):
+    """Trains a policy with a preference loss.
+
+    Args:
+        policy: Which model to train and how to load it.
+        loss: The loss; one of `adadpo_lightning.losses`.
+        optimizer: AdamW's numbers.
+        scheduler: Learning-rate schedule.
+        reference: Where reference log-probabilities come from. ``auto``: none if the loss needs none, the policy with
+            its adapter off if it has one, else a frozen copy.
+
+    Raises:
+        UserError: If the loss needs a reference and `reference` is ``none``, or ``adapter_off`` without an adapter.
+    """
+
+    def __init__(
+        self,
+        policy: PolicyConfig,
+        loss: PreferenceLoss,
+        optimizer: OptimizerConfig | None = None,
+        scheduler: SchedulerConfig | None = None,
+        reference: Literal["auto", "none", "frozen", "adapter_off"] = "auto",
+    ) -> None:
+        super().__init__()
+        self.policy_config = policy
+        self.loss = loss
+        self.optimizer_config = optimizer or OptimizerConfig()
+        self.scheduler_config = scheduler or SchedulerConfig()
+        self.reference_mode = resolve_reference(reference, loss, has_adapter=policy.lora is not None)
+        self.policy: PolicyModel | None = None
+        self._reference: Reference | None = None
+        # A LoRA checkpoint holds what is trained and not the base model.
+        self.strict_loading = policy.lora is None
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The policy's tokenizer."""
+        return load_tokenizer(self.policy_config)
+
+    @property
+    def layout(self) -> Literal["packed", "padded"]:
+        """The layout in which the policy wants its batches; known once the model is built."""
+        return self._built_policy.layout
+
+    @property
+    def _built_policy(self) -> PolicyModel:
+        if self.policy is None:
+            raise RuntimeError("the model is not built yet: call configure_model first, as Lightning's Trainer does")
+        return self.policy
+
+    def configure_model(self) -> None:
+        """Load the policy and, where the loss needs one, the reference. Lightning calls this on every rank."""
+        if self.policy is not None:
+            return
+        self.policy = PolicyModel(load_model(self.policy_config, self.tokenizer), self.policy_config)
+        # A reference is not a child module: frozen weights belong neither in checkpoints nor in the optimizer.
+        self._reference = build_reference(self.reference_mode, self.policy, self.policy_config, self.tokenizer)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW and its schedule over all optimizer steps of the run."""
+        optimizer = build_optimizer(self._built_policy, self.optimizer_config)
+        total = int(self.trainer.estimated_stepping_batches)
+        scheduler = build_scheduler(optimizer, self.scheduler_config, total)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def forward(self, batch: PreferenceBatch) -> Tensor:
+        """Log-probability of each scored token of the batch, nats, shape (N,)."""
+        logps: Tensor = self._built_policy(batch)
+        return logps
+
+    def step(self, batch: PreferenceBatch) -> tuple[Tensor, StepOutput]:
+        """One micro-batch's share of its optimizer step's loss, and what callbacks read."""
+        logps = self(batch)
+        reference = None
+        if self._reference is not None:
+            # Outside `inference_mode` tensors of either mode mix freely, and no graph is wanted.
+            with torch.no_grad():
+                reference = self._reference(batch)
+        pairs = pair_logps(batch, logps, reference)
+        output = self.loss(pairs)
+        share = output.reduce(batch.step_pairs, batch.step_chosen_tokens)
+        if batch.filler:
+            share = share * 0.0
+        kl = None if reference is None else sum_by_answer(_kl_per_token(logps.detach() - reference), batch)
+        return share, StepOutput(_detached(pairs), _detached(output), share.detach(), kl)
+
+    def training_step(self, batch: PreferenceBatch, batch_idx: int) -> dict[str, Any]:
+        """Loss for the backward pass, scaled so that the gradient is that of the global batch.
+
+        Lightning divides by `accumulate_grad_batches` and the strategy averages over ranks. Both are undone here, because
+        the share is already normalised by the global counts of the step.
+        """
+        share, output = self.step(batch)
+        replicas = (self.trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1)
+        return {"loss": share * (self.trainer.accumulate_grad_batches * replicas), "step": output}
+
+    def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> StepOutput:
+        """Everything that callbacks make metrics of."""
+        return self.step(batch)[1]
+
+    def test_step(self, batch: PreferenceBatch, batch_idx: int) -> StepOutput:
+        """As validation."""
+        return self.step(batch)[1]
+
+    def predict_step(self, batch: PreferenceBatch, batch_idx: int) -> dict[str, Tensor]:
+        """Per pair: dataset row, summed log-probabilities and implicit rewards; tensors of shape (B,)."""
+        output = self.step(batch)[1]
+        if batch.filler:
+            return {}
+        return {
+            "row_id": batch.row_ids,
+            "logps_chosen": output.pairs.chosen,
+            "logps_rejected": output.pairs.rejected,
+            "reward_chosen": output.loss.chosen_rewards,
+            "reward_rejected": output.loss.rejected_rewards,
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say how to rebuild the policy, in plain data; with LoRA keep only what is trained."""
+        checkpoint[CHECKPOINT_KEY] = {
+            "version": __version__,
+            "policy": asdict(self.policy_config),
+            "loss": repr(self.loss),
+            "reference": self.reference_mode,
+        }
+        if self.policy_config.lora is not None:
+            trained = {name for name, p in self.named_parameters() if p.requires_grad}
+            weights = checkpoint["state_dict"]
+            checkpoint["state_dict"] = {name: w for name, w in weights.items() if name in trained}
+
+
+def resolve_reference(
+    reference: Literal["auto", "none", "frozen", "adapter_off"], loss: PreferenceLoss, *, has_adapter: bool
+) -> Literal["none", "frozen", "adapter_off"]:
+    """Choose where reference log-probabilities come from.
+
+    Raises:
+        UserError: If the choice and the loss or the policy contradict each other.
+
+    Example:
+        >>> from adadpo_lightning.losses import DPO, SimPO
+        >>> resolve_reference("auto", DPO(), has_adapter=True), resolve_reference("auto", SimPO(), has_adapter=False)
+        ('adapter_off', 'none')
+    """
+    if not loss.needs_reference:
+        # A reference that the loss does not read would cost memory and time for nothing.
+        return "none"
+    if reference == "auto":
+        return "adapter_off" if has_adapter else "frozen"
+    if reference == "none":
+        raise UserError(
+            "model.reference",
+            f"{type(loss).__name__} needs a reference, got none",
+            "set it to auto, frozen or adapter_off, or take a loss without a reference: simpo, cpo, orpo",
+        )
+    if reference == "adapter_off" and not has_adapter:
+        raise UserError(
+            "model.reference", "adapter_off needs a policy with LoRA, got a full model", "set model.policy.lora or frozen"
+        )
+    return reference
+
+
+def sum_by_answer(values: Tensor, batch: PreferenceBatch) -> Tensor:
+    """Sum the flat per-token `values` (N,) over each answer: (2B,), chosen answers first."""
+    lengths = torch.cat([batch.chosen_len, batch.rejected_len])
+    # `unsafe` skips a check of the lengths that would wait for the device; `collate` made them.
+    return torch.segment_reduce(values, "sum", lengths=lengths, unsafe=True)
+
+
+def pair_logps(batch: PreferenceBatch, logps: Tensor, reference: Tensor | None = None) -> PairLogps:
+    """From per-token log-probabilities (N,) to what a loss reads."""
+    chosen, rejected = sum_by_answer(logps, batch).chunk(2)
+    ref_chosen, ref_rejected = (None, None) if reference is None else sum_by_answer(reference, batch).chunk(2)
+    return PairLogps(
+        chosen=chosen,
+        rejected=rejected,
+        chosen_len=batch.chosen_len,
+        rejected_len=batch.rejected_len,
+        ref_chosen=ref_chosen,
+        ref_rejected=ref_rejected,
+        weight=batch.weight,
+        margin=batch.margin,
+    )
+
+
+def _kl_per_token(log_ratio: Tensor) -> Tensor:
+    """The non-negative, low-variance estimator ``exp(-d) - 1 + d`` (Schulman 2020, "Approximating KL divergence")."""
+    return torch.expm1(-log_ratio) + log_ratio
+
+
+def _detached(record: Any) -> Any:
+    values = {f.name: getattr(record, f.name) for f in fields(record)}
+    return replace(record, **{k: v.detach() for k, v in values.items() if isinstance(v, torch.Tensor)})

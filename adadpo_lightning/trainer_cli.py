@@ -1,0 +1,121 @@
+"""How Lightning's command line is set up for preference training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from adadpo_lightning.callbacks import PreferenceMetrics, PreferenceProgressBar
+from adadpo_lightning.cli import check_output_dir, whole_class_options
+from adadpo_lightning.data.datamodule import PreferenceDataModule
+from adadpo_lightning.module import PreferenceLitModule
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule
+
+CHECKPOINT_DEFAULTS = {
+    # The step counts optimizer steps; "last" is what `--ckpt_path last` resumes.
+    "checkpoint.filename": "step{step}",
+    "checkpoint.auto_insert_metric_name": False,
+    "checkpoint.save_last": True,
+    "checkpoint.save_top_k": 1,
+}
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Writes the whole parsed config to ``<output_dir>/config.yaml``: what was run, ready to be run again."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write it once, on rank zero; a resumed run keeps the first."""
+        path = Path(trainer.default_root_dir) / "config.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            self.parser.save(self.config, str(path), skip_none=False)
+
+
+class PreferenceCLI(LightningCLI):
+    """``fit``, ``validate``, ``test`` and ``predict`` over `PreferenceLitModule` and `PreferenceDataModule`."""
+
+    @classmethod
+    def run(cls, args: list[str]) -> PreferenceCLI:
+        """Parse `args`, build everything and run the subcommand."""
+        return cls(
+            PreferenceLitModule,
+            PreferenceDataModule,
+            args=args,
+            save_config_callback=SaveRunConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            # The datamodule's step plan already shares the pairs out over ranks.
+            trainer_defaults={"use_distributed_sampler": False, "max_epochs": 1, "gradient_clip_val": 1.0},
+            parser_kwargs={"prog": "adadpo_lightning"},
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the output directory, which loggers, checkpoints and config share, and the checkpoint callback."""
+        parser.add_argument("--output_dir", type=str, default="runs/default", help="Directory that the run writes to.")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(CHECKPOINT_DEFAULTS)
+        parser.link_arguments("output_dir", "trainer.default_root_dir")
+        parser.link_arguments("output_dir", "checkpoint.dirpath", compute_fn=_checkpoint_dir)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse; a class named later forgets the options of the one named earlier."""
+        with whole_class_options():
+            self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: the config decides, not hyper-parameters found in a checkpoint."""
+
+    def before_instantiate_classes(self) -> None:
+        """Stop before anything is written over."""
+        if self.subcommand == "fit":
+            output_dir, ckpt_path = self._get(self.config, "output_dir"), self._get(self.config, "ckpt_path")
+            if not self._get(self.config, "trainer").get("fast_dev_run"):
+                check_output_dir(output_dir, resuming=ckpt_path is not None)
+
+    def instantiate_classes(self) -> None:
+        """Build module, datamodule and trainer (by the method that jsonargparse does not deprecate)."""
+        with whole_class_options():
+            self.config_init = self.parser.instantiate(self.config)
+        self.datamodule = self._get(self.config_init, "data")
+        self.model = self._get(self.config_init, "model")
+        self.trainer = self.instantiate_trainer()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer, with this package's callbacks and, unless the config names others, TensorBoard and CSV loggers."""
+        trainer = self._get(self.config_init, "trainer")
+        output_dir = self._get(self.config_init, "output_dir")
+        logging = self.subcommand in ("fit", "validate", "test")
+        if trainer.get("logger") is None:
+            kwargs["logger"] = default_loggers(output_dir) if logging else False
+        return super().instantiate_trainer(**kwargs)
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
+        callbacks = [PreferenceMetrics(), *callbacks]
+        configured = config.get("callbacks") or []
+        if config.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in configured):
+            callbacks.append(PreferenceProgressBar())
+        if config["logger"]:
+            callbacks.append(LearningRateMonitor("step"))
+        if config.get("enable_checkpointing") is False:
+            callbacks = [c for c in callbacks if not isinstance(c, ModelCheckpoint)]
+        return super()._instantiate_trainer(config, callbacks)
+
+
+def default_loggers(output_dir: str) -> list[TensorBoardLogger | CSVLogger]:
+    """TensorBoard and CSV under `output_dir`; a resumed run goes on in the same TensorBoard curve."""
+    return [
+        TensorBoardLogger(output_dir, name="tensorboard", version=""),
+        CSVLogger(output_dir, name="csv"),
+    ]
+
+
+def _checkpoint_dir(output_dir: str) -> str:
+    return str(Path(output_dir) / "checkpoints")
