@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     """Run one command.
 
     Args:
-        argv: Command-line arguments without the program's name. ``--debug`` anywhere shows the traceback of a user error.
+        argv: Arguments without the program's name. ``--debug`` anywhere shows the traceback of a user error.
 
     Returns:
         The exit status: 0, or 2 for input that the user can mend.

@@ -6,7 +6,7 @@ import dataclasses
 
 
 def losses() -> None:
-    """table of the registered losses: formula, reference, options and defaults."""
+    """Table of the registered losses: formula, reference, options and defaults."""
     from rich.console import Console
     from rich.table import Table
 
@@ -22,7 +22,7 @@ def losses() -> None:
 
 
 def export(checkpoint: str, output: str, merge: bool = False) -> None:
-    """write a checkpoint's policy as a Hugging Face directory.
+    """Write a checkpoint's policy as a Hugging Face directory.
 
     Args:
         checkpoint: A checkpoint file of ``fit``.
@@ -36,7 +36,7 @@ def export(checkpoint: str, output: str, merge: bool = False) -> None:
 
 
 def quickstart(output_dir: str = "runs/quickstart", seed: int = 0) -> None:
-    """the embedded task from end to end: warm-up, pairs, AdaDPO, evaluation.
+    """The embedded task from end to end: warm-up, pairs, AdaDPO, evaluation.
 
     Args:
         output_dir: Directory to write to.

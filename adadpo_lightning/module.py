@@ -16,9 +16,10 @@ from adadpo_lightning.models.loading import PolicyConfig, load_model, load_token
 from adadpo_lightning.models.policy import PolicyModel
 from adadpo_lightning.models.reference import build_reference
 from adadpo_lightning.optim import OptimizerConfig, SchedulerConfig, build_optimizer, build_scheduler
-from adadpo_lightning.types import LossOutput, PairLogps, PreferenceBatch, StepOutput
+from adadpo_lightning.types import PairLogps, PreferenceBatch, StepOutput
 
 if TYPE_CHECKING:
+    from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
     from torch import Tensor
 
     from adadpo_lightning.models.reference import Reference
@@ -68,7 +69,8 @@ class PreferenceLitModule(LightningModule):
     @property
     def layout(self) -> Literal["packed", "padded"]:
         """The layout in which the policy wants its batches; known once the model is built."""
-        return self._built_policy.layout
+        layout: Literal["packed", "padded"] = self._built_policy.layout
+        return layout
 
     @property
     def _built_policy(self) -> PolicyModel:
@@ -84,7 +86,7 @@ class PreferenceLitModule(LightningModule):
         # A reference is not a child module: frozen weights belong neither in checkpoints nor in the optimizer.
         self._reference = build_reference(self.reference_mode, self.policy, self.policy_config, self.tokenizer)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW and its schedule over all optimizer steps of the run."""
         optimizer = build_optimizer(self._built_policy, self.optimizer_config)
         total = int(self.trainer.estimated_stepping_batches)
@@ -115,20 +117,20 @@ class PreferenceLitModule(LightningModule):
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> dict[str, Any]:
         """Loss for the backward pass, scaled so that the gradient is that of the global batch.
 
-        Lightning divides by `accumulate_grad_batches` and the strategy averages over ranks. Both are undone here, because
-        the share is already normalised by the global counts of the step.
+        Lightning divides by `accumulate_grad_batches` and the strategy averages over ranks. Both are undone here,
+        because the share is already normalised by the global counts of the step.
         """
         share, output = self.step(batch)
         replicas = (self.trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1)
         return {"loss": share * (self.trainer.accumulate_grad_batches * replicas), "step": output}
 
-    def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> StepOutput:
+    def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> dict[str, Any]:
         """Everything that callbacks make metrics of."""
-        return self.step(batch)[1]
+        return {"step": self.step(batch)[1]}
 
-    def test_step(self, batch: PreferenceBatch, batch_idx: int) -> StepOutput:
+    def test_step(self, batch: PreferenceBatch, batch_idx: int) -> dict[str, Any]:
         """As validation."""
-        return self.step(batch)[1]
+        return self.validation_step(batch, batch_idx)
 
     def predict_step(self, batch: PreferenceBatch, batch_idx: int) -> dict[str, Tensor]:
         """Per pair: dataset row, summed log-probabilities and implicit rewards; tensors of shape (B,)."""
@@ -183,7 +185,7 @@ def resolve_reference(
         )
     if reference == "adapter_off" and not has_adapter:
         raise UserError(
-            "model.reference", "adapter_off needs a policy with LoRA, got a full model", "set model.policy.lora or frozen"
+            "model.reference", "adapter_off needs a policy with LoRA, got a full model", "set model.policy.lora"
         )
     return reference
 

@@ -108,7 +108,5 @@ def build_scheduler(optimizer: torch.optim.Optimizer, config: SchedulerConfig, t
     if warmup is None:
         warmup = round(config.warmup_ratio * total_steps)
     name = "constant_with_warmup" if config.name == "constant" else config.name
-    scheduler: LRScheduler = get_scheduler(
-        name, optimizer, num_warmup_steps=warmup, num_training_steps=total_steps
-    )
+    scheduler: LRScheduler = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=total_steps)
     return scheduler

@@ -68,7 +68,7 @@ class PreferenceCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse; a class named later forgets the options of the one named earlier."""
         with whole_class_options():
-            self.config = parser.parse_args(args)
+            self.config = parser.parse_args(args)  # type: ignore[arg-type]  # `run` passes a list
 
     def _parse_ckpt_path(self) -> None:
         """Nothing: the config decides, not hyper-parameters found in a checkpoint."""
@@ -89,7 +89,7 @@ class PreferenceCLI(LightningCLI):
         self.trainer = self.instantiate_trainer()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer, with this package's callbacks and, unless the config names others, TensorBoard and CSV loggers."""
+        """The trainer with this package's callbacks and, unless the config names loggers, TensorBoard and CSV."""
         trainer = self._get(self.config_init, "trainer")
         output_dir = self._get(self.config_init, "output_dir")
         logging = self.subcommand in ("fit", "validate", "test")

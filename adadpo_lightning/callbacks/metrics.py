@@ -52,15 +52,14 @@ class PreferenceMetrics(Callback):
         if not outputs:  # the step was skipped
             return
         self._update("train", pl_module, outputs["step"], batch)
-        stepped = not trainer.fit_loop._should_accumulate()
-        if stepped and trainer.global_step % trainer.log_every_n_steps == 0:
+        if trainer._logger_connector.should_update_logs and not trainer.fit_loop._should_accumulate():
             self._log("train", pl_module)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PreferenceBatch, *args: Any
     ) -> None:
         """Add the micro-batch."""
-        self._update("val", pl_module, outputs, batch)
+        self._update("val", pl_module, outputs["step"], batch)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the means of the whole set."""
@@ -70,7 +69,7 @@ class PreferenceMetrics(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PreferenceBatch, *args: Any
     ) -> None:
         """Add the micro-batch."""
-        self._update("test", pl_module, outputs, batch)
+        self._update("test", pl_module, outputs["step"], batch)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the means of the whole set."""

@@ -129,12 +129,12 @@ def _add(key: str, cls: Any) -> None:
 
 def _make_twin(cls: type[ContrastiveLoss]) -> type[ContrastiveLoss]:
     name = f"Ada{cls.__name__}"
-    twin = dataclasses.make_dataclass(name, [], bases=(Adaptive, cls), frozen=True)
+    twin: Any = dataclasses.make_dataclass(name, [], bases=(Adaptive, cls), frozen=True)
     twin.__module__, twin.__qualname__ = cls.__module__, name
     twin.__doc__ = _twin_doc(cls)
     twin.formula = cls.formula.replace("{c}", "c*")
     setattr(sys.modules[cls.__module__], name, twin)
-    return twin
+    return twin  # type: ignore[no-any-return]  # make_dataclass is not generic
 
 
 def _twin_doc(cls: type) -> str:

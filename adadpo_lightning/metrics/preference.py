@@ -1,4 +1,4 @@
-"""What one step says about preference learning: pure functions, definitions named as TRL names them where it has them."""
+"""What one step says about preference learning: pure functions, named as TRL names them where it has them."""
 
 from __future__ import annotations
 
