@@ -28,4 +28,4 @@ class ExportHF(Callback):
         """Write the directory, on rank zero."""
         path = self.path or f"{trainer.default_root_dir}/export"
         if trainer.is_global_zero:
-            export_model(pl_module.policy.model, pl_module.tokenizer, path, merge=self.merge)
+            export_model(pl_module.get_submodule("policy.model"), pl_module.tokenizer, path, merge=self.merge)

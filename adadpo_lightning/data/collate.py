@@ -1,0 +1,98 @@
+"""Pairs to one micro-batch, packed or padded; see `PreferenceBatch` for both layouts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from adadpo_lightning.types import EncodedPair, PreferenceBatch
+
+
+def collate(
+    pairs: Sequence[EncodedPair],
+    *,
+    layout: Literal["packed", "padded"],
+    pad_id: int,
+    step_pairs: int,
+    step_chosen_tokens: int,
+    filler: bool = False,
+) -> PreferenceBatch:
+    """Lay the pairs of one micro-batch out.
+
+    Args:
+        pairs: At least one pair; either all or none of them have a rejected answer.
+        layout: ``packed`` (no padding, each prompt once) or ``padded`` (one row an answer).
+        pad_id: Token id of the padding.
+        step_pairs: Pairs of the whole optimizer step.
+        step_chosen_tokens: Scored chosen tokens of the whole optimizer step.
+        filler: Whether the micro-batch is to count nothing.
+    """
+    lay_out = _packed if layout == "packed" else _padded
+    input_ids, position_ids, predict, mask = lay_out(pairs, pad_id)
+    answers = [p.chosen_ids for p in pairs] + [p.rejected_ids for p in pairs]
+    return PreferenceBatch(
+        input_ids=input_ids,
+        position_ids=position_ids,
+        predict=predict,
+        targets=torch.tensor([token for answer in answers for token in answer]),
+        chosen_len=torch.tensor([len(p.chosen_ids) for p in pairs]),
+        rejected_len=torch.tensor([len(p.rejected_ids) for p in pairs]),
+        row_ids=torch.tensor([p.row_id for p in pairs]),
+        step_pairs=step_pairs,
+        step_chosen_tokens=step_chosen_tokens,
+        segments=tuple((len(p.prompt_ids), len(p.chosen_ids), len(p.rejected_ids)) for p in pairs),
+        attention_mask=mask,
+        weight=_column([p.weight for p in pairs], missing=1.0),
+        margin=_column([p.margin for p in pairs], missing=0.0),
+        filler=filler,
+    )
+
+
+def _column(values: list[float | None], missing: float) -> Tensor | None:
+    if all(value is None for value in values):
+        return None
+    return torch.tensor([missing if value is None else value for value in values], dtype=torch.float32)
+
+
+def _packed(pairs: Sequence[EncodedPair], pad_id: int) -> tuple[Tensor, Tensor, Tensor, None]:
+    ids: list[int] = []
+    positions: list[int] = []
+    chosen_predict: list[int] = []
+    rejected_predict: list[int] = []
+    for pair in pairs:
+        start, n = len(ids), len(pair.prompt_ids)
+        n_chosen, n_rejected = len(pair.chosen_ids), len(pair.rejected_ids)
+        ids += pair.prompt_ids + pair.chosen_ids + pair.rejected_ids
+        positions += [*range(n + n_chosen), *range(n, n + n_rejected)]
+        # The prompt's last token predicts the first token of both answers.
+        last = start + n - 1
+        chosen_predict += range(last, last + n_chosen)
+        if n_rejected:
+            first = start + n + n_chosen
+            rejected_predict += [last, *range(first, first + n_rejected - 1)]
+    predict = torch.tensor(chosen_predict + rejected_predict)
+    return torch.tensor([ids]), torch.tensor([positions]), predict, None
+
+
+def _padded(pairs: Sequence[EncodedPair], pad_id: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    sides = [[p.chosen_ids for p in pairs]]
+    if pairs[0].rejected_ids:
+        sides.append([p.rejected_ids for p in pairs])
+    prompts = [p.prompt_ids for p in pairs] * len(sides)
+    answers = [answer for side in sides for answer in side]
+    rows = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+    longest = max(map(len, rows))
+    ids = torch.tensor([row + [pad_id] * (longest - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+    starts = accumulate([longest] * (len(rows) - 1), initial=0)
+    predict = [
+        start + len(prompt) - 1 + k
+        for start, prompt, answer in zip(starts, prompts, answers, strict=True)
+        for k in range(len(answer))
+    ]
+    positions = torch.arange(longest).expand(len(rows), longest).contiguous()
+    return ids, positions, torch.tensor(predict), mask

@@ -1,0 +1,262 @@
+"""Load policies and tokenizers: local Hugging Face directories, hub ids, or random weights from a config."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from adadpo_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass
+class LoraOptions:
+    """Low-rank adapters through peft (extra ``lora``).
+
+    Args:
+        r: Rank.
+        alpha: Scale; the update is multiplied by alpha / r.
+        dropout: Dropout on the adapters' input; above 0 the rewards are noisy, because the reference has none.
+        target_modules: Names of the modules to adapt, or ``all-linear``.
+        adapter: Directory of a trained adapter to go on from; null starts anew.
+    """
+
+    r: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    target_modules: str | list[str] = "all-linear"
+    adapter: str | None = None
+
+
+@dataclass
+class PolicyConfig:
+    """Which model to train and how to load it.
+
+    Args:
+        path: Local Hugging Face directory or hub id; weights from safetensors.
+        revision: Revision of the hub id.
+        config: For random weights and no `path`: a Hugging Face config as a mapping with ``model_type``, or the path
+            of a ``config.json`` or its directory.
+        init_seed: Seed of random weights.
+        tokenizer: Directory or hub id of the tokenizer; null means that of `path`.
+        dtype: Type of the weights; ``auto`` is that of the checkpoint.
+        attn_implementation: Attention of the padded layout.
+        layout: ``packed`` (no padding, each prompt computed once), ``padded``, or ``auto``: packed where the
+            architecture can be served.
+        packed_attention: Attention of the packed layout: ``segments`` and ``tree`` run anywhere, ``varlen`` and
+            ``flex`` on CUDA; ``auto`` chooses by the device.
+        head_chunk_size: Tokens for which logits exist at one time.
+        gradient_checkpointing: Recompute activations in the backward pass to save memory.
+        lora: Train adapters and not the whole model.
+        trust_remote_code: Run code that comes with the model. Only for models whose authors you trust.
+    """
+
+    path: str | None = None
+    revision: str | None = None
+    config: dict[str, Any] | str | None = None
+    init_seed: int = 0
+    tokenizer: str | None = None
+    dtype: Literal["float32", "bfloat16", "float16", "float64", "auto"] = "float32"
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    layout: Literal["auto", "packed", "padded"] = "auto"
+    packed_attention: Literal["auto", "segments", "tree", "varlen", "flex"] = "auto"
+    head_chunk_size: int = 1024
+    gradient_checkpointing: bool = False
+    lora: LoraOptions | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without loading anything."""
+        if (self.path is None) == (self.config is None):
+            raise UserError(
+                "model.policy.path",
+                "expected either a path (directory or hub id) or a config for random weights, "
+                f"got {'neither' if self.path is None else 'both'}",
+            )
+        if self.head_chunk_size < 1:
+            raise UserError("model.policy.head_chunk_size", f"expected at least 1, got {self.head_chunk_size}")
+
+    @property
+    def tokenizer_path(self) -> str:
+        """Where the tokenizer is loaded from.
+
+        Raises:
+            UserError: If nothing says where.
+        """
+        path = self.tokenizer or self.path or (self.config if isinstance(self.config, str) else None)
+        if path is None:
+            raise UserError("model.policy.tokenizer", "expected a directory or hub id, got null")
+        return str(Path(path).parent) if path.endswith("config.json") else path
+
+
+def load_tokenizer(config: PolicyConfig) -> PreTrainedTokenizerBase:
+    """Load the policy's tokenizer.
+
+    Raises:
+        UserError: If it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    path = config.tokenizer_path
+    revision = config.revision if path == config.path else None
+    try:
+        return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            "model.policy.tokenizer",
+            f"no tokenizer could be loaded from {path!r}: {_first_line(error)}",
+            "give a directory with tokenizer.json or a hub id",
+        ) from error
+
+
+def load_model(config: PolicyConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> PreTrainedModel:
+    """Load or initialise the policy, without dropout, with adapters if asked for.
+
+    Args:
+        config: What to load.
+        tokenizer: Its vocabulary is checked against the embedding, if given.
+
+    Raises:
+        UserError: If the model cannot be loaded, or the tokenizer has more tokens than the embedding.
+    """
+    model = _random_model(config) if config.path is None else _pretrained_model(config)
+    if tokenizer is not None:
+        check_vocabulary(len(tokenizer), model.get_input_embeddings().num_embeddings)
+    switch_off_dropout(model)
+    if config.lora is not None:
+        model = _with_adapter(model, config.lora)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
+
+
+def check_vocabulary(tokens: int, embeddings: int) -> None:
+    """Every token id must have an embedding.
+
+    Raises:
+        UserError: If the tokenizer is larger than the embedding.
+    """
+    if tokens > embeddings:
+        raise UserError(
+            "model.policy.tokenizer",
+            f"the tokenizer has {tokens} tokens and the model's embedding only {embeddings} rows",
+            "give the tokenizer that belongs to the model, or resize the model's embedding",
+        )
+
+
+def switch_off_dropout(model: nn.Module) -> None:
+    """Set every dropout to 0: policy and reference must agree at step 0, and log-ratios must carry no noise."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+    config = getattr(model, "config", None)
+    for name, value in list(vars(config).items()) if config is not None else []:
+        if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, (int, float)):
+            setattr(config, name, 0.0)
+
+
+def _dtype(config: PolicyConfig) -> torch.dtype | str:
+    dtype: torch.dtype | str = "auto" if config.dtype == "auto" else getattr(torch, config.dtype)
+    return dtype
+
+
+def _random_model(config: PolicyConfig) -> PreTrainedModel:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    values = _config_values(config.config)
+    try:
+        architecture = AutoConfig.for_model(**values)
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(
+            "model.policy.config", f"is no Hugging Face config: {_first_line(error)}", "set model_type to a known one"
+        ) from error
+    # Forked: the seed of the weights must not move the run's own random numbers.
+    with torch.random.fork_rng():
+        torch.manual_seed(config.init_seed)
+        dtype = torch.float32 if config.dtype == "auto" else getattr(torch, config.dtype)
+        return AutoModelForCausalLM.from_config(
+            architecture, dtype=dtype, attn_implementation=config.attn_implementation
+        )
+
+
+def _config_values(source: dict[str, Any] | str | None) -> dict[str, Any]:
+    if isinstance(source, dict):
+        values = dict(source)
+    else:
+        path = Path(str(source))
+        path = path / "config.json" if path.is_dir() else path
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(
+                "model.policy.config", f"{path} cannot be read as JSON: {_first_line(error)}", "give a config.json"
+            ) from error
+    if "model_type" not in values:
+        raise UserError("model.policy.config", f"expected a key model_type, got the keys {sorted(values)}")
+    return values
+
+
+def _pretrained_model(config: PolicyConfig) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+
+    path = str(config.path)
+    local = Path(path)
+    if local.is_dir() and not (local / "config.json").exists():
+        raise UserError(
+            "model.policy.path", f"the directory {path} has no config.json", "give a Hugging Face directory"
+        )
+    if not local.is_dir() and (local.is_absolute() or path.startswith((".", "~"))):
+        raise UserError("model.policy.path", f"there is no directory {path}", "give an existing directory or a hub id")
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            path,
+            revision=config.revision,
+            dtype=_dtype(config),
+            attn_implementation=config.attn_implementation,
+            use_safetensors=True,
+            trust_remote_code=config.trust_remote_code,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(
+            "model.policy.path",
+            f"no model could be loaded from {path!r}: {_first_line(error)}",
+            "give a directory with config.json and safetensors weights, or a hub id that can be reached",
+        ) from error
+
+
+def _with_adapter(model: PreTrainedModel, options: LoraOptions) -> Any:
+    try:
+        from peft import LoraConfig, PeftModel, get_peft_model
+    except ImportError as error:
+        raise UserError(
+            "model.policy.lora",
+            "needs the package peft, which is not installed",
+            "pip install 'adadpo-lightning[lora]'",
+        ) from error
+    if options.adapter is not None:
+        return PeftModel.from_pretrained(model, options.adapter, is_trainable=True)
+    lora = LoraConfig(
+        r=options.r,
+        lora_alpha=options.alpha,
+        lora_dropout=options.dropout,
+        target_modules=options.target_modules,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(model, lora)
+    except ValueError as error:
+        raise UserError("model.policy.lora.target_modules", _first_line(error)) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,92 @@
+"""The policy: a micro-batch to the log-probability of each scored token, in one forward of one module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from adadpo_lightning.models.logprobs import LogitTransform, token_logps
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from adadpo_lightning.models.loading import PolicyConfig
+    from adadpo_lightning.types import PreferenceBatch
+
+
+class PolicyModel(nn.Module):
+    """A Hugging Face causal language model that answers a `PreferenceBatch` with token log-probabilities.
+
+    The backbone runs without its head; the head is applied here, in chunks, to the hidden states of scored tokens only.
+    All of it happens in this module's `forward`, because under sharding the head's weight is whole only there.
+
+    Args:
+        model: The causal language model, with or without peft adapters.
+        config: Layout, attention and chunk size.
+    """
+
+    def __init__(self, model: Any, config: PolicyConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.head_chunk_size = config.head_chunk_size
+        self.layout: Literal["packed", "padded"] = "padded"
+        self.transform = logit_transform(self.causal_lm.config)
+
+    @property
+    def causal_lm(self) -> Any:
+        """The model without its peft wrapper; adapters stay inside."""
+        return self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
+
+    @contextmanager
+    def adapter_off(self) -> Iterator[None]:
+        """Within this context the policy is its base model."""
+        with self.model.disable_adapter():
+            yield
+
+    def forward(self, batch: PreferenceBatch) -> Tensor:
+        """Log-probability of each scored token in the batch's flat order, nats, shape (N,), float32 or wider."""
+        hidden = self.hidden_states(batch).flatten(0, 1).index_select(0, batch.predict)
+        return self._logps(hidden, batch.targets)
+
+    def hidden_states(self, batch: PreferenceBatch) -> Tensor:
+        """Last hidden states of the backbone, shape (rows, length, D)."""
+        output = self.causal_lm.base_model(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            position_ids=batch.position_ids,
+            use_cache=False,
+        )
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+    def _logps(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        head = self.causal_lm.get_output_embeddings()
+        if type(head) is nn.Linear:
+            return token_logps(
+                hidden,
+                head.weight,
+                targets,
+                bias=head.bias,
+                chunk_size=self.head_chunk_size,
+                transform=self.transform,
+            )
+        # A head with an adapter on it is no plain matrix: run the module itself, chunk by chunk.
+        size = self.head_chunk_size
+        chunks = zip(torch.split(hidden, size), torch.split(targets, size), strict=True)
+        return torch.cat([checkpoint(self._module_logps, head, h, t, use_reentrant=False) for h, t in chunks])
+
+    def _module_logps(self, head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
+        logits = head(hidden)
+        logits = self.transform(logits.double() if logits.dtype == torch.float64 else logits.float().clone())
+        return logits.log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
+
+
+def logit_transform(config: Any) -> LogitTransform:
+    """What the architecture does to its logits, by the names that transformers' configs use."""
+    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    return LogitTransform(scale, getattr(config, "final_logit_softcapping", None))

@@ -1,0 +1,87 @@
+"""Where reference log-probabilities come from: a frozen copy, or the policy with its adapter off."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import torch
+
+from adadpo_lightning.models.loading import load_model
+from adadpo_lightning.models.policy import PolicyModel
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from torch import Tensor
+
+    from adadpo_lightning.models.loading import PolicyConfig
+    from adadpo_lightning.types import PreferenceBatch
+
+
+class Reference(Protocol):
+    """Anything that gives reference log-probabilities."""
+
+    def __call__(self, batch: PreferenceBatch) -> Tensor:
+        """Log-probability of each scored token of the batch under the reference, nats, shape (N,), no gradient."""
+
+
+class FrozenReference:
+    """A second model of the same weights as the policy at step 0.
+
+    It follows the policy's device and dtype at its first use: then the very same computation gives rewards of exactly 0
+    at step 0.
+
+    Args:
+        model: The copy; its parameters are frozen here.
+        policy: The model to follow.
+    """
+
+    def __init__(self, model: PolicyModel, policy: PolicyModel) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self._policy = policy
+        self._placed = False
+
+    def __call__(self, batch: PreferenceBatch) -> Tensor:
+        """See `Reference`."""
+        if not self._placed:
+            like = next(self._policy.parameters())
+            self.model.to(device=like.device, dtype=like.dtype)
+            self._placed = True
+        with torch.no_grad():
+            logps: Tensor = self.model(batch)
+        return logps
+
+
+class AdapterOffReference:
+    """The policy itself with its adapters switched off: no second model in memory.
+
+    Args:
+        policy: A policy with adapters.
+    """
+
+    def __init__(self, policy: PolicyModel) -> None:
+        self._policy = policy
+
+    def __call__(self, batch: PreferenceBatch) -> Tensor:
+        """See `Reference`."""
+        with torch.no_grad(), self._policy.adapter_off():
+            logps: Tensor = self._policy(batch)
+        return logps
+
+
+def build_reference(
+    mode: Literal["none", "frozen", "adapter_off"], policy: PolicyModel, config: PolicyConfig, tokenizer: Any = None
+) -> Reference | None:
+    """Make the reference of a policy.
+
+    Args:
+        mode: ``none``, ``frozen`` (a copy, adapter included if there is one) or ``adapter_off``.
+        policy: The policy as it is before training.
+        config: What the policy was loaded by.
+        tokenizer: Its tokenizer, for the same checks.
+    """
+    if mode == "none":
+        return None
+    if mode == "adapter_off":
+        return AdapterOffReference(policy)
+    return FrozenReference(PolicyModel(load_model(config, tokenizer), config), policy)
