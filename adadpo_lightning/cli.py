@@ -78,11 +78,36 @@ def _print_help(own: dict[str, Callable[..., None]]) -> None:
 def run_trainer_command(args: list[str]) -> None:
     """Parse, build and run ``fit``, ``validate``, ``test`` or ``predict``."""
     # Imported late: these take seconds, and `--help` of the other commands should not.
+    from argparse import ArgumentError
+
     from adadpo_lightning.losses.registry import load_plugins
     from adadpo_lightning.trainer_cli import PreferenceCLI
 
     load_plugins()
-    PreferenceCLI.run(args)
+    try:
+        PreferenceCLI.run([_loss_by_class(arg, args[i - 1]) for i, arg in enumerate(args)])
+    except ArgumentError as error:
+        raise UserError("config", _advised(str(error)), f"{args[0]} --help lists every option") from error
+
+
+def _loss_by_class(arg: str, previous: str) -> str:
+    """Let ``--model.loss`` take a key of the registry, such as adadpo, beside a class name."""
+    from adadpo_lightning.losses import available_losses, loss_class
+
+    name, equals, value = arg.rpartition("=")
+    if (name == "--model.loss" or (not equals and previous == "--model.loss")) and value in available_losses():
+        return f"{name}{equals}{loss_class(value).__name__}"
+    return arg
+
+
+def _advised(message: str) -> str:
+    """A parser's message; where the loss is at fault, with the losses there are."""
+    from adadpo_lightning.losses import available_losses, loss_class
+
+    if '"model.loss"' not in message:
+        return message
+    names = ", ".join(f"{key} ({loss_class(key).__name__})" for key in available_losses())
+    return f"{message}\n  losses: {names}, Mixture, or the import path of your own"
 
 
 @contextmanager

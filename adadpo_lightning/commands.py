@@ -12,12 +12,14 @@ def losses() -> None:
 
     from adadpo_lightning.losses import available_losses, build_loss
 
-    table = Table("key", "formula", "needs reference", "options and defaults", "source", show_lines=True)
+    table = Table(show_lines=True)
+    for column in ("key", "formula", "reference", "options and defaults", "source"):
+        table.add_column(column, overflow="fold", no_wrap=column == "key")
     for key in available_losses():
         loss = build_loss(key)
         options = dataclasses.fields(loss)  # type: ignore[arg-type]  # registered losses are dataclasses
-        defaults = ", ".join(f"{f.name}={getattr(loss, f.name)}" for f in options)
-        table.add_row(key, loss.formula, "yes" if loss.needs_reference else "no", defaults or "-", loss.source)
+        defaults = "\n".join(f"{f.name}={getattr(loss, f.name)}" for f in options)
+        table.add_row(key, loss.formula, "needed" if loss.needs_reference else "-", defaults or "-", loss.source)
     Console().print(table)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.plugins import HalfPrecision
 
 from adadpo_lightning._version import __version__
 from adadpo_lightning.errors import UserError
@@ -77,6 +78,19 @@ class PreferenceLitModule(LightningModule):
         if self.policy is None:
             raise RuntimeError("the model is not built yet: call configure_model first, as Lightning's Trainer does")
         return self.policy
+
+    def setup(self, stage: str) -> None:
+        """Refuse a precision that would spoil the model without a word.
+
+        Raises:
+            UserError: For ``bf16-true`` and ``16-true``.
+        """
+        if isinstance(self.trainer.precision_plugin, HalfPrecision):
+            raise UserError(
+                "trainer.precision",
+                f"{self.trainer.precision!r} would round the rotary embedding's buffers to half precision too",
+                "set model.policy.dtype for half-precision weights, or bf16-mixed to keep float32 master weights",
+            )
 
     def configure_model(self) -> None:
         """Load the policy and, where the loss needs one, the reference. Lightning calls this on every rank."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
@@ -44,6 +46,8 @@ class PreferenceCLI(LightningCLI):
     @classmethod
     def run(cls, args: list[str]) -> PreferenceCLI:
         """Parse `args`, build everything and run the subcommand."""
+        _quiet_libraries()
+        silent = {command: {"exit_on_error": False} for command in cls.subcommands()}
         return cls(
             PreferenceLitModule,
             PreferenceDataModule,
@@ -54,7 +58,8 @@ class PreferenceCLI(LightningCLI):
             seed_everything_default=0,
             # The datamodule's step plan already shares the pairs out over ranks.
             trainer_defaults={"use_distributed_sampler": False, "max_epochs": 1, "gradient_clip_val": 1.0},
-            parser_kwargs={"prog": "adadpo_lightning"},
+            # Errors are raised and not printed below a page of usage.
+            parser_kwargs={"prog": "adadpo_lightning", "exit_on_error": False, **silent},
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -92,9 +97,9 @@ class PreferenceCLI(LightningCLI):
         """The trainer with this package's callbacks and, unless the config names loggers, TensorBoard and CSV."""
         trainer = self._get(self.config_init, "trainer")
         output_dir = self._get(self.config_init, "output_dir")
-        logging = self.subcommand in ("fit", "validate", "test")
+        wants_logs = self.subcommand in ("fit", "validate", "test")
         if trainer.get("logger") is None:
-            kwargs["logger"] = default_loggers(output_dir) if logging else False
+            kwargs["logger"] = default_loggers(output_dir) if wants_logs else False
         return super().instantiate_trainer(**kwargs)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
@@ -102,8 +107,6 @@ class PreferenceCLI(LightningCLI):
         configured = config.get("callbacks") or []
         if config.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in configured):
             callbacks.append(PreferenceProgressBar())
-        if config["logger"]:
-            callbacks.append(LearningRateMonitor("step"))
         if config.get("enable_checkpointing") is False:
             callbacks = [c for c in callbacks if not isinstance(c, ModelCheckpoint)]
         return super()._instantiate_trainer(config, callbacks)
@@ -115,6 +118,13 @@ def default_loggers(output_dir: str) -> list[TensorBoardLogger | CSVLogger]:
         TensorBoardLogger(output_dir, name="tensorboard", version=""),
         CSVLogger(output_dir, name="csv"),
     ]
+
+
+def _quiet_libraries() -> None:
+    """Silence what libraries say of themselves and a user of this package can do nothing about."""
+    warnings.filterwarnings("ignore", message=r".*treespec, LeafSpec.*")
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    logger.addFilter(lambda record: "Tip:" not in record.getMessage())
 
 
 def _checkpoint_dir(output_dir: str) -> str:

@@ -22,3 +22,19 @@ def pytest_collection_modifyitems(items):
 def _one_thread():
     """Two test processes share two cores, and sums in a fixed order make results repeatable."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory):
+    """A tiny random Llama with a chat tokenizer."""
+    from tests.tiny import make_model_dir
+
+    return make_model_dir(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="session")
+def pairs_file(tmp_path_factory):
+    """37 pairs: no multiple of any batch size in use."""
+    from tests.tiny import make_rows, write_rows
+
+    return write_rows(tmp_path_factory.mktemp("pairs") / "pairs.jsonl", make_rows(37))

@@ -54,6 +54,8 @@ class PreferenceMetrics(Callback):
         self._update("train", pl_module, outputs["step"], batch)
         if trainer._logger_connector.should_update_logs and not trainer.fit_loop._should_accumulate():
             self._log("train", pl_module)
+            rate = trainer.optimizers[0].param_groups[0]["lr"]
+            pl_module.log("train/learning_rate", rate, on_step=True, on_epoch=False, batch_size=1)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PreferenceBatch, *args: Any

@@ -133,6 +133,7 @@ def _make_twin(cls: type[ContrastiveLoss]) -> type[ContrastiveLoss]:
     twin.__module__, twin.__qualname__ = cls.__module__, name
     twin.__doc__ = _twin_doc(cls)
     twin.formula = cls.formula.replace("{c}", "c*")
+    twin.source = f"arXiv 2605.28440 on {cls.source}"
     setattr(sys.modules[cls.__module__], name, twin)
     return twin  # type: ignore[no-any-return]  # make_dataclass is not generic
 

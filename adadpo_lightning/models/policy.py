@@ -32,7 +32,8 @@ class PolicyModel(nn.Module):
 
     def __init__(self, model: Any, config: PolicyConfig) -> None:
         super().__init__()
-        self.model = model
+        # transformers loads in eval mode, where gradient checkpointing is off; dropout is off anyway.
+        self.model = model.train()
         self.head_chunk_size = config.head_chunk_size
         self.layout: Literal["packed", "padded"] = "padded"
         self.transform = logit_transform(self.causal_lm.config)

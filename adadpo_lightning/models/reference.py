@@ -28,8 +28,8 @@ class Reference(Protocol):
 class FrozenReference:
     """A second model of the same weights as the policy at step 0.
 
-    It follows the policy's device and dtype at its first use: then the very same computation gives rewards of exactly 0
-    at step 0.
+    Loaded by the same config and so of the same dtype, it follows the policy's device at its first use: then the very
+    same computation gives rewards of exactly 0 at step 0.
 
     Args:
         model: The copy; its parameters are frozen here.
@@ -44,8 +44,8 @@ class FrozenReference:
     def __call__(self, batch: PreferenceBatch) -> Tensor:
         """See `Reference`."""
         if not self._placed:
-            like = next(self._policy.parameters())
-            self.model.to(device=like.device, dtype=like.dtype)
+            # Not the dtype: `to` would round the rotary embedding's buffers, which stay float32 in any model.
+            self.model.to(next(self._policy.parameters()).device)
             self._placed = True
         with torch.no_grad():
             logps: Tensor = self.model(batch)

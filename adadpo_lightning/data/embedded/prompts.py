@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 OPENINGS = ("", "please", "now", "ok then", "hello", "next")
-LARGEST_SUMMAND = 20
+LARGEST_SUMMAND = 12
+LARGEST_SORTED = 20
 COMPARED = ("size", "colour", "origin")
 _ENTITY = "|".join(ENTITIES)
 
@@ -250,7 +251,7 @@ class SortPrompt(Prompt):
     @classmethod
     def draw(cls, rng: np.random.Generator) -> SortPrompt:
         """A random one."""
-        return cls(tuple(int(n) for n in rng.permutation(LARGEST_SUMMAND + 1)[: int(rng.integers(3, 5))]))
+        return cls(tuple(int(n) for n in rng.permutation(LARGEST_SORTED + 1)[: int(rng.integers(3, 5))]))
 
     @classmethod
     def parse(cls, text: str) -> SortPrompt | None:

@@ -25,7 +25,7 @@ CATEGORIES: dict[str, tuple[str, ...]] = {
 }
 CATEGORY_OF = {entity: category for category, entities in CATEGORIES.items() for entity in entities}
 ENTITIES = tuple(CATEGORY_OF)
-NUMBERS = tuple(str(n) for n in range(41))
+NUMBERS = tuple(str(n) for n in range(28))
 # Values of different properties never share a word, so that a claim needs only its subject and its value.
 ENTITY_PROPERTIES: dict[str, tuple[str, ...]] = {
     "size": ("tiny", "small", "big", "huge"),
