@@ -103,7 +103,10 @@ class PreferenceLitModule(LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW and its schedule over all optimizer steps of the run."""
         optimizer = build_optimizer(self._built_policy, self.optimizer_config)
-        total = int(self.trainer.estimated_stepping_batches)
+        # Not Lightning's own estimate where it can be helped: that makes the training iterator at once, before a
+        # resumed run's position is known.
+        planned = getattr(getattr(self.trainer, "datamodule", None), "optimizer_steps", None)
+        total = int(self.trainer.estimated_stepping_batches) if planned is None else planned
         scheduler = build_scheduler(optimizer, self.scheduler_config, total)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -248,6 +248,23 @@ class PreferenceDataModule(LightningDataModule):
             return -(-self.trainer.max_steps // max(self.plan.steps, 1))
         return max(self.trainer.max_epochs or 1, 1)
 
+    @property
+    def optimizer_steps(self) -> int:
+        """Optimizer steps of the whole run, by the trainer's limits."""
+        if self.trainer is None:
+            return self._step_plan.steps
+        batches = self._step_plan.rank_length(self._accumulate)
+        limit = self.trainer.limit_train_batches
+        limit = batches if limit is None else limit if isinstance(limit, int) else int(batches * limit)
+        steps = -(-min(batches, limit) // self._accumulate)
+        # Lightning writes "no bound" as -1 in both places.
+        epochs, most = self.trainer.max_epochs, self.trainer.max_steps
+        bounds = [steps * epochs] if epochs is not None and epochs >= 0 else []
+        bounds += [most] if most >= 0 else []
+        if not bounds:
+            raise UserError("trainer.max_epochs", "neither max_epochs nor max_steps bounds the run", "set one of them")
+        return min(bounds)
+
     def _check_sampler_stays(self) -> None:
         """Lightning would put a DistributedSampler in the place of the plan."""
         if (
