@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import csv
-import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from adadpo_lightning.errors import UserError
 
@@ -13,7 +12,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 PACKAGE = Path(__file__).parent
-SHOWN = ("val/rewards/accuracies", "val/rewards/margins", "val/grad_balance/ratio", "val/logps/chosen")
+LOGGED = (
+    "val/rewards/accuracies",
+    "val/rewards/margins",
+    "val/rewards/chosen",
+    "val/grad_balance/ratio",
+    "val/logps/chosen",
+)
 
 
 def run_quickstart(output_dir: str, seed: int, main: Callable[[Sequence[str]], int]) -> dict[str, float]:
@@ -52,9 +57,10 @@ def run_quickstart(output_dir: str, seed: int, main: Callable[[Sequence[str]], i
     _run(main, [*fit, f"--model.policy.path={warmup / 'export'}", *data])
     _say(5, "evaluation on held-out prompts")
     scores = evaluate_embedded(trained / "export", warmup / "export", task, seed=seed)
-    logged = read_metrics(trained, SHOWN)
-    _print_summary(logged, scores, trained)
-    return {**{name: values[-1] for name, values in logged.items()}, **scores}
+    logged = read_metrics(trained, LOGGED)
+    drift = chosen_drift(trained, logged["val/rewards/chosen"][-1])
+    _print_summary(summarise(logged, drift, scores), trained)
+    return {**{name: values[-1] for name, values in logged.items()}, "chosen_drift": drift, **scores}
 
 
 def _say(number: int, text: str) -> None:
@@ -106,6 +112,50 @@ def read_metrics(run: Path, names: Sequence[str]) -> dict[str, list[float]]:
     return values
 
 
-def _print_summary(logged: Mapping[str, Sequence[float]], scores: Mapping[str, float], run: Path) -> None:
+def chosen_drift(run: Path, mean_chosen_reward: float) -> float:
+    """How far the chosen answers' log-probability moved from the reference's, nats an answer.
+
+    Args:
+        run: Output directory of a DPO-like run; its config says beta.
+        mean_chosen_reward: Mean of ``beta * (log pi_theta - log pi_ref)`` over the chosen answers.
+    """
+    import yaml
+
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    return mean_chosen_reward / float(config["model"]["loss"]["init_args"]["beta"])
+
+
+def summarise(logged: Mapping[str, Sequence[float]], drift: float, scores: Mapping[str, float]) -> dict[str, str]:
+    """The lines of the summary: what was measured, and its number as it is shown."""
+
+    def measured(name: str, scale: float = 1.0, unit: str = "") -> str:
+        return f"{scale * scores[name]:.2f}{unit} ± {scale * scores[name + '_se']:.2f}"
+
+    def last(name: str) -> float:
+        return logged[name][-1]
+
+    return {
+        "preference accuracy, validation pairs": f"{last('val/rewards/accuracies'):.3f}",
+        "reward margin, validation pairs": f"{last('val/rewards/margins'):.3f}",
+        "gradient balance g_w / g_l, per-token ratio space": f"{last('val/grad_balance/ratio'):.3f}",
+        "log-prob of the chosen answer": f"{last('val/logps/chosen'):.2f} nats, {drift:+.2f} since the warm-up",
+        "gold win rate against the warm-up model": measured("gold_win_rate", 100, " %"),
+        "judge's win rate, raw": measured("judge_win_rate", 100, " %"),
+        "judge's win rate, length-controlled": measured("judge_win_rate_lc", 100, " %"),
+        "gold reward": f"{measured('gold')}, warm-up {scores['warmup_gold']:.2f}",
+        "length in tokens": f"{measured('length')}, warm-up {scores['warmup_length']:.2f}",
+        "KL to the warm-up model, nats an answer": measured("kl"),
+    }
+
+
+def _print_summary(lines: Mapping[str, str], run: Path) -> None:
     from rich.console import Console
     from rich.table import Table
+
+    table = Table("AdaDPO on the embedded task", "")
+    for name, value in lines.items():
+        table.add_row(name, value)
+    console = Console(highlight=False)
+    console.print(table)
+    console.print("± is one standard error over 1,000 held-out prompts. Curves:")
+    console.print(f"  tensorboard --logdir {run.parent}", soft_wrap=True)

@@ -1,28 +1,38 @@
 """One dataset row, in any of the shapes that preference data come in, to one typed pair.
 
-A new shape is one `RowFormat` in `FORMATS`: a predicate on a row and a function that reads it.
+A new shape is one small function under `register_format`: it says which rows it matches and reads one of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from adadpo_lightning.errors import UserError, did_you_mean
 
 Message = dict[str, Any]
 Row = Mapping[str, Any]
 
-HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
+ANSWER_NAMES = ("chosen", "completion", "response")
+# Why a row is left out without being an error of the data: equal answers teach nothing.
+IDENTICAL = "chosen equals rejected"
 
 
 class BadRow(ValueError):
-    """A row that holds no usable pair; `reason` is the short name under which it is counted."""
+    """A row that holds no usable pair.
 
-    def __init__(self, reason: str, detail: str) -> None:
+    Args:
+        reason: Short name under which such rows are counted.
+        detail: What is wrong with this one.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
         self.reason = reason
-        super().__init__(f"{reason}: {detail}")
+        super().__init__(f"{reason}: {detail}" if detail else reason)
 
 
 @dataclass(frozen=True)
@@ -30,238 +40,316 @@ class PreferencePair:
     """A prompt and its answers, before tokenisation.
 
     Args:
-        prompt: The conversation up to the answer (messages), or text as it is.
-        chosen: The preferred answer, of the same kind as `prompt`.
+        prompt: The conversation before the answer, as messages, or text as it stands in the row.
+        chosen: The preferred answer: one assistant message, or text.
         rejected: The other answer; None for rows that have one answer (``sft``).
+        system: System prompt from a column of its own.
         tools: Tool descriptions for the chat template.
-        weight: Loss weight of the pair.
+        weight: Loss weight of the pair, at least 0.
         margin: Target margin of the pair.
     """
 
     prompt: list[Message] | str
-    chosen: list[Message] | str
-    rejected: list[Message] | str | None
-    tools: Any = None
+    chosen: Message | str
+    rejected: Message | str | None = None
+    system: str | None = None
+    tools: list[Any] | None = None
     weight: float | None = None
     margin: float | None = None
 
+    @property
+    def prompt_key(self) -> str:
+        """The same for any two rows that ask the same; what the split by prompt compares."""
+        messages = as_messages(self.prompt, "user")
+        words = [(m.get("role"), str(m.get("content") or "").strip(), str(m.get("tool_calls", ""))) for m in messages]
+        return json.dumps([self.system, words])
 
-@dataclass(frozen=True)
-class RowFormat:
-    """A shape of rows.
 
-    Args:
-        matches: Whether a row has this shape.
-        read: The row's (prompt, chosen, rejected).
-    """
+class RowFormat(NamedTuple):
+    """A shape of rows: a predicate on a row, and a function that reads the prompt and the answers of one."""
 
     matches: Callable[[Row], bool]
-    read: Callable[[Row], tuple[Any, Any, Any]]
+    read: Callable[[Row], PreferencePair]
+
+
+FORMATS: dict[str, RowFormat] = {}
+
+
+def register_format(name: str, matches: Callable[[Row], bool]) -> Callable[[Callable[[Row], PreferencePair]], Any]:
+    """Add a dataset format; the ones registered first are tried first.
+
+    Args:
+        name: What users write as ``format``.
+        matches: Whether a row has this shape.
+
+    Example:
+        >>> @register_format("example", lambda row: "question" in row)
+        ... def example(row):
+        ...     return PreferencePair(row["question"], row["good"], row["bad"])
+        >>> read_pair({"question": "2+2?", "good": "4", "bad": "5"}, "example").chosen
+        '4'
+        >>> _ = FORMATS.pop("example")
+    """
+
+    def add(read: Callable[[Row], PreferencePair]) -> Callable[[Row], PreferencePair]:
+        FORMATS[name] = RowFormat(matches, read)
+        return read
+
+    return add
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def _has(row: Row, *names: str) -> bool:
     return all(row.get(name) is not None for name in names)
 
 
-def _is_text(row: Row, *names: str) -> bool:
-    return all(isinstance(row.get(name), str) for name in names)
+@register_format("text", lambda row: _has(row, "prompt", "chosen", "rejected") and not _is_list(row["chosen"]))
+def text(row: Row) -> PreferencePair:
+    """Answers as text; the prompt as text or messages."""
+    prompt, chosen, rejected = _columns(row, "prompt", "chosen", "rejected")
+    pair = PreferencePair(_prompt(prompt), _text(chosen, "chosen"), _text(rejected, "rejected"))
+    if isinstance(pair.prompt, str):
+        return pair
+    return replace(pair, chosen=_spoken(pair.chosen), rejected=_spoken(pair.rejected))
 
 
-def _is_messages(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(m, Mapping) for m in value)
+@register_format(
+    "messages",
+    lambda row: _has(row, "prompt", "chosen", "rejected") and _is_list(row["chosen"]) and len(row["chosen"]) == 1,
+)
+def messages(row: Row) -> PreferencePair:
+    """Answers as lists of one assistant message each; the prompt as text or messages."""
+    prompt, chosen, rejected = _columns(row, "prompt", "chosen", "rejected")
+    asked = as_messages(_prompt(prompt), "user")
+    return PreferencePair(
+        asked, _only_answer(_messages(chosen, "chosen")), _only_answer(_messages(rejected, "rejected"))
+    )
 
 
-def _single_answer(row: Row) -> str | None:
-    return next((name for name in ("chosen", "completion", "response") if row.get(name) is not None), None)
+@register_format("conversations", lambda row: _has(row, "chosen", "rejected") and _is_list(row["chosen"]))
+def conversations(row: Row) -> PreferencePair:
+    """Chosen and rejected are whole conversations, as in UltraFeedback binarized: they differ in the last message."""
+    chosen, rejected = _columns(row, "chosen", "rejected")
+    pair = _from_conversations(_messages(chosen, "chosen"), _messages(rejected, "rejected"))
+    asked = row.get("prompt")
+    # As text the prompt column repeats a part of the conversation; as messages it is its beginning.
+    if _is_list(asked) and _messages(asked, "prompt") != pair.prompt:
+        raise BadRow("prompt differs", "the prompt column is not what chosen and rejected have before their answer")
+    return pair
 
 
-def _read_conversations(row: Row) -> tuple[Any, Any, Any]:
-    """Chosen and rejected are message lists: whole conversations, or the answers to `prompt`."""
-    chosen, rejected = _messages(row, "chosen"), _messages(row, "rejected")
-    if chosen[0]["role"] == "assistant" and _has(row, "prompt"):
-        prompt = row["prompt"]
-        return prompt if isinstance(prompt, str) else _messages(row, "prompt"), chosen, rejected
-    shared = common_prefix_length([chosen, rejected])
-    # The answer is what differs; at least the last message of each.
-    shared = min(shared, len(chosen) - 1, len(rejected) - 1)
-    if shared == 0:
-        raise BadRow("no shared prompt", "chosen and rejected share no first message")
-    return chosen[:shared], chosen[shared:], rejected[shared:]
+@register_format("hh", lambda row: _has(row, "chosen", "rejected") and isinstance(row["chosen"], str))
+def hh(row: Row) -> PreferencePair:
+    """Dialogues in the text form of Anthropic's HH data, without a prompt column."""
+    chosen, rejected = _columns(row, "chosen", "rejected")
+    return _from_conversations(_hh_messages(_text(chosen, "chosen")), _hh_messages(_text(rejected, "rejected")))
 
 
-def _read_text(row: Row) -> tuple[Any, Any, Any]:
-    return row["prompt"], row["chosen"], row["rejected"]
+@register_format(
+    "answer", lambda row: _has(row, "prompt") and _answer_name(row) is not None and not _has(row, "rejected")
+)
+def answer(row: Row) -> PreferencePair:
+    """One answer and no rejected one, for ``sft``: ``prompt`` and ``chosen``, ``completion`` or ``response``."""
+    (prompt,) = _columns(row, "prompt")
+    name = _answer_name(row)
+    if name is None:
+        raise BadRow("missing column", f"expected one of {', '.join(ANSWER_NAMES)}; found {_found(row)}")
+    if not _is_list(row[name]):
+        pair = PreferencePair(_prompt(prompt), _text(row[name], name))
+        return pair if isinstance(pair.prompt, str) else replace(pair, chosen=_spoken(pair.chosen))
+    found = _messages(row[name], name)
+    if len(found) > 1:
+        return PreferencePair(found[:-1], _only_answer(found[-1:]))
+    return PreferencePair(as_messages(_prompt(prompt), "user"), _only_answer(found))
 
 
-def _read_hh(row: Row) -> tuple[Any, Any, Any]:
-    """Dialogues in the text form of Anthropic's HH data: the last assistant turn is the answer."""
-    chosen, rejected = _hh_messages(row["chosen"]), _hh_messages(row["rejected"])
-    return _read_conversations({"chosen": chosen, "rejected": rejected})
+@register_format("dialogue", lambda row: _is_list(row.get("messages")))
+def dialogue(row: Row) -> PreferencePair:
+    """One conversation in ``messages``, for ``sft``: its last message is the answer."""
+    found = _messages(_columns(row, "messages")[0], "messages")
+    return PreferencePair(found[:-1], _only_answer(found[-1:]))
 
 
-def _read_single(row: Row) -> tuple[Any, Any, Any]:
-    name = str(_single_answer(row))
-    answer = _messages(row, name) if _is_messages(row[name]) else row[name]
-    prompt = row["prompt"]
-    return prompt if isinstance(prompt, str) else _messages(row, "prompt"), answer, None
-
-
-def _read_dialogue(row: Row) -> tuple[Any, Any, Any]:
-    messages = _messages(row, "messages")
-    return messages[:-1], messages[-1:], None
-
-
-FORMATS: dict[str, RowFormat] = {
-    "hh": RowFormat(
-        lambda r: _is_text(r, "chosen", "rejected") and not _has(r, "prompt") and ASSISTANT in r["chosen"], _read_hh
-    ),
-    "conversations": RowFormat(lambda r: _is_messages(r.get("chosen")) and _has(r, "rejected"), _read_conversations),
-    "text": RowFormat(lambda r: _has(r, "prompt", "chosen", "rejected"), _read_text),
-    "single": RowFormat(
-        lambda r: _has(r, "prompt") and not _has(r, "rejected") and _single_answer(r) is not None, _read_single
-    ),
-    "dialogue": RowFormat(lambda r: _is_messages(r.get("messages")) and not _has(r, "chosen"), _read_dialogue),
-}
-
-
-def detect_format(row: Row) -> str:
-    """Name of the first format that a row has.
+def detect_format(rows: Iterable[Row], where: str) -> str:
+    """Name of the format that most of the given rows have; the one registered first if two have as many.
 
     Raises:
-        UserError: If it has none; lists the columns found.
+        UserError: If no row has any; lists the columns found.
     """
-    for name, fmt in FORMATS.items():
-        if fmt.matches(row):
-            return name
+    rows = list(rows)
+    counts = {name: sum(map(fmt.matches, rows)) for name, fmt in FORMATS.items()}
+    best = max(counts, key=lambda name: counts[name])
+    if counts[best]:
+        return best
+    columns = sorted({name for row in rows for name in row})
     raise UserError(
-        "columns",
-        "expected prompt, chosen and rejected (or chosen and rejected as whole conversations, or prompt and chosen for "
-        f"sft), found the columns {sorted(row)}",
-        "name them with the source's `columns` option, for example {prompt: question, chosen: good, rejected: bad}",
+        where,
+        "missing columns: expected prompt, chosen and rejected (or chosen and rejected as whole conversations; or for "
+        f"sft prompt and chosen, or messages), found {', '.join(columns) or 'none'}",
+        "map them with the source's columns option, such as {prompt: question, chosen: good, rejected: bad}",
     )
 
 
 def rename_columns(row: Row, columns: Mapping[str, str] | None) -> Row:
-    """Apply a mapping from our names to the dataset's.
+    """Apply a mapping from this package's column names to the dataset's.
 
     Raises:
-        UserError: If a column that it names is missing.
+        BadRow: If a column that it names is missing.
+
+    Example:
+        >>> rename_columns({"question": "2+2?", "id": 7}, {"prompt": "question"})
+        {'id': 7, 'prompt': '2+2?'}
     """
     if not columns:
         return row
-    for ours, theirs in columns.items():
+    for theirs in columns.values():
         if theirs not in row:
-            raise UserError(f"columns.{ours}", f"there is no column {theirs!r}", did_you_mean(theirs, list(row)))
+            raise BadRow("missing column", f"there is no column {theirs!r}; {did_you_mean(theirs, row)}")
     taken = set(columns.values())
     return {k: v for k, v in row.items() if k not in taken} | {ours: row[theirs] for ours, theirs in columns.items()}
 
 
 def read_pair(row: Row, fmt: str) -> PreferencePair:
-    """Read one row.
+    r"""Read one row.
 
     Args:
-        row: Column names (`prompt`, `chosen`, ...) to values.
+        row: Column names (``prompt``, ``chosen``, ...) to values.
         fmt: One of `FORMATS`.
 
     Raises:
         BadRow: If the row holds no usable pair.
 
     Example:
-        >>> read_pair({"prompt": "2+2?", "chosen": "4", "rejected": "5"}, "text").chosen
-        '4'
+        >>> asked = "\n\nHuman: Hi\n\nAssistant: "
+        >>> pair = read_pair({"chosen": asked + "Hello!", "rejected": asked + "Go."}, "hh")
+        >>> pair.prompt, pair.chosen["content"]
+        ([{'role': 'user', 'content': 'Hi'}], 'Hello!')
     """
-    _check_columns(row, fmt)
-    prompt, chosen, rejected = FORMATS[fmt].read(row)
-    for name, value in (("prompt", prompt), ("chosen", chosen), ("rejected", rejected)):
-        if not (isinstance(value, (str, list)) or (name == "rejected" and value is None)):
-            raise BadRow("not text", f"{name} is {type(value).__name__}, expected text or messages")
-    if _is_blank(chosen) or (rejected is not None and _is_blank(rejected)):
-        raise BadRow("empty answer", "chosen" if _is_blank(chosen) else "rejected")
-    if chosen == rejected:
-        raise BadRow("identical answers", "chosen equals rejected")
-    prompt = _with_system(prompt, row.get("system"))
-    return PreferencePair(
-        prompt=prompt,
-        chosen=chosen,
-        rejected=rejected,
-        tools=row.get("tools"),
-        weight=_number(row, "weight"),
+    pair = FORMATS[fmt].read(row)
+    for name in ("chosen", "rejected"):
+        if _is_blank(getattr(pair, name)):
+            raise BadRow("empty answer", f"{name} has no text")
+    if pair.chosen == pair.rejected:
+        raise BadRow(IDENTICAL)
+    if not pair.prompt:
+        raise BadRow("empty prompt")
+    system = row.get("system")
+    if system and not isinstance(pair.prompt, str) and pair.prompt[0]["role"] == "system":
+        raise BadRow("two system prompts", "one in the system column and one in the messages")
+    return replace(
+        pair,
+        system=_text(system, "system") if system else None,
+        tools=_tools(row.get("tools")),
+        weight=_number(row, "weight", least=0.0),
         margin=_number(row, "margin"),
     )
 
 
-def as_messages(text_or_messages: list[Message] | str, role: str) -> list[Message]:
-    """A text as one message of a role; messages as they are."""
-    return [{"role": role, "content": text_or_messages}] if isinstance(text_or_messages, str) else text_or_messages
+def as_messages(value: list[Message] | str, role: str) -> list[Message]:
+    """Text as one message of a role; messages as they are."""
+    return [{"role": role, "content": value}] if isinstance(value, str) else value
 
 
-def common_prefix_length(sequences: Sequence[Sequence[Any]]) -> int:
-    """How many first items all sequences share."""
-    length = 0
-    for items in zip(*sequences, strict=False):
-        if any(item != items[0] for item in items[1:]):
-            break
-        length += 1
-    return length
-
-
-def _check_columns(row: Row, fmt: str) -> None:
-    wanted = {"hh": ("chosen", "rejected"), "conversations": ("chosen", "rejected"), "single": ("prompt",)}
-    for name in wanted.get(fmt, ("prompt", "chosen", "rejected") if fmt == "text" else ("messages",)):
+def _columns(row: Row, *names: str) -> list[Any]:
+    for name in names:
         if row.get(name) is None:
-            raise BadRow("missing value", f"column {name!r} is missing or null; found {sorted(row)}")
-    if fmt == "hh" and not _is_text(row, "chosen", "rejected"):
-        raise BadRow("not text", "chosen and rejected are to be text")
-    if fmt == "single" and _single_answer(row) is None:
-        raise BadRow("missing value", "no answer in chosen, completion or response")
+            raise BadRow("missing column", f"{name!r} is missing or null; found {_found(row)}")
+    return [row[name] for name in names]
 
 
-def _with_system(prompt: list[Message] | str, system: Any) -> list[Message] | str:
-    if system is None or system == "":
-        return prompt
-    if not isinstance(system, str):
-        raise BadRow("not text", f"system is {type(system).__name__}, expected text")
-    return [{"role": "system", "content": system}, *as_messages(prompt, "user")]
+def _found(row: Row) -> str:
+    return ", ".join(name for name in row if row[name] is not None) or "none"
 
 
-def _is_blank(answer: list[Message] | str) -> bool:
-    if isinstance(answer, str):
-        return not answer.strip()
-    return all(not (m.get("content") or "").strip() and not m.get("tool_calls") for m in answer)
+def _answer_name(row: Row) -> str | None:
+    return next((name for name in ANSWER_NAMES if row.get(name) is not None), None)
 
 
-def _messages(row: Row, name: str) -> list[Message]:
-    value = row[name]
-    if not _is_messages(value):
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise BadRow("not text", f"{name} is {type(value).__name__} {str(value)[:40]!r}, expected text")
+    return value
+
+
+def _prompt(value: Any) -> list[Message] | str:
+    return _messages(value, "prompt") if _is_list(value) else _text(value, "prompt")
+
+
+def _spoken(value: Any) -> Message:
+    return {"role": "assistant", "content": value}
+
+
+def _messages(value: Any, name: str) -> list[Message]:
+    if not _is_list(value) or not value or not all(isinstance(message, Mapping) for message in value):
         raise BadRow("not messages", f"{name} is to be a non-empty list of messages with role and content")
-    # Arrow fills keys that other rows have with null.
-    messages = [{k: v for k, v in message.items() if v is not None} for message in value]
-    for message in messages:
+    found: list[Message] = without_nulls(value)
+    for message in found:
         if not isinstance(message.get("role"), str):
-            raise BadRow("not messages", f"a message in {name} has no role; its keys are {sorted(message)}")
+            raise BadRow("not messages", f"a message in {name} has no role; its keys are {', '.join(message)}")
         if not isinstance(message.get("content"), str) and "tool_calls" not in message:
-            raise BadRow("not text", f"a message in {name} has no text as content")
-    return messages
+            raise BadRow("not text", f"a message in {name} has no text as its content")
+    return found
 
 
-def _hh_messages(text: str) -> list[Message]:
-    """Split a dialogue of ``Human:`` and ``Assistant:`` turns into messages."""
-    messages: list[Message] = []
-    for turn in text.split(HUMAN)[1:]:
-        human, *answers = turn.split(ASSISTANT)
-        messages.append({"role": "user", "content": human.strip()})
-        messages += [{"role": "assistant", "content": answer.strip()} for answer in answers]
-    if not messages or messages[-1]["role"] != "assistant":
-        raise BadRow("not a dialogue", f"expected turns of {HUMAN!r} and {ASSISTANT!r}, the last by the assistant")
-    return messages
+def without_nulls(value: Any) -> Any:
+    """Drop keys whose value is null, at any depth: Arrow fills in the keys that other rows have."""
+    if isinstance(value, Mapping):
+        return {k: without_nulls(v) for k, v in value.items() if v is not None}
+    return [without_nulls(v) for v in value] if _is_list(value) else value
 
 
-def _number(row: Row, name: str) -> float | None:
-    value = row.get(name)
-    if value is None:
+def _only_answer(found: list[Message]) -> Message:
+    if len(found) != 1 or found[0]["role"] != "assistant":
+        roles = ", ".join(message["role"] for message in found)
+        raise BadRow("no single answer", f"expected one assistant message after the prompt, got: {roles or 'nothing'}")
+    return found[0]
+
+
+def _from_conversations(chosen: list[Message], rejected: list[Message]) -> PreferencePair:
+    if chosen[:-1] != rejected[:-1]:
+        raise BadRow("no shared prompt", "chosen and rejected differ before their last message")
+    return PreferencePair(chosen[:-1], _only_answer(chosen[-1:]), _only_answer(rejected[-1:]))
+
+
+def _hh_messages(dialogue: str) -> list[Message]:
+    before, *turns = re.split(r"(?:^|\n\n)(Human|Assistant):", dialogue)
+    if before.strip() or not turns:
+        raise BadRow("not a dialogue", "expected turns that begin with '\\n\\nHuman:' and '\\n\\nAssistant:'")
+    roles = {"Human": "user", "Assistant": "assistant"}
+    return [{"role": roles[who], "content": said.strip()} for who, said in zip(turns[::2], turns[1::2], strict=True)]
+
+
+def _is_blank(value: Message | str | None) -> bool:
+    if isinstance(value, dict):
+        return not (value.get("content") or "").strip() and not value.get("tool_calls")
+    return value is not None and not value.strip()
+
+
+def _tools(value: Any) -> list[Any] | None:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value) if value.strip() else None
+        except ValueError as error:
+            raise BadRow("bad tools", f"tools is text but no JSON: {error}") from error
+    if not value:
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or abs(value) == float("inf"):
-        raise BadRow("not a number", f"{name} is {value!r}, expected a finite number")
-    if name == "weight" and value < 0:
-        raise BadRow("not a number", f"weight is {value!r}, expected at least 0")
-    return float(value)
+    if not _is_list(value):
+        raise BadRow("bad tools", f"expected a list, got {type(value).__name__}")
+    tools: list[Any] = without_nulls(value)
+    return tools
+
+
+def _number(row: Row, name: str, least: float = -math.inf) -> float | None:
+    value = row.get(name)
+    if value is None or value == "":
+        return None
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number) or number < least:
+        raise BadRow("bad number", f"{name} is {value!r}, expected a finite number" + (" of 0 or more" * (least == 0)))
+    return number

@@ -1,24 +1,30 @@
 """A pair to token ids: one BOS, one terminator, and the boundary where the answers begin.
 
-The chat template is rendered once over prompt and answer together, as it will be seen by the model in use. The boundary
-is the longest common prefix of the tokenised prompt and both whole sequences: where a tokenizer merges the last letters
-of the prompt with the first of an answer, the answer begins one token earlier, and nothing is scored twice or lost.
+The chat template is rendered once over prompt and answer together, as the model will see it in use. The boundary is the
+longest common prefix of the tokenised prompt and both whole sequences: where a tokenizer merges the last letters of the
+prompt with the first of an answer, the answer begins one token earlier, and nothing is scored twice or lost.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from adadpo_lightning.data.schema import BadRow, as_messages, common_prefix_length
+from adadpo_lightning.data.schema import IDENTICAL, BadRow, PreferencePair, as_messages
 from adadpo_lightning.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from adadpo_lightning.data.schema import Message, PreferencePair
+    from adadpo_lightning.data.schema import Message
 
-Truncation = Literal["drop", "keep_start", "keep_end"]
+# Put inside special tokens that stand in the data's own text, and split at before tokenising: so the text
+# "<|eot_id|>" in an answer stays text. A Unicode noncharacter, which no text holds.
+BREAK = "\ufdd0"
+TOO_LONG = "longer than max_length"
+PROMPT_TOO_LONG = "prompt too long"
 
 
 @dataclass(frozen=True)
@@ -28,38 +34,42 @@ class TokenizeOptions:
     Args:
         max_length: Tokens of prompt plus longer answer at most.
         max_prompt_length: Tokens of the prompt at most; None for no bound of its own.
-        truncation: What to do with a pair that is too long. ``drop`` it; ``keep_start``: cut the end of its answers
-            (these lose their terminator); ``keep_end``: cut the start of its prompt, and drop it if that is not enough.
+        truncation: What to do with a pair that is too long. ``drop``: leave it out. ``keep_start``: cut the end of its
+            answers, which lose their terminator; a prompt that leaves no room is a bad row. ``keep_end``: cut the start
+            of its prompt; left out if its answers alone are too long.
         chat: ``auto`` renders the tokenizer's chat template where there is one, ``always`` demands it, ``never`` joins
-            prompt and answer as they are.
+            prompt, answer and EOS as they are.
+        with_rejected: False leaves the rejected answers out, for a loss that reads none.
     """
 
     max_length: int = 2048
     max_prompt_length: int | None = None
-    truncation: Truncation = "keep_start"
+    truncation: Literal["drop", "keep_start", "keep_end"] = "keep_start"
     chat: Literal["auto", "always", "never"] = "auto"
+    with_rejected: bool = True
 
     def __post_init__(self) -> None:
-        """Check the bounds."""
+        """Check the bounds and the choices."""
         if self.max_length < 2:
             raise UserError("data.max_length", f"expected at least 2, got {self.max_length}")
         if self.max_prompt_length is not None and not 1 <= self.max_prompt_length < self.max_length:
             raise UserError(
-                "data.max_prompt_length", f"expected 1 to max_length - 1, got {self.max_prompt_length}", "lower it"
+                "data.max_prompt_length",
+                f"expected 1 to max_length - 1 = {self.max_length - 1}, got {self.max_prompt_length}",
             )
-        if self.truncation not in ("drop", "keep_start", "keep_end"):
-            raise UserError("data.truncation", f"expected drop, keep_start or keep_end, got {self.truncation!r}")
-        if self.chat not in ("auto", "always", "never"):
-            raise UserError("data.chat", f"expected auto, always or never, got {self.chat!r}")
+        choices = {"truncation": ("drop", "keep_start", "keep_end"), "chat": ("auto", "always", "never")}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise UserError(f"data.{name}", f"expected one of {', '.join(known)}, got {getattr(self, name)!r}")
 
 
-@dataclass
+@dataclass(frozen=True)
 class TokenizedPair:
     """Token ids of a pair, and what was done to get them.
 
     Args:
-        prompt_ids: The prompt that both answers share.
-        chosen_ids: Scored tokens of the chosen answer.
+        prompt_ids: The prompt that both answers share; never empty.
+        chosen_ids: Scored tokens of the chosen answer; never empty.
         rejected_ids: Scored tokens of the rejected answer; empty if there is none.
         cut: What was cut off: ``""``, ``"answer cut"`` or ``"prompt cut"``.
         boundary_moved: Whether the answers begin before the tokenised prompt's end.
@@ -72,130 +82,164 @@ class TokenizedPair:
     boundary_moved: bool = False
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, options: TokenizeOptions) -> None:
-    """Check once what every row needs.
+class PairTokenizer:
+    """Tokenises pairs and cuts them to length.
+
+    Args:
+        tokenizer: The policy's tokenizer.
+        options: How to render and to cut.
 
     Raises:
-        UserError: If there is no EOS token, or no chat template where one is demanded.
+        UserError: If the tokenizer has no EOS token, or no chat template where one is demanded.
     """
-    if tokenizer.eos_token_id is None:
-        raise UserError(
-            "tokenizer", "has no EOS token, so answers could not end", "set eos_token in its tokenizer_config.json"
-        )
-    if options.chat == "always" and not tokenizer.chat_template:
-        raise UserError("data.chat", "'always' needs a chat template, the tokenizer has none", "set data.chat_template")
 
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, options: TokenizeOptions) -> None:
+        if tokenizer.eos_token_id is None:
+            raise UserError(
+                "tokenizer", "has no EOS token, so no answer could end", "set eos_token in its tokenizer_config.json"
+            )
+        if options.chat == "always" and not tokenizer.chat_template:
+            raise UserError(
+                "data.chat", "'always' needs a chat template and the tokenizer has none", "set data.chat_template"
+            )
+        self.tokenizer = tokenizer
+        self.options = options
+        self.uses_template = options.chat != "never" and bool(tokenizer.chat_template)
+        special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+        special |= {str(token): i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._special_ids = frozenset(special.values())
+        breakable = sorted((token for token in special if len(token) > 1), key=len, reverse=True)
+        self._special_text = re.compile("|".join(map(re.escape, breakable)))
+        # Whether plain text gets a BOS; what `add_special_tokens` adds at the end differs from tokenizer to tokenizer.
+        bos = tokenizer.bos_token_id
+        self._adds_bos = bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
 
-def tokenize_pair(pair: PreferencePair, tokenizer: PreTrainedTokenizerBase, options: TokenizeOptions) -> TokenizedPair:
-    """Tokenise a pair and cut it to length.
+    def __call__(self, pair: PreferencePair) -> TokenizedPair:
+        """Tokenise one pair.
 
-    Raises:
-        BadRow: If nothing usable is left.
-    """
-    if uses_template(tokenizer, options):
-        prompt, answers = _templated(pair, tokenizer)
-    else:
-        prompt, answers = _joined(pair, tokenizer)
-    boundary = common_prefix_length([prompt, *answers])
-    # An answer has at least one token, whatever the prompt's tokens were.
-    boundary = min(boundary, *(len(answer) - 1 for answer in answers))
-    if boundary < 1:
-        raise BadRow("empty prompt", "no token stands before the answer")
-    chosen, rejected = answers[0][boundary:], answers[1][boundary:] if len(answers) > 1 else []
-    result = TokenizedPair(prompt[:boundary], chosen, rejected, boundary_moved=boundary < len(prompt))
-    return _cut_to_length(result, tokenizer, options)
+        Raises:
+            BadRow: If nothing usable is left.
+        """
+        if not self.options.with_rejected:
+            pair = replace(pair, rejected=None)
+        prompt, wholes = self._templated(pair) if self.uses_template else self._joined(pair)
+        wholes = [self._terminate(ids, len(prompt)) for ids in wholes]
+        # An answer has at least one token, whatever the prompt's tokens are.
+        boundary = min(common_prefix_length([prompt, *wholes]), *(len(ids) - 1 for ids in wholes))
+        if boundary < 1:
+            raise BadRow("empty prompt", "no token stands before the answers")
+        chosen, *rejected = [ids[boundary:] for ids in wholes]
+        moved = boundary < len(prompt)
+        return self._fit(TokenizedPair(prompt[:boundary], chosen, rejected[0] if rejected else [], "", moved))
 
+    def _templated(self, pair: PreferencePair) -> tuple[list[int], list[list[int]]]:
+        prompt = as_messages(pair.prompt, "user")
+        if pair.system:
+            prompt = [{"role": "system", "content": pair.system}, *prompt]
+        answers = [as_messages(a, "assistant") if isinstance(a, str) else [a] for a in _answers(pair)]
+        prompt_text = self._render(prompt, pair.tools, add_generation_prompt=True)
+        texts = [self._render([*prompt, *answer], pair.tools, add_generation_prompt=False) for answer in answers]
+        return self._ids(prompt_text), [self._ids(text) for text in texts]
 
-def uses_template(tokenizer: PreTrainedTokenizerBase, options: TokenizeOptions) -> bool:
-    """Whether the chat template is rendered."""
-    return options.chat == "always" or (options.chat == "auto" and bool(tokenizer.chat_template))
+    def _render(self, messages: list[Message], tools: Any, *, add_generation_prompt: bool) -> str:
+        from jinja2 import TemplateError
 
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    self._protected(messages),
+                    tools=self._protected(tools),
+                    add_generation_prompt=add_generation_prompt,
+                    tokenize=False,
+                )
+            )
+        except TemplateError as error:
+            raise BadRow("chat template refused", str(error).partition("\n")[0]) from error
 
-def _templated(pair: PreferencePair, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[list[int]]]:
-    prompt = as_messages(pair.prompt, "user")
-    answers = [as_messages(a, "assistant") for a in (pair.chosen, pair.rejected) if a is not None]
-    prompt_ids = _render(prompt, pair.tools, tokenizer, add_generation_prompt=True)
-    whole = [_render([*prompt, *answer], pair.tools, tokenizer, add_generation_prompt=False) for answer in answers]
-    return prompt_ids, [_terminate(ids, len(prompt_ids), tokenizer) for ids in whole]
+    def _joined(self, pair: PreferencePair) -> tuple[list[int], list[list[int]]]:
+        texts = (pair.prompt, *_answers(pair))
+        if pair.system or pair.tools or not all(isinstance(text, str) for text in texts):
+            raise BadRow(
+                "needs a chat template",
+                "the row has messages, a system prompt or tools; data.chat is never or the tokenizer has no template",
+            )
+        prompt, *answers = [self._protected(text) for text in texts]
+        bos = [self.tokenizer.bos_token_id] if self._adds_bos else []
+        return bos + self._ids(prompt), [bos + self._ids(prompt + answer) for answer in answers]
 
+    def _protected(self, value: Any) -> Any:
+        """Break the special tokens in the data's own text, at any depth of messages and tools."""
+        if isinstance(value, str):
+            return self._special_text.sub(lambda found: found[0][0] + BREAK + found[0][1:], value)
+        if isinstance(value, dict):
+            return {key: self._protected(item) for key, item in value.items()}
+        return [self._protected(item) for item in value] if isinstance(value, list) else value
 
-def _render(
-    messages: list[Message], tools: Any, tokenizer: PreTrainedTokenizerBase, *, add_generation_prompt: bool
-) -> list[int]:
-    from jinja2 import TemplateError
+    def _ids(self, text: str) -> list[int]:
+        pieces = [piece for piece in text.split(BREAK) if piece]
+        # The template has written BOS where the model wants one.
+        encoded = self.tokenizer(pieces, add_special_tokens=False)["input_ids"] if pieces else []
+        return [token for ids in encoded for token in ids]
 
-    try:
-        text = tokenizer.apply_chat_template(
-            messages, tools=tools, add_generation_prompt=add_generation_prompt, tokenize=False
-        )
-    except TemplateError as error:
-        raise BadRow("template refused", str(error).splitlines()[0]) from error
-    # The template writes BOS itself where the model wants one.
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    def _terminate(self, ids: list[int], start: int) -> list[int]:
+        """End with exactly one terminator: the special token with which the template ends a turn, else EOS."""
+        end = self._before_blanks(ids, start, len(ids))
+        if end <= start or ids[end - 1] not in self._special_ids:
+            return [*ids, self.tokenizer.eos_token_id]
+        while (before := self._before_blanks(ids, start, end - 1)) > start and ids[before - 1] == ids[end - 1]:
+            end = before
+        return ids[:end]
 
+    def _before_blanks(self, ids: list[int], start: int, end: int) -> int:
+        """The line break that a template writes after a terminator is not the model's to write."""
+        while (
+            end > start and ids[end - 1] not in self._special_ids and not self.tokenizer.decode([ids[end - 1]]).strip()
+        ):
+            end -= 1
+        return end
 
-def _joined(pair: PreferencePair, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[list[int]]]:
-    prompt = _as_text(pair.prompt)
-    answers = [_as_text(a) for a in (pair.chosen, pair.rejected) if a is not None]
-    prompt_ids = _with_bos(prompt, tokenizer)
-    return prompt_ids, [_terminate(_with_bos(prompt + a, tokenizer), len(prompt_ids), tokenizer) for a in answers]
-
-
-def _as_text(value: list[Message] | str) -> str:
-    if not isinstance(value, str):
-        raise BadRow("messages without a template", "data.chat is never, or the tokenizer has no chat template")
-    return value
-
-
-def _with_bos(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    # By hand: what add_special_tokens adds at the end differs from tokenizer to tokenizer.
-    bos = tokenizer.bos_token_id
-    adds_bos = bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
-    return [bos, *ids] if adds_bos and ids[:1] != [bos] else ids
-
-
-def _terminate(ids: list[int], prompt_length: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """End with exactly one terminator: the special token with which the template ends a turn, else EOS."""
-    special = set(tokenizer.all_special_ids)
-    special |= {i for i, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special}
-    end = len(ids)
-    # What a template writes after the terminator (a line break) is not the model's to write.
-    while end > prompt_length and ids[end - 1] not in special and not tokenizer.decode([ids[end - 1]]).strip():
-        end -= 1
-    if end <= prompt_length or ids[end - 1] not in special:
-        return [*ids, tokenizer.eos_token_id]
-    while end - 2 >= prompt_length and ids[end - 2] == ids[end - 1]:
-        end -= 1
-    return ids[:end]
-
-
-def _cut_to_length(pair: TokenizedPair, tokenizer: PreTrainedTokenizerBase, options: TokenizeOptions) -> TokenizedPair:
-    answer = max(len(pair.chosen_ids), len(pair.rejected_ids))
-    longest_prompt = options.max_prompt_length or options.max_length - 1
-    if len(pair.prompt_ids) <= longest_prompt and len(pair.prompt_ids) + answer <= options.max_length:
+    def _fit(self, pair: TokenizedPair) -> TokenizedPair:
+        """Cut to length as the options say."""
+        prompt, answer = len(pair.prompt_ids), max(len(pair.chosen_ids), len(pair.rejected_ids))
+        max_length = self.options.max_length
+        longest_prompt = self.options.max_prompt_length or max_length - 1
+        if prompt > longest_prompt or prompt + answer > max_length:
+            sizes = f"{prompt} prompt tokens and {answer} answer tokens, max_length {max_length}"
+            if self.options.truncation == "drop":
+                raise BadRow(TOO_LONG, sizes)
+            if self.options.truncation == "keep_end":
+                pair = self._cut_prompt(pair, min(longest_prompt, max_length - answer), sizes)
+            elif prompt > longest_prompt:
+                raise BadRow(PROMPT_TOO_LONG, f"{sizes}, longest prompt {longest_prompt}")
+            else:
+                room = max_length - prompt
+                chosen, rejected = pair.chosen_ids[:room], pair.rejected_ids[:room]
+                pair = replace(pair, chosen_ids=chosen, rejected_ids=rejected, cut="answer cut")
+        if pair.chosen_ids == pair.rejected_ids:
+            raise BadRow(IDENTICAL, "as tokens, after the template and after cutting")
         return pair
-    if options.truncation == "drop":
-        raise BadRow(
-            "too long", f"{len(pair.prompt_ids)} prompt and {answer} answer tokens, max_length {options.max_length}"
-        )
-    if options.truncation == "keep_end":
-        return _cut_prompt(pair, min(longest_prompt, options.max_length - answer), tokenizer)
-    if len(pair.prompt_ids) > longest_prompt:
-        raise BadRow(
-            "prompt too long", f"{len(pair.prompt_ids)} tokens leave no room for an answer in {options.max_length}"
-        )
-    room = options.max_length - len(pair.prompt_ids)
-    chosen, rejected = pair.chosen_ids[:room], pair.rejected_ids[:room]
-    if chosen == rejected:
-        raise BadRow("identical answers", f"their first {room} tokens, which are left after cutting, are the same")
-    return TokenizedPair(pair.prompt_ids, chosen, rejected, "answer cut", pair.boundary_moved)
+
+    def _cut_prompt(self, pair: TokenizedPair, room: int, sizes: str) -> TokenizedPair:
+        """Cut the start of the prompt; a BOS stays."""
+        bos = pair.prompt_ids[: pair.prompt_ids[0] == self.tokenizer.bos_token_id]
+        kept = room - len(bos)
+        if kept < 1:
+            raise BadRow(TOO_LONG, f"{sizes}: no room for a prompt")
+        return replace(pair, prompt_ids=bos + pair.prompt_ids[-kept:], cut="prompt cut")
 
 
-def _cut_prompt(pair: TokenizedPair, room: int, tokenizer: PreTrainedTokenizerBase) -> TokenizedPair:
-    """Cut the start of the prompt; a BOS stays."""
-    has_bos = pair.prompt_ids[0] == tokenizer.bos_token_id
-    if room < 1 + has_bos:
-        raise BadRow("answer too long", "no room is left for its prompt")
-    prompt = pair.prompt_ids[:1] + pair.prompt_ids[1 - room :] if has_bos else pair.prompt_ids[-room:]
-    return TokenizedPair(prompt, pair.chosen_ids, pair.rejected_ids, "prompt cut", pair.boundary_moved)
+def _answers(pair: PreferencePair) -> list[Message | str]:
+    return [answer for answer in (pair.chosen, pair.rejected) if answer is not None]
+
+
+def common_prefix_length(sequences: Sequence[Sequence[int]]) -> int:
+    """How many first items all sequences share.
+
+    Example:
+        >>> common_prefix_length([[1, 2, 3], [1, 2, 4, 5], [1, 2]])
+        2
+    """
+    for length, items in enumerate(zip(*sequences, strict=False)):
+        if len(set(items)) > 1:
+            return length
+    return min(map(len, sequences))

@@ -32,7 +32,7 @@ class Adaptive(ContrastiveLoss):
     """Mixin that turns a contrastive loss into its adaptive, gradient-balanced counterpart.
 
     Args:
-        ceiling: C, upper clip of the coefficient, above 0. The paper uses 2.0; stable in [1.5, 2.5], worse from 5 up.
+        ceiling: C, upper clip of the coefficient, in (0, 1e6]. The paper uses 2.0; stable in [1.5, 2.5], worse from 5 up.
         floor: Lower clip, not in the paper; ``floor = ceiling = c0`` is a constant coefficient. None for no clip.
         apply: ``margin`` (the paper): c scales the chosen score, forward and backward. ``gradient``: only backward;
             the margin and its value stay the plain loss's.
@@ -60,6 +60,8 @@ class Adaptive(ContrastiveLoss):
         if super_check is not None:
             super_check()
         require_number("ceiling", self.ceiling, above=0)
+        # Beyond it a square of c times a long answer's score overflows float32.
+        require(self.ceiling <= 1e6, "ceiling", "at most 1e6", self.ceiling)
         if self.floor is not None:
             require_number("floor", self.floor, least=0)
             require(self.floor <= self.ceiling, "floor", f"at most the ceiling {self.ceiling}", self.floor)
@@ -110,8 +112,8 @@ class Adaptive(ContrastiveLoss):
         """``c * a_w``, or with ``apply: gradient`` a_w with c on its gradient alone."""
         if self.apply == "margin":
             return coefficient * score
-        # Written as a_w plus a term of value 0, so that the forward value is bit for bit the plain loss's.
-        return score + (coefficient - 1.0) * (score - score.detach())
+        held = score.detach()  # plus a term of value 0 and gradient c: the value is bit for bit the plain loss's
+        return held + coefficient * (score - held)
 
 
 @lru_cache(maxsize=128)

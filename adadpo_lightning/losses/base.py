@@ -176,7 +176,7 @@ class ContrastiveLoss(PreferenceLoss):
         own = slope_ratio - u.chosen + u.rejected
         policy = slope_ratio - p.chosen + p.rejected
         if not self.sums_tokens:  # d v_s / d l_s = 1 / n_s
-            policy = policy + torch.log(x.rejected_len / x.chosen_len)
+            policy = policy + torch.log(x.rejected_len.to(policy.dtype) / x.chosen_len)
         return own, policy
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from adadpo_lightning.errors import UserError
-from adadpo_lightning.losses.base import ContrastiveLoss, PreferenceLoss, require_number
+from adadpo_lightning.losses.base import ContrastiveLoss, PreferenceLoss, logps, per_token, require, require_number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,10 +39,15 @@ class Mixture(PreferenceLoss):
                 "loss.weights",
                 f"expected one weight for each loss, got {len(losses)} losses and {len(weights)} weights",
             )
-        for weight in weights:
+        self.losses: list[PreferenceLoss] = []
+        self.weights: list[float] = []
+        for part, weight in zip(losses, weights, strict=True):
+            require(isinstance(part, PreferenceLoss), "losses", "losses, as `build_loss` makes them", part)
             require_number("weights", weight, above=0)
-        self.losses = list(losses)
-        self.weights = [float(w) for w in weights]
+            inner = zip(part.losses, part.weights, strict=True) if isinstance(part, Mixture) else [(part, 1.0)]
+            for loss, share in inner:  # a mixture in a mixture is laid flat
+                self.losses.append(loss)
+                self.weights.append(float(weight * share))
 
     def __repr__(self) -> str:
         """Show the parts with their weights."""
@@ -73,10 +78,13 @@ class Mixture(PreferenceLoss):
         return self._with_joint_balance(x, total) if len(contrastive) > 1 else total
 
     def _with_joint_balance(self, x: PairLogps, total: LossOutput) -> LossOutput:
-        """Balance of several contrastive parts: by the derivatives of their sum in the pair's log-probabilities."""
+        """Balance of several contrastive parts: by the derivatives of their sum in the pair's log-probabilities.
+
+        Its space is that of the first `ContrastiveLoss`, else the policy's per token.
+        """
 
         def contrast(chosen: Tensor, rejected: Tensor) -> Tensor:
-            pair = replace(x, chosen=chosen, rejected=rejected)
+            pair = replace(x, chosen=chosen, rejected=rejected, weight=None)
             parts = zip(self.weights, self.losses, strict=True)
             return torch.stack([w * part(pair).per_pair.sum() for w, part in parts if part.needs_rejected]).sum()
 
@@ -85,10 +93,13 @@ class Mixture(PreferenceLoss):
         tiny = torch.finfo(x.chosen.dtype).tiny
         chosen, rejected = (slope.abs().clamp_min(tiny).log() for slope in slopes)
         policy = chosen - x.chosen / x.chosen_len - rejected + x.rejected / x.rejected_len
-        first = next(part for part in self.losses if isinstance(part, ContrastiveLoss))
-        u = first.log_u(x)
+        first = next((part for part in self.losses if isinstance(part, ContrastiveLoss)), None)
+        u = per_token(logps(x), x) if first is None else first.log_u(x)
+        own = chosen - u.chosen - rejected + u.rejected
+        if first is not None and not first.sums_tokens:  # d l_s / d v_s = n_s
+            own = own + torch.log(x.chosen_len.to(own.dtype) / x.rejected_len)
         return replace(
             total,
-            log_balance=(chosen - u.chosen - rejected + u.rejected).detach(),
+            log_balance=own.detach(),
             log_balance_policy=policy.detach(),
         )

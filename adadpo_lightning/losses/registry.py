@@ -91,8 +91,15 @@ target_ratio=1.0, alpha_w=1.0, alpha_l=1.0)
 
 
 def adaptive_twin(cls: type[PreferenceLoss]) -> type[Any]:
-    """The adaptive twin that `register_loss` made of a class."""
-    return _losses[f"ada{cls.key}"]
+    """The adaptive twin that `register_loss` made of a class.
+
+    Raises:
+        UserError: If the class was not registered itself, or has no twin.
+    """
+    twin = _losses.get(f"ada{vars(cls).get('key')}")
+    if twin is None:
+        raise UserError(cls.__name__, "has no adaptive twin", "only contrastive losses under @register_loss have one")
+    return twin
 
 
 @cache
@@ -115,9 +122,10 @@ def load_plugins() -> None:
 
 
 def _add(key: str, cls: Any) -> None:
-    if "__dataclass_params__" not in vars(cls):
+    params = vars(cls).get("__dataclass_params__")
+    if params is None or not params.frozen:
         raise UserError(
-            f"loss {key!r}", "a loss is to be a dataclass", "put @dataclass(frozen=True) below the decorator"
+            f"loss {key!r}", "a loss is to be a frozen dataclass", "put @dataclass(frozen=True) below the decorator"
         )
     other = _losses.get(key)
     # The same class again is a module that was reloaded, as notebooks do.

@@ -47,7 +47,7 @@ class PolicyConfig:
         init_seed: Seed of random weights.
         tokenizer: Directory or hub id of the tokenizer; null means that of `path`.
         dtype: Type of the weights; ``auto`` is that of the checkpoint.
-        attn_implementation: Attention of the padded layout.
+        attn_implementation: Attention of the padded layout; null takes transformers' choice for the architecture.
         layout: ``packed`` (no padding, each prompt computed once), ``padded``, or ``auto``: packed where the
             architecture can be served.
         packed_attention: Attention of the packed layout: ``segments`` and ``tree`` run anywhere, ``varlen`` and
@@ -64,7 +64,7 @@ class PolicyConfig:
     init_seed: int = 0
     tokenizer: str | None = None
     dtype: Literal["float32", "bfloat16", "float16", "float64", "auto"] = "float32"
-    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] | None = None
     layout: Literal["auto", "packed", "padded"] = "auto"
     packed_attention: Literal["auto", "segments", "tree", "varlen", "flex"] = "auto"
     head_chunk_size: int = 1024
@@ -133,7 +133,7 @@ def load_model(config: PolicyConfig, tokenizer: PreTrainedTokenizerBase | None =
     if config.lora is not None:
         model = _with_adapter(model, config.lora)
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     return model
 
 

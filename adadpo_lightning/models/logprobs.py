@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch.nn import functional as F
+from torch.autograd.function import once_differentiable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +22,7 @@ class LogitTransform(NamedTuple):
     scale: float = 1.0
     softcap: float | None = None
 
-    def __call__(self, logits: Tensor) -> Tensor:
+    def apply_(self, logits: Tensor) -> Tensor:
         """Transform in place; `logits` is the caller's own buffer."""
         if self.scale != 1.0:
             logits.mul_(self.scale)
@@ -30,13 +30,9 @@ class LogitTransform(NamedTuple):
             logits.div_(self.softcap).tanh_().mul_(self.softcap)
         return logits
 
-    def grad_(self, grad: Tensor, transformed: Tensor) -> Tensor:
-        """Chain rule in place: from the gradient of the transformed logits to that of the raw ones."""
-        if self.softcap is not None:
-            grad.mul_(1.0 - (transformed / self.softcap).square_())
-        if self.scale != 1.0:
-            grad.mul_(self.scale)
-        return grad
+    def slope(self, transformed: Tensor) -> Tensor | None:
+        """Derivative of the soft-capping at its results, as a new tensor; None where there is no soft-capping."""
+        return None if self.softcap is None else 1.0 - (transformed / self.softcap).square_()
 
 
 def token_logps(
@@ -50,9 +46,13 @@ def token_logps(
 ) -> Tensor:
     """Log-probability of each target under ``softmax(transform(hidden @ weight.T + bias))``.
 
-    Logits exist for `chunk_size` tokens at a time, in the forward and in the backward pass, where they are computed
-    again: the loss is no linear function of these numbers, so the backward pass must have come before the gradient of
-    the head's weight can be formed.
+    Logits exist for `chunk_size` tokens at a time, in the forward and in the backward pass. The backward pass computes
+    them again, because the gradient of the head's weight needs the gradient of the loss by each token first; only the
+    last chunk is still there. The softmax is taken in float32 or wider, and the gradient of the weight is summed over
+    chunks in float32 or wider.
+
+    The weight has to be whole. Under FSDP call this inside the forward of the module that gathers it, and do not call
+    the head as a module.
 
     Args:
         hidden: Hidden states that predict the targets, shape (N, D).
@@ -64,6 +64,11 @@ def token_logps(
 
     Returns:
         Log-probabilities in nats, shape (N,), float32 or, for float64 input, float64.
+
+    Example:
+        >>> hidden, weight = torch.eye(2), torch.zeros(4, 2)
+        >>> token_logps(hidden, weight, torch.tensor([0, 3])).exp()
+        tensor([0.2500, 0.2500])
     """
     device = hidden.device.type
     if torch.is_autocast_enabled(device):
@@ -80,8 +85,25 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _chunk_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, transform: LogitTransform) -> Tensor:
-    return transform(F.linear(hidden, weight, bias).to(_wide(hidden.dtype)))
+class _Chunks:
+    """The logits of one chunk after the other, all in the same memory."""
+
+    def __init__(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, chunk_size: int, transform: LogitTransform
+    ) -> None:
+        self.hidden, self.weight, self.bias, self.transform = hidden, weight, bias, transform
+        starts = range(0, len(hidden), chunk_size)
+        self.parts = [slice(start, min(start + chunk_size, len(hidden))) for start in starts]
+        self._buffer = hidden.new_empty(min(chunk_size, len(hidden)), len(weight))
+
+    def logits(self, part: slice) -> Tensor:
+        """Transformed logits in float32 or wider; valid until the next call."""
+        out = self._buffer[: part.stop - part.start]
+        if self.bias is None:
+            torch.mm(self.hidden[part], self.weight.T, out=out)
+        else:
+            torch.addmm(self.bias, self.hidden[part], self.weight.T, out=out)
+        return self.transform.apply_(out.to(_wide(out.dtype)))
 
 
 class _ChunkedLogps(torch.autograd.Function):
@@ -95,45 +117,56 @@ class _ChunkedLogps(torch.autograd.Function):
         chunk_size: int,
         transform: LogitTransform,
     ) -> Tensor:
-        wide = _wide(hidden.dtype)
-        logps = torch.empty(len(hidden), dtype=wide, device=hidden.device)
-        lse = torch.empty_like(logps)
-        for start in range(0, len(hidden), chunk_size):
-            part = slice(start, start + chunk_size)
-            logits = _chunk_logits(hidden[part], weight, bias, transform)
-            torch.logsumexp(logits, dim=-1, out=lse[part])
-            logps[part] = logits.gather(1, targets[part, None]).squeeze(1) - lse[part]
-        ctx.save_for_backward(hidden, weight, bias, targets, lse)
+        logps = hidden.new_empty(len(hidden), dtype=_wide(hidden.dtype))
+        chunks = _Chunks(hidden, weight, bias, chunk_size, transform)
+        logits = None
+        for part in chunks.parts:
+            logits = chunks.logits(part)
+            torch.log_softmax(logits, -1, out=logits)
+            logps[part] = logits.gather(1, targets[part, None]).squeeze(1)
+        ctx.save_for_backward(hidden, weight, bias, targets)
         ctx.chunk_size, ctx.transform = chunk_size, transform
+        # One chunk is within the memory that the backward pass takes anyway, and saves computing it again.
+        ctx.last = logits if transform.softcap is None else None
         return logps
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
-        hidden, weight, bias, targets, lse = ctx.saved_tensors
+    @once_differentiable  # type: ignore[untyped-decorator]  # torch types it so
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, targets = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         wide = _wide(hidden.dtype)
+        last, ctx.last = ctx.last, None
+        chunks = None
+        # d logp / d logits = onehot - softmax. Its negative is formed in the logits' memory; the sign and the gradient
+        # by each token go to the narrow side of each product.
+        factor = (-ctx.transform.scale * grad.to(wide))[:, None]
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        # Sums over chunks are kept wide: a bfloat16 accumulator loses small gradients.
-        grad_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if needs_weight else None
-        grad_bias = torch.zeros(bias.shape, dtype=wide, device=bias.device) if needs_bias else None
-        for start in range(0, len(hidden), ctx.chunk_size):
-            part = slice(start, start + ctx.chunk_size)
-            logits = _chunk_logits(hidden[part], weight, bias, ctx.transform)
-            # d logp / d logits = onehot - softmax, in the buffer of the probabilities.
-            d_logits = (logits - lse[part, None]).exp_()
-            d_logits.mul_(-grad[part, None])
-            d_logits.scatter_add_(1, targets[part, None], grad[part, None].to(wide))
-            d_logits = ctx.transform.grad_(d_logits, logits).to(hidden.dtype)
-            if grad_hidden is not None:
-                torch.mm(d_logits, weight, out=grad_hidden[part])
-            if grad_weight is not None:
-                if wide == hidden.dtype:
-                    grad_weight.addmm_(d_logits.T, hidden[part])
-                else:
-                    grad_weight += d_logits.T @ hidden[part]
+        grad_weight = weight.new_empty(weight.shape, dtype=wide) if needs_weight else None
+        grad_bias = bias.new_zeros(bias.shape, dtype=wide) if needs_bias else None
+        starts = range(0, len(hidden), ctx.chunk_size)
+        for start in reversed(starts):
+            part = slice(start, min(start + ctx.chunk_size, len(hidden)))
+            if last is not None:
+                slope, errors, last = None, last.exp_(), None
+            else:
+                chunks = chunks or _Chunks(hidden, weight, bias, ctx.chunk_size, ctx.transform)
+                errors = chunks.logits(part)
+                slope = ctx.transform.slope(errors)
+                torch.softmax(errors, -1, out=errors)
+            rows = targets[part, None]
+            errors.scatter_add_(1, rows, errors.new_full(rows.shape, -1.0))
+            if slope is not None:
+                errors.mul_(slope)
             if grad_bias is not None:
-                grad_bias += d_logits.sum(0, dtype=wide)
+                grad_bias.addmv_(errors.T, factor[part, 0])
+            errors = errors.to(hidden.dtype)
+            if grad_hidden is not None:
+                torch.mul(errors @ weight, factor[part], out=grad_hidden[part])
+            if grad_weight is not None:
+                _accumulate(grad_weight, errors.T, (hidden[part] * factor[part]).to(hidden.dtype), first=part.stop == len(hidden))
+        if grad_weight is not None and not len(hidden):
+            grad_weight.zero_()
         return (
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight.dtype),

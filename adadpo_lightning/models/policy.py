@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,6 +11,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from adadpo_lightning.errors import UserError
+from adadpo_lightning.models import attention
 from adadpo_lightning.models.logprobs import LogitTransform, token_logps
 
 if TYPE_CHECKING:
@@ -35,8 +38,12 @@ class PolicyModel(nn.Module):
         # transformers loads in eval mode, where gradient checkpointing is off; dropout is off anyway.
         self.model = model.train()
         self.head_chunk_size = config.head_chunk_size
-        self.layout: Literal["packed", "padded"] = "padded"
+        self.packed_attention = config.packed_attention
         self.transform = logit_transform(self.causal_lm.config)
+        self.layout: Literal["packed", "padded"] = choose_layout(config.layout, self.causal_lm)
+        if self.layout == "packed":
+            attention.register()
+            self.causal_lm.set_attn_implementation(attention.IMPLEMENTATION)
 
     @property
     def causal_lm(self) -> Any:
@@ -56,14 +63,22 @@ class PolicyModel(nn.Module):
 
     def hidden_states(self, batch: PreferenceBatch) -> Tensor:
         """Last hidden states of the backbone, shape (rows, length, D)."""
+        packed = {"packed": self._packed_layout(batch)} if batch.packed else {}
         output = self.causal_lm.base_model(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
             position_ids=batch.position_ids,
             use_cache=False,
+            **packed,
         )
         hidden: Tensor = output.last_hidden_state
         return hidden
+
+    def _packed_layout(self, batch: PreferenceBatch) -> attention.PackedLayout:
+        device = batch.input_ids.device
+        softcap = getattr(self.causal_lm.config, "attn_logit_softcapping", None) is not None
+        backend = attention.choose_backend(self.packed_attention, device, softcap)
+        return attention.PackedLayout(batch.segments, backend, device)
 
     def _logps(self, hidden: Tensor, targets: Tensor) -> Tensor:
         head = self.causal_lm.get_output_embeddings()
@@ -85,6 +100,23 @@ class PolicyModel(nn.Module):
         logits = head(hidden)
         logits = self.transform(logits.double() if logits.dtype == torch.float64 else logits.float().clone())
         return logits.log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
+
+
+def choose_layout(asked: Literal["auto", "packed", "padded"], model: Any) -> Literal["packed", "padded"]:
+    """Packed where the architecture can be served; ``auto`` says so once where it can't.
+
+    Raises:
+        UserError: If ``packed`` is asked for and can't be served.
+    """
+    if asked == "padded":
+        return "padded"
+    reason = attention.unserved_reason(model)
+    if reason is None:
+        return "packed"
+    if asked == "packed":
+        raise UserError("model.policy.layout", reason, "set it to padded or auto")
+    warnings.warn(f"model.policy.layout: {reason}; running in the padded layout, which is slower", stacklevel=2)
+    return "padded"
 
 
 def logit_transform(config: Any) -> LogitTransform:

@@ -1,0 +1,102 @@
+"""The plan's micro-batches as an iterable that goes on where the trainer stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch.utils.data import DataLoader, Dataset
+
+from adadpo_lightning.data.collate import collate
+from adadpo_lightning.types import EncodedPair
+
+if TYPE_CHECKING:
+    from datasets import Dataset as ArrowDataset
+
+    from adadpo_lightning.data.plan import MicroBatch
+    from adadpo_lightning.types import PreferenceBatch
+
+
+class MicroBatches(Dataset["PreferenceBatch"]):
+    """Collates the pairs that a micro-batch of the plan names.
+
+    Args:
+        pairs: Tokenised pairs, see `prepare`.
+        layout: Layout of the batches.
+        pad_id: Token id of padding.
+        with_rejected: Whether the loss reads the rejected answers; else they are left out.
+    """
+
+    def __init__(
+        self, pairs: ArrowDataset, *, layout: Literal["packed", "padded"], pad_id: int, with_rejected: bool
+    ) -> None:
+        names = ["prompt_ids", "chosen_ids", "rejected_ids", "weight", "margin", "row"]
+        self.pairs = pairs.select_columns(names).rename_column("row", "row_id")
+        self.layout: Literal["packed", "padded"] = layout
+        self.pad_id = pad_id
+        self.with_rejected = with_rejected
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def pair(self, number: int) -> EncodedPair:
+        """One pair."""
+        values = self.pairs[number]
+        return EncodedPair(**(values if self.with_rejected else values | {"rejected_ids": []}))
+
+    def __getitem__(self, batch: MicroBatch) -> PreferenceBatch:
+        """The micro-batch, collated."""
+        return collate(
+            [self.pair(number) for number in batch.rows],
+            layout=self.layout,
+            pad_id=self.pad_id,
+            step_pairs=batch.step_pairs,
+            step_chosen_tokens=batch.step_chosen_tokens,
+            filler=batch.filler,
+        )
+
+
+class PlanLoader:
+    """One rank's micro-batches of an epoch.
+
+    Not a `DataLoader` itself (it runs one inside), so that Lightning never puts a sampler of its own in the plan's
+    place: the plan shares the pairs out over ranks already.
+
+    Args:
+        batches: Collates micro-batches.
+        plan: From (epoch, start) to this rank's micro-batches of the epoch from number `start` on.
+        length: Micro-batches of a whole epoch.
+        position: Says (epoch, start). Asked for with the first batch of an epoch and not before, because Lightning
+            makes its first iterator before it restores a checkpoint's progress.
+        options: For the `DataLoader`: workers and pinned memory.
+    """
+
+    def __init__(
+        self,
+        batches: MicroBatches,
+        plan: Callable[[int, int], Iterator[MicroBatch]],
+        length: int,
+        position: Callable[[], tuple[int, int]] = lambda: (0, 0),
+        **options: Any,
+    ) -> None:
+        self.batches = batches
+        self._plan = plan
+        self._length = length
+        self._position = position
+        self._options = options
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[PreferenceBatch]:
+        """The micro-batches that are left of the epoch."""
+        order: Any = self._plan(*self._position())
+        yield from DataLoader(self.batches, sampler=order, batch_size=None, **self._options)
+
+    def state_dict(self) -> dict[str, int]:
+        """Where it stands; that it says so tells Lightning that the loader can resume."""
+        epoch, start = self._position()
+        return {"epoch": epoch, "micro_batch": start}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Nothing: the trainer's own progress, which its checkpoints hold, says where to go on."""
