@@ -118,8 +118,8 @@ class PreferenceLitModule(LightningModule):
     def step(self, batch: PreferenceBatch) -> tuple[Tensor, StepOutput]:
         """One micro-batch's share of its optimizer step's loss, and what callbacks read."""
         logps = self(batch)
-        reference = None
-        if self._reference is not None:
+        reference = batch.ref_logps
+        if reference is None and self._reference is not None:
             # Outside `inference_mode` tensors of either mode mix freely, and no graph is wanted.
             with torch.no_grad():
                 reference = self._reference(batch)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adadpo_lightning.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 PACKAGE = Path(__file__).parent
 LOGGED = (
@@ -36,12 +37,30 @@ def run_quickstart(output_dir: str, seed: int, main: Callable[[Sequence[str]], i
         UserError: If the directory is not empty.
         SystemExit: With the status of a command that failed; it has said why.
     """
-    from adadpo_lightning.data.embedded import make_pairs, make_task
-    from adadpo_lightning.evaluation.embedded import evaluate_embedded
-
     out = Path(output_dir)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError("output_dir", f"{out} exists and is not empty", "remove it or choose another directory")
+    with _one_thread():
+        return _run_stages(out, seed, main)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums in one order, whatever the number of cores; and for so small a model more threads are no faster."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run_stages(out: Path, seed: int, main: Callable[[Sequence[str]], int]) -> dict[str, float]:
+    from adadpo_lightning.data.embedded import make_pairs, make_task
+    from adadpo_lightning.evaluation.embedded import evaluate_embedded
+
     task, warmup, pairs, trained = (out / name for name in ("task", "warmup", "pairs", "adadpo"))
     _say(1, "the task: prompts, and a warm-up corpus of good and bad answers")
     make_task(task, seed=seed)
@@ -135,27 +154,22 @@ def summarise(logged: Mapping[str, Sequence[float]], drift: float, scores: Mappi
         return logged[name][-1]
 
     return {
-        "preference accuracy, validation pairs": f"{last('val/rewards/accuracies'):.3f}",
-        "reward margin, validation pairs": f"{last('val/rewards/margins'):.3f}",
-        "gradient balance g_w / g_l, per-token ratio space": f"{last('val/grad_balance/ratio'):.3f}",
-        "log-prob of the chosen answer": f"{last('val/logps/chosen'):.2f} nats, {drift:+.2f} since the warm-up",
-        "gold win rate against the warm-up model": measured("gold_win_rate", 100, " %"),
+        "accuracy on validation pairs": f"{last('val/rewards/accuracies'):.3f}",
+        "reward margin on them": f"{last('val/rewards/margins'):.3f}",
+        "gradient balance ratio on them": f"{last('val/grad_balance/ratio'):.3f}",
+        "log-prob of chosen answers": f"{last('val/logps/chosen'):.2f} nats, drift {drift:+.2f} since warm-up",
+        "gold win rate against warm-up": measured("gold_win_rate", 100, " %"),
         "judge's win rate, raw": measured("judge_win_rate", 100, " %"),
         "judge's win rate, length-controlled": measured("judge_win_rate_lc", 100, " %"),
         "gold reward": f"{measured('gold')}, warm-up {scores['warmup_gold']:.2f}",
-        "length in tokens": f"{measured('length')}, warm-up {scores['warmup_length']:.2f}",
-        "KL to the warm-up model, nats an answer": measured("kl"),
+        "answer length, tokens": f"{measured('length')}, warm-up {scores['warmup_length']:.2f}",
+        "on-policy KL, nats an answer": measured("kl"),
     }
 
 
 def _print_summary(lines: Mapping[str, str], run: Path) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("AdaDPO on the embedded task", "")
+    width = max(map(len, lines))
+    print("\nAdaDPO on the embedded task (± one standard error over held-out prompts)\n")
     for name, value in lines.items():
-        table.add_row(name, value)
-    console = Console(highlight=False)
-    console.print(table)
-    console.print("± is one standard error over 1,000 held-out prompts. Curves:")
-    console.print(f"  tensorboard --logdir {run.parent}", soft_wrap=True)
+        print(f"  {name:<{width}}  {value}")
+    print(f"\nCurves: tensorboard --logdir {run.parent}", flush=True)

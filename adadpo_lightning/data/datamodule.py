@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +12,7 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import rank_zero_only
 
 from adadpo_lightning.data.loader import MicroBatches, PlanLoader
-from adadpo_lightning.data.plan import StepPlan, eval_plan
+from adadpo_lightning.data.plan import MicroBatch, StepPlan, eval_plan
 from adadpo_lightning.data.prepare import DataReport, Prepared, prepare, report_table, split_by_prompt
 from adadpo_lightning.data.sources import SourceConfig
 from adadpo_lightning.data.tokenize import TokenizeOptions
@@ -175,9 +174,8 @@ class PreferenceDataModule(LightningDataModule):
 
     def train_dataloader(self) -> PlanLoader:
         """This rank's micro-batches, from the trainer's own position on: a resumed run replays nothing."""
-        plan, rank = self._step_plan, self._rank
-        self._check_limit(plan)
-        return self._loader("train", partial(plan.rank_batches, rank), len(plan), self._position)
+        self._check_limit(self._step_plan)
+        return self._loader("train", self._train_batches, len(self._step_plan), self._position)
 
     def val_dataloader(self) -> PlanLoader | list[PlanLoader]:
         """Each validation pair once over all ranks; nothing if there are none."""
@@ -274,8 +272,14 @@ class PreferenceDataModule(LightningDataModule):
         if trainer is None or trainer.state.status != TrainerStatus.RUNNING:
             return 0, 0
         start = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        if start and self.plan is not None and self._resumed_plan not in (None, now := self.plan.identity()):
-            then = self._resumed_plan or {}
+        # To overfit means to see the same batches in each epoch.
+        return 0 if trainer.overfit_batches else trainer.current_epoch, start
+
+    def _train_batches(self, epoch: int, start: int) -> Iterator[MicroBatch]:
+        """This rank's micro-batches from a position on; asked for once an epoch."""
+        then, self._resumed_plan = self._resumed_plan, None
+        now = self._step_plan.identity()
+        if start and then is not None and then != now:
             changed = ", ".join(
                 f"{name} {then.get(name)} -> {now[name]}" for name in now if now[name] != then.get(name)
             )
@@ -284,8 +288,7 @@ class PreferenceDataModule(LightningDataModule):
                 f"the checkpoint is from the middle of an epoch of other data or batch sizes ({changed})",
                 "resume with the same data options and number of ranks",
             )
-        # To overfit means to see the same batches in each epoch.
-        return 0 if trainer.overfit_batches else trainer.current_epoch, start
+        return self._step_plan.rank_batches(self._rank, epoch, start)
 
     # Loading and planning.
 

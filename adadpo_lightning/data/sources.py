@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -147,14 +148,25 @@ def _load_file(path: Path, source: SourceConfig) -> Rows:
             return Rows(table, str(path), lines=True, is_json=True)
         if path.suffix == ".arrow":
             return Rows(Dataset.from_file(str(path)), str(path))
-        # Text stays text: no cell of a CSV file is read as a number or as missing.
-        options = {"dtype": str, "keep_default_na": False} if path.suffix == ".csv" else {}
+        options = _csv_as_text(path) if path.suffix == ".csv" else {}
         return Rows(load_dataset(path.suffix[1:], data_files=str(path), split="train", **options), str(path))
     except UserError:
         raise
     except (DatasetGenerationError, ValueError, OSError) as error:
         cause = _first_line(error.__cause__ or error)
         raise UserError(str(path), f"cannot be read as {path.suffix[1:]}: {cause}", "mend the file") from error
+
+
+def _csv_as_text(path: Path) -> dict[str, Any]:
+    """Options under which no cell is read as a number or as missing."""
+    from datasets import Features, Value
+
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.reader(file)
+        names = next(rows, [])
+        if next(rows, None) is None:
+            raise UserError(str(path), "holds no rows", "give a file with at least one row")
+    return {"features": Features({name: Value("string") for name in names}), "keep_default_na": False}
 
 
 def _json_array(path: Path) -> list[Any] | None:

@@ -32,7 +32,7 @@ class Adaptive(ContrastiveLoss):
     """Mixin that turns a contrastive loss into its adaptive, gradient-balanced counterpart.
 
     Args:
-        ceiling: C, upper clip of the coefficient, in (0, 1e6]. The paper uses 2.0; stable in [1.5, 2.5], worse from 5 up.
+        ceiling: C, upper clip of the coefficient, in (0, 1e6]. The paper uses 2.0: stable in [1.5, 2.5], worse from 5.
         floor: Lower clip, not in the paper; ``floor = ceiling = c0`` is a constant coefficient. None for no clip.
         apply: ``margin`` (the paper): c scales the chosen score, forward and backward. ``gradient``: only backward;
             the margin and its value stay the plain loss's.

@@ -85,8 +85,15 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def _wide_product(a: Tensor, b: Tensor) -> Tensor:
+    """The product in float32 or wider; of halves, computed as such where the device has a kernel for it."""
+    if a.dtype == _wide(a.dtype):
+        return a @ b
+    return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else (a @ b).float()
+
+
 class _Chunks:
-    """The logits of one chunk after the other, all in the same memory."""
+    """The logits of one chunk after the other; float32 and wider ones all in the same memory."""
 
     def __init__(
         self, hidden: Tensor, weight: Tensor, bias: Tensor | None, chunk_size: int, transform: LogitTransform
@@ -94,16 +101,20 @@ class _Chunks:
         self.hidden, self.weight, self.bias, self.transform = hidden, weight, bias, transform
         starts = range(0, len(hidden), chunk_size)
         self.parts = [slice(start, min(start + chunk_size, len(hidden))) for start in starts]
-        self._buffer = hidden.new_empty(min(chunk_size, len(hidden)), len(weight))
+        self._buffer: Tensor | None = None
 
     def logits(self, part: slice) -> Tensor:
         """Transformed logits in float32 or wider; valid until the next call."""
-        out = self._buffer[: part.stop - part.start]
-        if self.bias is None:
-            torch.mm(self.hidden[part], self.weight.T, out=out)
+        hidden, weight = self.hidden[part], self.weight.T
+        if hidden.dtype != _wide(hidden.dtype):
+            logits = _wide_product(hidden, weight)
         else:
-            torch.addmm(self.bias, self.hidden[part], self.weight.T, out=out)
-        return self.transform.apply_(out.to(_wide(out.dtype)))
+            if self._buffer is None:
+                self._buffer = hidden.new_empty(self.parts[0].stop, weight.shape[1])
+            logits = torch.mm(hidden, weight, out=self._buffer[: len(hidden)])
+        if self.bias is not None:
+            logits += self.bias
+        return self.transform.apply_(logits)
 
 
 class _ChunkedLogps(torch.autograd.Function):
@@ -117,8 +128,8 @@ class _ChunkedLogps(torch.autograd.Function):
         chunk_size: int,
         transform: LogitTransform,
     ) -> Tensor:
-        logps = hidden.new_empty(len(hidden), dtype=_wide(hidden.dtype))
         chunks = _Chunks(hidden, weight, bias, chunk_size, transform)
+        logps = hidden.new_empty(len(hidden), dtype=_wide(hidden.dtype))
         logits = None
         for part in chunks.parts:
             logits = chunks.logits(part)
@@ -126,47 +137,36 @@ class _ChunkedLogps(torch.autograd.Function):
             logps[part] = logits.gather(1, targets[part, None]).squeeze(1)
         ctx.save_for_backward(hidden, weight, bias, targets)
         ctx.chunk_size, ctx.transform = chunk_size, transform
-        # One chunk is within the memory that the backward pass takes anyway, and saves computing it again.
+        # The last chunk stays: it is within the memory that the backward pass takes anyway.
         ctx.last = logits if transform.softcap is None else None
         return logps
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]  # torch types it so
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         wide = _wide(hidden.dtype)
-        last, ctx.last = ctx.last, None
-        chunks = None
-        # d logp / d logits = onehot - softmax. Its negative is formed in the logits' memory; the sign and the gradient
-        # by each token go to the narrow side of each product.
-        factor = (-ctx.transform.scale * grad.to(wide))[:, None]
+        chunks = _Chunks(hidden, weight, bias, ctx.chunk_size, ctx.transform)
+        # d logp / d logits is onehot - softmax. Its negative is formed in the memory of the logits; the sign and each
+        # token's gradient are multiplied into the narrow side of the products.
+        factor = grad.to(wide)[:, None] * -ctx.transform.scale
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        grad_weight = weight.new_empty(weight.shape, dtype=wide) if needs_weight else None
+        grad_weight = weight.new_zeros(weight.shape, dtype=wide) if needs_weight else None
         grad_bias = bias.new_zeros(bias.shape, dtype=wide) if needs_bias else None
-        starts = range(0, len(hidden), ctx.chunk_size)
-        for start in reversed(starts):
-            part = slice(start, min(start + ctx.chunk_size, len(hidden)))
-            if last is not None:
-                slope, errors, last = None, last.exp_(), None
-            else:
-                chunks = chunks or _Chunks(hidden, weight, bias, ctx.chunk_size, ctx.transform)
-                errors = chunks.logits(part)
-                slope = ctx.transform.slope(errors)
-                torch.softmax(errors, -1, out=errors)
-            rows = targets[part, None]
-            errors.scatter_add_(1, rows, errors.new_full(rows.shape, -1.0))
-            if slope is not None:
-                errors.mul_(slope)
+        for part in reversed(chunks.parts):
+            errors = _errors(ctx, chunks, part, targets[part, None])
             if grad_bias is not None:
                 grad_bias.addmv_(errors.T, factor[part, 0])
             errors = errors.to(hidden.dtype)
             if grad_hidden is not None:
                 torch.mul(errors @ weight, factor[part], out=grad_hidden[part])
             if grad_weight is not None:
-                _accumulate(grad_weight, errors.T, (hidden[part] * factor[part]).to(hidden.dtype), first=part.stop == len(hidden))
-        if grad_weight is not None and not len(hidden):
-            grad_weight.zero_()
+                scaled = (hidden[part] * factor[part]).to(hidden.dtype)
+                if wide == hidden.dtype:
+                    grad_weight.addmm_(errors.T, scaled)
+                else:
+                    grad_weight += _wide_product(errors.T, scaled)
         return (
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight.dtype),
@@ -175,3 +175,17 @@ class _ChunkedLogps(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _errors(ctx: Any, chunks: _Chunks, part: slice, targets: Tensor) -> Tensor:
+    """Softmax minus one-hot, times the slope of the soft-capping."""
+    last, ctx.last = ctx.last, None
+    slope = None
+    if last is None:
+        errors = chunks.logits(part)
+        slope = ctx.transform.slope(errors)
+        torch.softmax(errors, -1, out=errors)
+    else:
+        errors = last.exp_()
+    errors.scatter_add_(1, targets, errors.new_full(targets.shape, -1.0))
+    return errors if slope is None else errors.mul_(slope)

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.models import attention
 from adadpo_lightning.models.logprobs import LogitTransform, token_logps
+from adadpo_lightning.models.packing import PackedLayout
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,7 +64,9 @@ class PolicyModel(nn.Module):
 
     def hidden_states(self, batch: PreferenceBatch) -> Tensor:
         """Last hidden states of the backbone, shape (rows, length, D)."""
-        packed = {"packed": self._packed_layout(batch)} if batch.packed else {}
+        packed = {}
+        if batch.packed:
+            packed["packed"] = PackedLayout(batch.segments, self.packed_attention, batch.input_ids.device)
         output = self.causal_lm.base_model(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
@@ -73,12 +76,6 @@ class PolicyModel(nn.Module):
         )
         hidden: Tensor = output.last_hidden_state
         return hidden
-
-    def _packed_layout(self, batch: PreferenceBatch) -> attention.PackedLayout:
-        device = batch.input_ids.device
-        softcap = getattr(self.causal_lm.config, "attn_logit_softcapping", None) is not None
-        backend = attention.choose_backend(self.packed_attention, device, softcap)
-        return attention.PackedLayout(batch.segments, backend, device)
 
     def _logps(self, hidden: Tensor, targets: Tensor) -> Tensor:
         head = self.causal_lm.get_output_embeddings()
@@ -98,7 +95,7 @@ class PolicyModel(nn.Module):
 
     def _module_logps(self, head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
         logits = head(hidden)
-        logits = self.transform(logits.double() if logits.dtype == torch.float64 else logits.float().clone())
+        logits = self.transform.apply_(logits.double() if logits.dtype == torch.float64 else logits.float().clone())
         return logits.log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
 
 

@@ -9,6 +9,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from adadpo_lightning.data.collate import collate
 from adadpo_lightning.errors import UserError
+from adadpo_lightning.models import attention_cpu
 from adadpo_lightning.models.attention import SERVED
 from adadpo_lightning.models.loading import PolicyConfig, load_model
 from adadpo_lightning.models.policy import PolicyModel
@@ -47,6 +48,16 @@ CONFIGS = {
     "olmo2": SMALL,
 }
 BACKENDS = ("segments", "tree")
+# The tree backend's kernel can't cap logits.
+SERVING = [(kind, backend) for kind in sorted(CONFIGS) for backend in BACKENDS if (kind, backend) != ("gemma2", "tree")]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _small_blocks():
+    """So that texts of a few tokens have several blocks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention_cpu, "BLOCK", 5)
+        yield
 
 
 def policy(kind, layout, backend="auto", dtype="float64"):
@@ -158,8 +169,7 @@ def test_padded_equals_plain_transformers(kind):
     assert_same(actual, expected_from_plain(kind, pairs, dtype), tolerance)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("kind", sorted(CONFIGS))
+@pytest.mark.parametrize(("kind", "backend"), SERVING)
 def test_packed_equals_plain_transformers(kind, backend):
     """Log-probabilities and the gradient of every parameter, float64."""
     pairs = make_pairs(LENGTHS)
@@ -198,8 +208,7 @@ def test_answers_alone_for_sft(layout):
     torch.testing.assert_close(alone, both[: len(alone)], rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+@pytest.mark.parametrize(("kind", "backend"), [("llama", "segments"), ("llama", "tree"), ("gemma2", "segments")])
 def test_canary(kind, backend):
     """Other chosen tokens change no log-probability of the rejected answer, nor of another pair's answers."""
     lengths = [(5, 6, 7), (4, 8, 3)]

@@ -143,7 +143,13 @@ def make_pairs(
 
 
 def judged_pair(rng: np.random.Generator, prompt: str, answers: Sequence[Sample]) -> dict[str, Any] | None:
-    """The best and the worst answer by the judge; None if they read the same."""
+    """The best and the worst answer by the judge; None if they read the same.
+
+    Empty answers, which a young model sometimes gives, do not count: nothing could be learnt from a pair with one.
+    """
+    answers = [answer for answer in answers if answer.text]
+    if len(answers) < 2:
+        return None
     golds = [grade(prompt, answer.text, finished=answer.finished).gold for answer in answers]
     scores = [judge(rng, gold, answer.length) for gold, answer in zip(golds, answers, strict=True)]
     best, worst = int(np.argmax(scores)), int(np.argmin(scores))

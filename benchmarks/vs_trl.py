@@ -1,0 +1,417 @@
+"""One training step of DPO, here and in TRL's DPOTrainer: the same model, pairs, reference and optimizer.
+
+    python benchmarks/vs_trl.py  # CPU, both small models, writes the committed results
+    python benchmarks/vs_trl.py --device cuda --dtype bfloat16 --models 1b --output results.json
+
+Each variant lives in a process of its own. The processes take their steps in turn (A B C D A B C D ...), so that a
+machine whose speed drifts treats all alike; ratios are taken round by round and their median is reported with its range.
+After the same number of steps from the same weights the losses must agree, or the run fails: the work is the same.
+
+Variants: `trl` (as its users run it, reference log-probabilities precomputed), `trl_chunked` (its path that leaves
+masked tokens out of the head, which it takes with Triton alone, forced on), `padded` and `packed` (this package).
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import math
+import multiprocessing as mp
+import os
+import platform
+import random
+import statistics
+import tempfile
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+MODELS = {
+    "v32k": {"hidden_size": 512, "num_hidden_layers": 8, "vocab_size": 32000},
+    "v4k": {"hidden_size": 512, "num_hidden_layers": 12, "vocab_size": 4096},
+    "1b": {"hidden_size": 2048, "num_hidden_layers": 16, "vocab_size": 32000, "intermediate_size": 8192},
+}
+HEADS = {"v32k": (8, 4, 1408), "v4k": (8, 4, 1408), "1b": (32, 8, 8192)}
+# Mean tokens of (prompt, answer), drawn log-normal with sigma 0.5, answers cut at the maximum.
+LENGTHS = {"short": (180, 250), "long": (600, 250)}
+MAX_LENGTH = 1024
+LEARNING_RATE = 1e-5
+VARIANTS = ("trl", "trl_chunked", "padded", "packed")
+
+
+def draw_pairs(lengths: str, count: int, vocabulary: int, real: Path | None) -> list[dict[str, list[int]]]:
+    """Random token ids with the asked-for lengths; `real` gives those of judged pairs (four characters a token)."""
+    rng = random.Random(0)
+
+    def log_normal(mean: float) -> int:
+        return max(1, round(rng.lognormvariate(math.log(mean) - 0.125, 0.5)))
+
+    def ids(length: int) -> list[int]:
+        return [rng.randrange(3, vocabulary) for _ in range(length)]
+
+    if lengths == "real":
+        if real is None:
+            raise SystemExit("--lengths real needs --real-pairs FILE.jsonl")
+        rows = [json.loads(line) for line in real.read_text(encoding="utf-8").splitlines()]
+        rows = rng.sample(rows, count)
+        sizes = [
+            (len(r["prompt"]) // 4 + 1, *(len(r[side][-1]["content"]) // 4 + 1 for side in ("chosen", "rejected")))
+            for r in rows
+        ]
+    else:
+        prompt, answer = LENGTHS[lengths]
+        sizes = [(log_normal(prompt), log_normal(answer), log_normal(answer)) for _ in range(count)]
+    pairs = []
+    for prompt, chosen, rejected in sizes:
+        prompt = min(prompt, MAX_LENGTH // 2 + MAX_LENGTH // 4)
+        # One token is left for the terminator that TRL adds.
+        room = MAX_LENGTH - prompt - 1
+        sides = {"chosen": ids(min(chosen, room)), "rejected": ids(min(rejected, room))}
+        pairs.append({"prompt": ids(prompt), **sides})
+    return pairs
+
+
+def save_model(path: Path, name: str) -> None:
+    """A random Llama and a tokenizer with one word a token, so that both sides see exactly these ids."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    heads, key_heads, mlp = HEADS[name]
+    values = {"intermediate_size": mlp, **MODELS[name]}
+    config = LlamaConfig(
+        **values,
+        num_attention_heads=heads,
+        num_key_value_heads=key_heads,
+        max_position_embeddings=2048,
+        tie_word_embeddings=False,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(path)
+    words = Tokenizer(models.WordLevel({f"t{i}": i for i in range(config.vocab_size)}, unk_token="t2"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=words, bos_token="t0", eos_token="t1", pad_token="t2").save_pretrained(
+        path
+    )
+
+
+class Ours:
+    """This package's module, stepped by hand with the metrics that it logs by default."""
+
+    def __init__(self, model: Path, pairs: list[dict[str, list[int]]], layout: str, device: str, dtype: str) -> None:
+        from adadpo_lightning.data.collate import collate
+        from adadpo_lightning.losses import DPO
+        from adadpo_lightning.metrics import WeightedMeans
+        from adadpo_lightning.models.loading import PolicyConfig
+        from adadpo_lightning.module import PreferenceLitModule
+        from adadpo_lightning.optim import OptimizerConfig, build_optimizer
+        from adadpo_lightning.types import EncodedPair
+
+        end = [1]
+        encoded = [EncodedPair(p["prompt"], p["chosen"] + end, p["rejected"] + end, row) for row, p in enumerate(pairs)]
+        tokens = sum(len(p.chosen_ids) for p in encoded)
+        batch = collate(encoded, layout=layout, pad_id=2, step_pairs=len(pairs), step_chosen_tokens=tokens)
+        config = PolicyConfig(path=str(model), dtype=dtype, layout=layout)
+        self.module = PreferenceLitModule(config, DPO(beta=0.1), reference="frozen")
+        self.module.configure_model()
+        self.module.to(device)
+        self.batch = batch.to(device)
+        with torch.no_grad():
+            self.batch.ref_logps = self.module(self.batch)
+        self.module._reference = None
+        self.optimizer = build_optimizer(self.module, OptimizerConfig(lr=LEARNING_RATE, fused=True))
+        self.means = WeightedMeans().to(device)
+
+    def gradients(self) -> torch.Tensor:
+        """Forward and backward."""
+        from adadpo_lightning.metrics import step_statistics
+
+        loss, output = self.module.step(self.batch)
+        loss.backward()
+        self.means.update(step_statistics(output, self.batch))
+        return output.share
+
+    def update(self) -> None:
+        """Optimizer step."""
+        torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+class Theirs:
+    """TRL's DPOTrainer: its own dataset preparation, precomputed reference, collator and training step."""
+
+    def __init__(self, model: Path, pairs: list[dict[str, list[int]]], chunked: bool, device: str, dtype: str) -> None:
+        import trl.trainer.utils as trl_utils
+        from datasets import Dataset
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from trl import DPOConfig, DPOTrainer
+
+        if chunked:
+            trl_utils._use_triton = lambda device: True
+        text = [
+            {
+                "prompt": " ".join(f"t{i}" for i in p["prompt"]),
+                **{side: " " + " ".join(f"t{i}" for i in p[side]) + " " for side in ("chosen", "rejected")},
+            }
+            for p in pairs
+        ]
+        args = DPOConfig(
+            output_dir=tempfile.mkdtemp(),
+            per_device_train_batch_size=len(pairs),
+            precompute_ref_log_probs=True,
+            max_length=2 * MAX_LENGTH,
+            beta=0.1,
+            learning_rate=LEARNING_RATE,
+            optim="adamw_torch_fused",
+            bf16=False,
+            gradient_checkpointing=False,
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=device == "cpu",
+        )
+        policy = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
+        trainer = DPOTrainer(
+            model=policy,
+            args=args,
+            train_dataset=Dataset.from_list(text),
+            processing_class=AutoTokenizer.from_pretrained(model),
+        )
+        trainer.create_optimizer()
+        self.batch = next(iter(trainer.get_train_dataloader()))
+        self.trainer = trainer
+        self.trainer.model.train()
+        self.trainer.current_gradient_accumulation_steps = 1
+
+    def gradients(self) -> torch.Tensor:
+        """Forward and backward."""
+        return self.trainer.training_step(self.trainer.model, dict(self.batch))
+
+    def update(self) -> None:
+        """Optimizer step."""
+        torch.nn.utils.clip_grad_norm_(self.trainer.model.parameters(), 1.0)
+        self.trainer.optimizer.step()
+        self.trainer.optimizer.zero_grad(set_to_none=True)
+
+
+def build(variant: str, model: Path, pairs: list[dict[str, list[int]]], device: str, dtype: str) -> Ours | Theirs:
+    """The variant, ready to take steps."""
+    if variant in ("trl", "trl_chunked"):
+        return Theirs(model, pairs, variant == "trl_chunked", device, dtype)
+    return Ours(model, pairs, variant, device, dtype)
+
+
+def serve(pipe: Any, variant: str, model: Path, pairs: Any, device: str, dtype: str, threads: int) -> None:
+    """A variant's process: answers "step" with (seconds, loss) and "memory" with MiB above the idle model."""
+    torch.set_num_threads(threads)
+    try:
+        side = build(variant, model, pairs, device, dtype)
+        pipe.send("ready")
+        while (order := pipe.recv()) != "stop":
+            pipe.send(timed_step(side, device) if order == "step" else peak_memory(side, device))
+    except Exception as error:
+        pipe.send(error)
+        raise
+
+
+def timed_step(side: Ours | Theirs, device: str) -> tuple[float, float]:
+    """One optimizer step."""
+    synchronize(device)
+    start = time.perf_counter()
+    loss = side.gradients()
+    side.update()
+    synchronize(device)
+    return time.perf_counter() - start, float(loss)
+
+
+def peak_memory(side: Ours | Theirs, device: str) -> float:
+    """Highest use of memory during forward and backward above the idle model and its optimizer's state, MiB."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        idle = torch.cuda.memory_allocated()
+        side.gradients()
+        torch.cuda.synchronize()
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+        idle = proc_status("VmRSS")
+        side.gradients()
+        peak = proc_status("VmHWM")
+    side.update()
+    return (peak - idle) / 2**20
+
+
+def proc_status(key: str) -> int:
+    """A size out of /proc/self/status, bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+
+
+def synchronize(device: str) -> None:
+    """Wait for the device."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def step_flops(name: str, pairs: list[dict[str, list[int]]]) -> float:
+    """Multiply-adds times 2 that one step can't do without: each token once, the head on scored tokens alone, x 3."""
+    hidden, layers, vocabulary = (MODELS[name][k] for k in ("hidden_size", "num_hidden_layers", "vocab_size"))
+    heads, key_heads, mlp = HEADS[name]
+    width = hidden // heads
+    per_token = hidden * width * (2 * heads + 2 * key_heads) + 3 * hidden * mlp
+    total = 0.0
+    for pair in pairs:
+        prompt, chosen, rejected = len(pair["prompt"]), len(pair["chosen"]) + 1, len(pair["rejected"]) + 1
+        total += 2 * per_token * layers * (prompt + chosen + rejected)
+        total += 2 * hidden * vocabulary * (chosen + rejected)
+        seen = (prompt + chosen) ** 2 / 2 + rejected * prompt + rejected**2 / 2
+        total += 2 * 2 * seen * hidden * layers
+    return 3 * total
+
+
+def matmul_peak(name: str, tokens: int, device: str, dtype: str) -> float:
+    """FLOP/s of this machine's own matrix products at the model's sizes: the best of several."""
+    hidden, mlp = MODELS[name]["hidden_size"], HEADS[name][2]
+    best = 0.0
+    for inner, outer in ((hidden, mlp), (mlp, hidden), (hidden, hidden)):
+        a = torch.randn(tokens, inner, device=device, dtype=getattr(torch, dtype))
+        b = torch.randn(inner, outer, device=device, dtype=getattr(torch, dtype))
+        for _ in range(7):
+            synchronize(device)
+            start = time.perf_counter()
+            for _ in range(10):
+                a @ b
+            synchronize(device)
+            best = max(best, 10 * 2 * tokens * inner * outer / (time.perf_counter() - start))
+    return best
+
+
+def compare(name: str, lengths: str, args: argparse.Namespace, model: Path) -> dict[str, dict[str, float]]:
+    """Let all variants take their steps in turn."""
+    pairs = draw_pairs(lengths, args.pairs, MODELS[name]["vocab_size"], args.real_pairs)
+    context = mp.get_context("spawn")
+    pipes, processes = {}, []
+    for variant in args.variants:
+        pipes[variant], there = context.Pipe()
+        job = (there, variant, model, pairs, args.device, args.dtype, args.threads)
+        processes.append(context.Process(target=serve, args=job, daemon=True))
+        processes[-1].start()
+        receive(pipes[variant])
+    times: dict[str, list[float]] = {variant: [] for variant in args.variants}
+    for round_number in range(args.warmup + args.rounds):
+        losses = {}
+        for variant in args.variants:
+            pipes[variant].send("step")
+            seconds, losses[variant] = receive(pipes[variant])
+            if round_number >= args.warmup:
+                times[variant].append(seconds)
+        spread = max(losses.values()) - min(losses.values())
+        assert spread < args.tolerance, f"the variants do not do the same work: losses {losses}"
+    memory = {}
+    for variant in args.variants:
+        pipes[variant].send("memory")
+        memory[variant] = receive(pipes[variant])
+        pipes[variant].send("stop")
+    for process in processes:
+        process.join()
+    tokens = sum(len(p["prompt"]) + len(p["chosen"]) + len(p["rejected"]) + 2 for p in pairs)
+    peak = matmul_peak(name, tokens, args.device, args.dtype)
+    return {v: summary(v, times, memory, step_flops(name, pairs) / peak) for v in args.variants}
+
+
+def summary(variant: str, times: dict[str, list[float]], memory: dict[str, float], ideal_s: float) -> dict[str, float]:
+    """A variant's row."""
+    row = {"step_s": statistics.median(times[variant]), "memory_mib": memory[variant]}
+    for peer, suffix in (("trl", "trl"), ("trl_chunked", "trl_chunked"), ("padded", "padded")):
+        if peer in times:
+            ratios = [a / b for a, b in zip(times[variant], times[peer], strict=True)]
+            row[f"step_ratio_to_{suffix}"] = statistics.median(ratios)
+            row[f"step_ratio_to_{suffix}_range"] = [min(ratios), max(ratios)]
+            row[f"memory_ratio_to_{suffix}"] = memory[variant] / memory[peer]
+    row["mfu"] = ideal_s / row["step_s"]
+    return row
+
+
+def receive(pipe: Any) -> Any:
+    """The next answer; an error of the other process is raised here."""
+    answer = pipe.recv()
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def machine(device: str) -> dict[str, str]:
+    """What ran, for the record."""
+    from importlib.metadata import version
+
+    name = torch.cuda.get_device_name() if device == "cuda" else cpu_name()
+    versions = {package: version(package) for package in ("torch", "transformers", "trl")}
+    return {
+        "device": name,
+        "cores": str(os.cpu_count()),
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "python": platform.python_version(),
+        **versions,
+    }
+
+
+def cpu_name() -> str:
+    """The processor's name."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def print_table(results: dict[str, Any]) -> None:
+    """All rows, one a line."""
+    print(
+        f"{'model':6}{'lengths':9}{'variant':13}{'step s':>9}{'/trl':>7}{'/chunked':>9}{'MiB':>8}{'/trl':>7}{'MFU':>6}"
+    )
+    for name, by_length in results.items():
+        for lengths, rows in by_length.items():
+            for variant, row in rows.items():
+                ratio = [row.get(f"step_ratio_to_{p}", math.nan) for p in ("trl", "trl_chunked")]
+                print(
+                    f"{name:6}{lengths:9}{variant:13}{row['step_s']:9.3f}{ratio[0]:7.2f}{ratio[1]:9.2f}"
+                    f"{row['memory_mib']:8.0f}{row.get('memory_ratio_to_trl', math.nan):7.2f}{row['mfu']:6.2f}"
+                )
+
+
+def main() -> None:
+    """Run, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["v32k", "v4k"], choices=MODELS)
+    parser.add_argument("--lengths", nargs="+", default=["short", "long"], choices=[*LENGTHS, "real"])
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
+    parser.add_argument("--real-pairs", type=Path, help="JSON lines whose lengths `--lengths real` takes")
+    parser.add_argument("--pairs", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--tolerance", type=float, default=1e-4, help="largest difference of the losses")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/vs_trl_cpu.json"))
+    args = parser.parse_args()
+    results: dict[str, Any] = {}
+    for name in args.models:
+        with tempfile.TemporaryDirectory() as folder:
+            save_model(Path(folder), name)
+            results[name] = {lengths: compare(name, lengths, args, Path(folder)) for lengths in args.lengths}
+        print_table({name: results[name]})
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(json.dumps({**results, "machine": machine(args.device)}, indent=1) + "\n")
+    print(f"written: {args.output}")
+
+
+if __name__ == "__main__":
+    main()

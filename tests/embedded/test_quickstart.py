@@ -1,0 +1,87 @@
+"""The quickstart, shortened, through the real command line."""
+
+import math
+from functools import partial
+
+import pytest
+
+from adadpo_lightning import quickstart
+from adadpo_lightning.cli import main
+from adadpo_lightning.data import embedded
+from adadpo_lightning.errors import UserError
+from adadpo_lightning.evaluation import embedded as evaluation
+from adadpo_lightning.quickstart import LOGGED, chosen_drift, find_config, read_metrics, run_quickstart
+
+SIZES = {"corpus_size": 60, "prompts": 70, "val_prompts": 20, "heldout_prompts": 20}
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """A task of a few prompts, and a warm-up of a few steps."""
+    monkeypatch.setattr(embedded, "make_task", partial(embedded.make_task, **SIZES))
+    monkeypatch.setattr(evaluation, "evaluate_embedded", partial(evaluation.evaluate_embedded, n_prompts=20))
+
+    def short_main(argv):
+        steps = ["--trainer.max_steps=2"] if "--trainer.max_steps" not in argv and "warmup" in argv[1] else []
+        return main([*argv, *steps, "--trainer.enable_progress_bar=false"])
+
+    return short_main
+
+
+def test_from_end_to_end_with_the_same_numbers_again(small, tmp_path, capsys):
+    first = run_quickstart(str(tmp_path / "a"), 1, small)
+    shown = capsys.readouterr().out
+    second = run_quickstart(str(tmp_path / "b"), 1, small)
+    assert first == second
+    assert set(LOGGED) < set(first)
+    assert all(math.isfinite(value) for value in first.values())
+    assert first["kl"] > 0
+    for line in (
+        "gold win rate against warm-up",
+        "gradient balance ratio",
+        f"tensorboard --logdir {tmp_path / 'a'}",
+    ):
+        assert line in shown
+    assert list((tmp_path / "a" / "adadpo" / "checkpoints").glob("*.ckpt"))
+
+
+def test_a_command_that_fails_ends_it(small, tmp_path):
+    with pytest.raises(SystemExit, match="2"):
+        run_quickstart(str(tmp_path / "out"), 0, lambda argv: 2)
+    assert not (tmp_path / "out" / "pairs").exists()
+
+
+def test_nothing_is_written_over(tmp_path):
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(UserError, match="exists and is not empty; remove it or choose another directory"):
+        run_quickstart(str(tmp_path), 0, main)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_metrics_come_in_the_order_of_steps_and_from_the_last_version(tmp_path):
+    folder = tmp_path / "csv" / "version_0"
+    folder.mkdir(parents=True)
+    (folder / "metrics.csv").write_text("step,train/loss,val/loss\n0,0.7,\n1,,0.6\n2,0.5,\n3,,0.4\n")
+    assert read_metrics(tmp_path, ["val/loss", "train/loss"]) == {"val/loss": [0.6, 0.4], "train/loss": [0.7, 0.5]}
+    with pytest.raises(UserError, match="no values of val/accuracy; was the run cut short"):
+        read_metrics(tmp_path, ["val/loss", "val/accuracy"])
+
+
+def test_the_drift_is_the_reward_over_the_beta_of_the_run(tmp_path):
+    (tmp_path / "config.yaml").write_text("model: {loss: {class_path: AdaDPO, init_args: {beta: 0.25}}}")
+    assert chosen_drift(tmp_path, -0.5) == -2.0
+
+
+def test_a_config_that_does_not_exist():
+    assert find_config("quickstart.yaml").is_file()
+    with pytest.raises(UserError, match=r"the shipped config nothing\.yaml is missing"):
+        find_config("nothing.yaml")
+
+
+def test_the_summary_says_what_it_measured():
+    logged = {name: [0.0, 0.8] for name in LOGGED}
+    names = ("gold_win_rate", "judge_win_rate", "judge_win_rate_lc", "gold", "length", "kl")
+    scores = {name + end: 0.6 for name in names for end in ("", "_se")} | {"warmup_gold": 1.2, "warmup_length": 19.0}
+    lines = quickstart.summarise(logged, -3.0, scores)
+    assert lines["gold win rate against warm-up"] == "60.00 % ± 60.00"
+    assert lines["log-prob of chosen answers"] == "0.80 nats, drift -3.00 since warm-up"

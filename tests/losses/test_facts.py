@@ -1,0 +1,258 @@
+"""The method's facts, for every loss of the registry: over drawn lengths and log-probabilities, by autograd."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adadpo_lightning.losses import Adaptive, ContrastiveLoss, available_losses, build_loss
+from adadpo_lightning.losses.testing import (
+    EXTREME_LOGPS,
+    check_loss,
+    extreme_pairs,
+    gradients,
+    own_log_balance,
+    plain_counterpart,
+    sample_pairs,
+)
+from adadpo_lightning.types import PairLogps
+
+KEYS = available_losses()
+CONTRASTIVE = [key for key in KEYS if isinstance(build_loss(key), ContrastiveLoss)]
+ADAPTIVE = [key for key in KEYS if isinstance(build_loss(key), Adaptive)]
+REFERENCE = [key for key in ADAPTIVE if build_loss(key).needs_reference]
+
+every_example = settings(deadline=None, max_examples=25)
+log_probability = st.sampled_from(EXTREME_LOGPS) | st.floats(-1e5, -1e-8) | st.floats(-60.0, 0.0)
+length = st.sampled_from([1, 2, 5000]) | st.integers(1, 5000)
+row = st.tuples(*[log_probability] * 4, length, length)
+
+
+@st.composite
+def drawn_pairs(draw, dtype=torch.float64):
+    rows = draw(st.lists(row, min_size=1, max_size=6))
+    chosen, rejected, ref_chosen, ref_rejected, n_w, n_l = zip(*rows, strict=True)
+    sums = [torch.tensor(column, dtype=dtype) for column in (chosen, rejected, ref_chosen, ref_rejected)]
+    return PairLogps(sums[0], sums[1], torch.tensor(n_w), torch.tensor(n_l), sums[2], sums[3])
+
+
+def test_every_plain_contrastive_loss_has_a_twin():
+    assert {f"ada{key}" for key in CONTRASTIVE if key not in ADAPTIVE} == set(ADAPTIVE)
+    assert {"dpo", "rdpo", "ipo", "simpo", "cpo", "orpo"} <= set(CONTRASTIVE)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("key", KEYS)
+def test_reusable_check(key, seed):
+    check_loss(build_loss(key), seed=seed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("key", KEYS)
+def test_all_is_finite(key, dtype):
+    loss = build_loss(key)
+
+    @every_example
+    @given(drawn_pairs(dtype))
+    def holds(x):
+        out = loss(x)
+        for name, value in vars(out).items():
+            assert value is None or value.isfinite().all(), name
+        for grad in gradients(loss, x):
+            assert grad.isfinite().all()
+        assert out.reduce(1, 1).isfinite()
+
+    holds()
+
+
+# Fact 1: at step 0 AdaDPO is DPO.
+
+
+@pytest.mark.parametrize("key", REFERENCE)
+def test_policy_equal_to_reference_gives_the_plain_loss(key):
+    loss = build_loss(key)
+    plain = plain_counterpart(loss)
+
+    @every_example
+    @given(drawn_pairs())
+    def holds(x):
+        x = replace(x, ref_chosen=x.chosen, ref_rejected=x.rejected)
+        assert loss(x).coefficient.tolist() == [1.0] * len(x.chosen)
+        assert torch.equal(loss(x).per_pair, plain(x).per_pair)
+        for got, wanted in zip(gradients(loss, x), gradients(plain, x), strict=True):
+            assert torch.equal(got, wanted)
+
+    holds()
+
+
+# Fact 2: where no clip is active, g_w / g_l = k.
+
+
+def unclipped(out):
+    return (out.coefficient > 0) & ~out.clipped
+
+
+@pytest.mark.parametrize("k", [1.0, 0.6, 1.8])
+@pytest.mark.parametrize("key", ADAPTIVE)
+def test_gradients_balance(key, k):
+    loss = build_loss(key, target_ratio=k)
+
+    @every_example
+    @given(drawn_pairs())
+    def holds(x):
+        measured = own_log_balance(loss, x)[unclipped(loss(x))]
+        measured = measured[~measured.isnan()]  # NaN: a gradient below the smallest number
+        assert torch.allclose(measured, torch.full_like(measured, math.log(k)), atol=1e-9, rtol=0)
+
+    holds()
+
+
+@pytest.mark.parametrize("key", ADAPTIVE)
+def test_gradients_balance_and_the_plain_ones_do_not(key):
+    loss, x = build_loss(key), sample_pairs(400, seed=2)
+    free = unclipped(loss(x))
+    assert free.sum() > 150
+    ratio = own_log_balance(loss, x)[free].exp()
+    torch.testing.assert_close(ratio, torch.ones_like(ratio), rtol=1e-12, atol=0)
+    plain = own_log_balance(plain_counterpart(loss), x)[free]
+    assert plain.abs().mean() > 0.05
+
+
+# Fact 3: c never exceeds C.
+
+
+@pytest.mark.parametrize("ceiling", [0.3, 1.0, 2.0, 2.5])
+@pytest.mark.parametrize("key", ADAPTIVE)
+def test_coefficient_never_exceeds_its_ceiling(key, ceiling):
+    loss = build_loss(key, ceiling=ceiling)
+
+    @every_example
+    @given(drawn_pairs(torch.float32) | drawn_pairs(torch.float64))
+    def holds(x):
+        out = loss(x)
+        assert (out.coefficient <= ceiling).all()
+        assert (out.coefficient >= 0).all()
+
+    holds()
+    extremes = loss(extreme_pairs())
+    assert extremes.clipped.any()
+    assert not extremes.clipped.all()
+    assert (extremes.coefficient[extremes.clipped] >= ceiling * (1 - 1e-6)).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_ceiling_holds_for_vectorised_exponentials_too(dtype):
+    """The bound is found with one number; long batches take another code path of `exp`."""
+    x = sample_pairs(67, dtype=dtype)
+    x = replace(x, chosen=torch.zeros_like(x.chosen), ref_chosen=torch.full_like(x.chosen, -1e4))
+    for ceiling in torch.linspace(0.2, 5.0, 200).tolist():
+        c = build_loss("adadpo", ceiling=ceiling)(x).coefficient
+        assert (c <= ceiling).all()
+        assert (c >= ceiling * (1 - 1e-6)).all()
+
+
+# Fact 4 is `test_against_trl`, but for rdpo, which TRL has not.
+
+
+def test_rdpo_by_hand():
+    x = sample_pairs(16)
+    h_w, h_l = x.chosen - x.ref_chosen, x.rejected - x.ref_rejected
+    wanted = torch.log1p(torch.exp(-(0.3 * (h_w - h_l) + 0.02 * (x.chosen_len - x.rejected_len))))
+    torch.testing.assert_close(build_loss("rdpo", beta=0.3, alpha=0.02)(x).per_pair, wanted)
+
+
+# The coefficient, and what must not flow through it.
+
+
+def test_coefficient_is_the_methods_table():
+    x = sample_pairs(64, seed=9)
+    hbar_w, hbar_l = (x.chosen - x.ref_chosen) / x.chosen_len, (x.rejected - x.ref_rejected) / x.rejected_len
+    p_w, p_l = (x.chosen / x.chosen_len).exp(), (x.rejected / x.rejected_len).exp()
+    table = {
+        "adadpo": (hbar_w - hbar_l).exp(),
+        "adardpo": (hbar_w - hbar_l).exp(),
+        "adaipo": (hbar_w - hbar_l).exp(),
+        "adasimpo": p_w / p_l,
+        "adacpo": p_w / p_l,
+        "adaorpo": p_w * (1 - p_w) / (p_l * (1 - p_l)),
+    }
+    assert set(ADAPTIVE) == set(table)
+    for key, wanted in table.items():
+        torch.testing.assert_close(build_loss(key)(x).coefficient, wanted.clamp(max=2.0), msg=key)
+        torch.testing.assert_close(
+            build_loss(key, space="policy")(x).coefficient,
+            (table["adaorpo"] if key == "adaorpo" else p_w / p_l).clamp(max=2.0),
+        )
+
+
+@pytest.mark.parametrize("key", ADAPTIVE)
+def test_no_gradient_through_the_coefficient(key):
+    """The gradient equals that of the loss with the coefficient frozen at its value, by central differences."""
+    loss, x, step = build_loss(key), sample_pairs(32, seed=4), 1e-6
+    # The pair's own coefficient, frozen: floor = ceiling differs per pair, so one loss for each.
+    for i in range(8):
+        pair = PairLogps(*(None if v is None else v[i : i + 1] for v in vars(x).values()))
+        c = loss(pair).coefficient.item()
+        frozen = replace(loss, floor=c, ceiling=c)
+
+        def value(delta, frozen=frozen, pair=pair):
+            return frozen(replace(pair, chosen=pair.chosen + delta)).per_pair.item()
+
+        numeric = (value(step) - value(-step)) / (2 * step)
+        assert gradients(loss, pair).chosen.item() == pytest.approx(numeric, rel=1e-5, abs=1e-8)
+
+
+@pytest.mark.parametrize("key", CONTRASTIVE)
+def test_chosen_is_pushed_up_and_rejected_down_or_ipo_overshoots(key):
+    x = sample_pairs(64, seed=5)
+    up, down = gradients(build_loss(key), x)
+    if not key.endswith("ipo"):
+        assert (up < 0).all()
+        assert (down > 0).all()
+    assert (up * down <= 0).all()
+
+
+# Half precision, batches of one, extra columns.
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("key", KEYS)
+def test_half_precision_is_computed_in_float32(key, dtype):
+    half = sample_pairs(16, dtype=dtype)
+    wide = half.in_float32()
+    assert wide.chosen.dtype == torch.float32
+    out, wanted = build_loss(key)(half), build_loss(key)(wide)
+    for name, value in vars(out).items():
+        assert value is None or value.dtype in (torch.float32, torch.bool), name
+        assert value is None or torch.equal(value, getattr(wanted, name)), name
+
+
+@pytest.mark.parametrize("key", CONTRASTIVE)
+def test_margin_column_moves_the_margin(key):
+    """A target margin t shifts the score difference by -t: so does a shift of the loss's own offset."""
+    x = sample_pairs(8, seed=6)
+    column = torch.linspace(-1.0, 1.0, 8, dtype=torch.float64)
+    loss = build_loss(key)
+    plain = plain_counterpart(loss) if key in ADAPTIVE else loss
+    v = plain.variable(x)
+    margin = loss(x).coefficient * plain.score(v.chosen) - plain.score(v.rejected) + plain.offset(x)
+    torch.testing.assert_close(loss(replace(x, margin=column)).per_pair, plain.link(margin - column))
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_shares_of_micro_batches_sum_to_the_whole_step(key):
+    x, loss = sample_pairs(8, seed=7), build_loss(key)
+    tokens = int(x.chosen_len.sum())
+    whole = loss(x).reduce(8, tokens)
+    parts = [
+        loss(PairLogps(*(None if v is None else v[a:b] for v in vars(x).values()))).reduce(8, tokens)
+        for a, b in ((0, 1), (1, 6), (6, 8))
+    ]
+    torch.testing.assert_close(sum(parts), whole)
+    nll = loss(x).nll
+    assert (nll is not None) == any(key.endswith(k) for k in ("cpo", "orpo", "sft"))
+    if nll is not None:
+        torch.testing.assert_close(whole - loss(x).per_pair.mean(), -x.chosen.sum() / tokens)

@@ -1,0 +1,169 @@
+"""A loss of somebody else's, in one file of its own: its twin, command line and checks come with it."""
+
+import gc
+import importlib
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from adadpo_lightning.errors import UserError
+from adadpo_lightning.losses import (
+    Adaptive,
+    PreferenceLoss,
+    adaptive_twin,
+    available_losses,
+    build_loss,
+    loss_class,
+)
+from adadpo_lightning.losses import registry as registry_module
+from adadpo_lightning.losses.testing import check_loss
+
+README = Path(__file__).parents[2] / "README.md"
+HINGE = '''
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from adadpo_lightning.losses import ContrastiveLoss, log_ratios, register_loss
+
+
+@register_loss("hinge")
+@dataclass(frozen=True)
+class Hinge(ContrastiveLoss):
+    """SLiC-like hinge: ``relu(delta - beta (h_w - h_l))``.
+
+    Args:
+        beta: Scale of the log-ratio, above 0.
+        delta: Margin from which on a pair has no loss.
+    """
+
+    beta: float = 0.1
+    delta: float = 1.0
+    formula = "relu(delta - {c}beta*h_w + beta*h_l)"
+    needs_reference = True
+
+    def variable(self, x):
+        return log_ratios(x)
+
+    def score(self, v):
+        return self.beta * v
+
+    def link(self, margin):
+        return (self.delta - margin).relu()
+'''
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """An empty folder of packages; what is imported and registered from it is gone afterwards."""
+    monkeypatch.setattr(registry_module, "_losses", dict(registry_module._losses))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    registry_module.load_plugins.cache_clear()
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if str(tmp_path) in (getattr(sys.modules[name], "__file__", None) or ""):
+            del sys.modules[name]
+    registry_module.load_plugins.cache_clear()
+    gc.collect()  # the command line finds classes by their base
+
+
+@pytest.fixture
+def hinge(site):
+    (site / "slic.py").write_text(HINGE, encoding="utf-8")
+    return importlib.import_module("slic")
+
+
+def declare(site, value, name="slic-losses"):
+    """An installed package that declares one loss."""
+    info = site / f"{name.replace('-', '_')}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n", encoding="utf-8")
+    (info / "entry_points.txt").write_text(f"[adadpo_lightning.losses]\nhinge = {value}\n", encoding="utf-8")
+
+
+def test_by_key_and_by_class(hinge):
+    assert available_losses()[-2:] == ["hinge", "adahinge"]
+    assert isinstance(build_loss("hinge", delta=2.0), hinge.Hinge)
+    twin = build_loss("adahinge", delta=2.0, ceiling=1.5)
+    assert isinstance(twin, hinge.AdaHinge)
+    assert isinstance(twin, Adaptive)
+    assert adaptive_twin(hinge.Hinge) is hinge.AdaHinge is loss_class("adahinge")
+    assert hinge.Hinge.formula == "relu(delta - beta*h_w + beta*h_l)"
+    assert hinge.AdaHinge.formula == "relu(delta - c*beta*h_w + beta*h_l)"
+    with pytest.raises(UserError, match="'adahinge' has no option 'gamma'"):
+        build_loss("adahinge", gamma=1.0)
+
+
+@pytest.mark.usefixtures("hinge")
+def test_checks_run_over_both():
+    for options in ({}, {"beta": 1.0}, {"delta": 0.0}):
+        check_loss(build_loss("hinge", **options))
+        check_loss(build_loss("adahinge", **options))
+        check_loss(build_loss("adahinge", space="policy", apply="gradient", **options))
+
+
+@pytest.mark.parametrize("name", ["AdaHinge", "slic.AdaHinge"])
+@pytest.mark.usefixtures("hinge")
+def test_twin_is_a_class_of_the_command_line(name):
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--loss", type=PreferenceLoss)
+    arguments = [f"--loss={name}", "--loss.delta=2", "--loss.ceiling=1.5", "--loss.space=policy", "--loss.floor=0.5"]
+    loss = parser.instantiate(parser.parse_args(arguments)).loss
+    assert loss == build_loss("adahinge", delta=2.0, ceiling=1.5, space="policy", floor=0.5)
+    with pytest.raises(ArgumentError):
+        parser.parse_args([f"--loss={name}", "--loss.space=probability"])
+    with pytest.raises(ArgumentError):
+        parser.parse_args([f"--loss={name}", "--loss.detla=2"])
+
+
+@pytest.mark.parametrize("value", ["slic", "slic:Hinge"])
+def test_installed_package_is_found_by_its_entry_point(site, value):
+    (site / "slic.py").write_text(HINGE, encoding="utf-8")
+    assert "hinge" not in registry_module._losses
+    declare(site, value)
+    assert {"hinge", "adahinge"} <= set(available_losses())
+    check_loss(build_loss("adahinge"))
+
+
+def test_package_that_cannot_be_imported_is_named(site):
+    (site / "slic.py").write_text("import no_such_module_anywhere\n", encoding="utf-8")
+    declare(site, "slic", name="broken-losses")
+    with pytest.raises(UserError) as error:
+        build_loss("dpo")
+    assert "entry point 'hinge' of broken-losses" in str(error.value)
+    assert "no_such_module_anywhere" in str(error.value)
+    assert "uninstall" in str(error.value)
+
+
+def test_package_that_takes_a_key_of_ours_is_named(site):
+    (site / "slic.py").write_text(HINGE.replace('"hinge"', '"dpo"'), encoding="utf-8")
+    declare(site, "slic")
+    with pytest.raises(UserError, match=r"of slic-losses.*'dpo'.*is taken by adadpo_lightning\.losses\.dpo\.DPO"):
+        available_losses()
+
+
+def readme_block():
+    """The Python block that follows the comment ``<!-- third-party-loss -->``."""
+    text = README.read_text(encoding="utf-8")
+    found = re.search(r"<!-- third-party-loss -->\s*```python\n(.*?)```", text, flags=re.DOTALL)
+    assert found, "README.md has no Python block after <!-- third-party-loss -->"
+    return found.group(1)
+
+
+def test_readme_example_runs(site):
+    block = readme_block()
+    assert block.count("\n") < 25
+    before = set(available_losses())
+    (site / "readme_loss.py").write_text(block, encoding="utf-8")
+    importlib.import_module("readme_loss")
+    new = set(available_losses()) - before
+    plain = [key for key in new if f"ada{key}" in new]
+    assert len(plain) == 1
+    assert len(new) == 2
+    for key in new:
+        check_loss(build_loss(key))
