@@ -88,6 +88,15 @@ def run_trainer_command(args: list[str]) -> None:
         PreferenceCLI.run([_loss_by_class(arg, args[i - 1]) for i, arg in enumerate(args)])
     except ArgumentError as error:
         raise UserError("config", _advised(str(error)), f"{args[0]} --help lists every option") from error
+    except ValueError as error:
+        raise _user_error_in(error) or error from error
+
+
+def _user_error_in(error: BaseException | None) -> UserError | None:
+    """The error of ours that a parser has wrapped into its own."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _loss_by_class(arg: str, previous: str) -> str:

@@ -156,7 +156,7 @@ def summarise(logged: Mapping[str, Sequence[float]], drift: float, scores: Mappi
     return {
         "accuracy on validation pairs": f"{last('val/rewards/accuracies'):.3f}",
         "reward margin on them": f"{last('val/rewards/margins'):.3f}",
-        "gradient balance ratio on them": f"{last('val/grad_balance/ratio'):.3f}",
+        "gradient balance ratio on them": f"{last('val/grad_balance/ratio'):.3f} (g_w / g_l per token, ratio space)",
         "log-prob of chosen answers": f"{last('val/logps/chosen'):.2f} nats, drift {drift:+.2f} since warm-up",
         "gold win rate against warm-up": measured("gold_win_rate", 100, " %"),
         "judge's win rate, raw": measured("judge_win_rate", 100, " %"),

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from adadpo_lightning.callbacks import PreferenceMetrics, PreferenceProgressBar
+from adadpo_lightning.callbacks import PreferenceMetrics, PreferenceProgressBar, WritePredictions
 from adadpo_lightning.cli import check_output_dir, whole_class_options
 from adadpo_lightning.data.datamodule import PreferenceDataModule
 from adadpo_lightning.module import PreferenceLitModule
@@ -37,7 +37,7 @@ class SaveRunConfig(SaveConfigCallback):
         path = Path(trainer.default_root_dir) / "config.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            self.parser.save(self.config, str(path), skip_none=False)
+            self.parser.save(self.config, str(path))
 
 
 class PreferenceCLI(LightningCLI):
@@ -55,6 +55,7 @@ class PreferenceCLI(LightningCLI):
             save_config_callback=SaveRunConfig,
             save_config_kwargs={"save_to_log_dir": False},
             auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,  # a checkpoint says by itself how to rebuild its policy
             seed_everything_default=0,
             # The datamodule's step plan already shares the pairs out over ranks.
             trainer_defaults={"use_distributed_sampler": False, "max_epochs": 1, "gradient_clip_val": 1.0},
@@ -107,6 +108,8 @@ class PreferenceCLI(LightningCLI):
         configured = config.get("callbacks") or []
         if config.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in configured):
             callbacks.append(PreferenceProgressBar())
+        if self.subcommand == "predict":
+            callbacks.append(WritePredictions())
         if config.get("enable_checkpointing") is False:
             callbacks = [c for c in callbacks if not isinstance(c, ModelCheckpoint)]
         return super()._instantiate_trainer(config, callbacks)
@@ -123,6 +126,7 @@ def default_loggers(output_dir: str) -> list[TensorBoardLogger | CSVLogger]:
 def _quiet_libraries() -> None:
     """Silence what libraries say of themselves and a user of this package can do nothing about."""
     warnings.filterwarnings("ignore", message=r".*treespec, LeafSpec.*")
+    warnings.filterwarnings("ignore", message=r".*infer the batch indices.*PlanLoader.*")
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     logger.addFilter(lambda record: "Tip:" not in record.getMessage())
 

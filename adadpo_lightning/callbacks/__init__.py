@@ -2,6 +2,7 @@
 
 from adadpo_lightning.callbacks.export import ExportHF
 from adadpo_lightning.callbacks.metrics import PreferenceMetrics
+from adadpo_lightning.callbacks.predictions import WritePredictions
 from adadpo_lightning.callbacks.progress import PreferenceProgressBar
 
-__all__ = ["ExportHF", "PreferenceMetrics", "PreferenceProgressBar"]
+__all__ = ["ExportHF", "PreferenceMetrics", "PreferenceProgressBar", "WritePredictions"]

@@ -111,6 +111,7 @@ class PreferenceDataModule(LightningDataModule):
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._resumed_plan: dict[str, Any] | None = None
         self._reported: set[str] = set()
+        self._prepared_for: tuple[Any, bool] | None = None
         _check_options(self)
 
     @property
@@ -119,25 +120,26 @@ class PreferenceDataModule(LightningDataModule):
 
         `chat_template` is put into the policy's tokenizer too, so that generation and export use the same.
         """
-        if self._tokenizer is None:
-            self._tokenizer = self._load_tokenizer()
-            if self.chat_template is not None:
-                self._tokenizer.chat_template = _template_text(self.chat_template)
-        return self._tokenizer
+        tokenizer = self._tokenizer
+        if tokenizer is None and self.tokenizer_path is None:
+            # Not kept: the next run may train another policy.
+            if self._module is None:
+                raise UserError("data.tokenizer", "there is no policy to take one from", "give a directory or hub id")
+            tokenizer = self._module.tokenizer
+        elif tokenizer is None:
+            tokenizer = self._tokenizer = self._load_tokenizer()
+        if self.chat_template is not None:
+            tokenizer.chat_template = _template_text(self.chat_template)
+        return tokenizer
 
     @tokenizer.setter
     def tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
 
     def _load_tokenizer(self) -> PreTrainedTokenizerBase:
-        own = None if self._module is None else self._module.tokenizer
-        if self.tokenizer_path is None:
-            if own is None:
-                raise UserError("data.tokenizer", "there is no policy to take one from", "give a directory or hub id")
-            tokenizer: PreTrainedTokenizerBase = own
-            return tokenizer
         from adadpo_lightning.models.loading import PolicyConfig, load_tokenizer
 
+        own = None if self._module is None else self._module.tokenizer
         tokenizer = load_tokenizer(PolicyConfig(path=self.tokenizer_path))
         if own is not None and not tokenizer.get_vocab().items() <= own.get_vocab().items():
             raise UserError(
@@ -293,6 +295,9 @@ class PreferenceDataModule(LightningDataModule):
     # Loading and planning.
 
     def _load(self, stage: str) -> None:
+        if self._prepared_for != (now := (self.tokenizer, self._needs_rejected)):
+            # Another policy or loss than in the run before.
+            self.prepared, self._reported, self._prepared_for = {}, set(), now
         for name in STAGES[stage]:
             if name not in self.prepared and (self.sources[name] or (name == "val" and self.val_size)):
                 self._prepare(name)

@@ -82,7 +82,9 @@ def report_table(reports: Sequence[DataReport]) -> Table:
     """All datasets in one table."""
     from rich.table import Table
 
-    table = Table("data", "what", "count", title="Preference data")
+    table = Table("data", title="Preference data")
+    table.add_column("what", overflow="fold")
+    table.add_column("count", justify="right", no_wrap=True)
     for report in reports:
         for i, (what, count) in enumerate(report.lines()):
             table.add_row("" if i else report.name, what, count)

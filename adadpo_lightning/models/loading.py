@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +15,8 @@ from adadpo_lightning.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -132,6 +135,8 @@ def load_model(config: PolicyConfig, tokenizer: PreTrainedTokenizerBase | None =
     switch_off_dropout(model)
     if config.lora is not None:
         model = _with_adapter(model, config.lora)
+        if config.lora.dropout == 0:
+            switch_off_dropout(model)  # that of an adapter from a directory
     if config.gradient_checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     return model
@@ -153,16 +158,15 @@ def check_vocabulary(tokens: int, embeddings: int) -> None:
 
 def switch_off_dropout(model: nn.Module) -> None:
     """Set every dropout to 0: policy and reference must agree at step 0, and log-ratios must carry no noise."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name, value in vars(module).items():
-            if "dropout" in name and isinstance(value, float):
-                setattr(module, name, 0.0)
-    config = getattr(model, "config", None)
-    for name, value in list(vars(config).items()) if config is not None else []:
-        if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, (int, float)):
-            setattr(config, name, 0.0)
+    changed = set()
+    for holder in (*model.modules(), getattr(model, "config", None)):
+        for name, value in list(vars(holder).items()) if holder is not None else []:
+            is_rate = "dropout" in name or "pdrop" in name or (name == "p" and isinstance(holder, nn.Dropout))
+            if is_rate and isinstance(value, float) and value > 0:
+                setattr(holder, name, 0.0)
+                changed.add(type(holder).__name__ if name == "p" else name)
+    if changed:
+        _log.info("Dropout is switched off (%s).", ", ".join(sorted(changed)))
 
 
 def _dtype(config: PolicyConfig) -> torch.dtype | str:
@@ -207,36 +211,56 @@ def _config_values(source: dict[str, Any] | str | None) -> dict[str, Any]:
 
 
 def _pretrained_model(config: PolicyConfig) -> PreTrainedModel:
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     path = str(config.path)
-    local = Path(path)
-    if local.is_dir() and not (local / "config.json").exists():
-        raise UserError(
-            "model.policy.path", f"the directory {path} has no config.json", "give a Hugging Face directory"
-        )
-    if not local.is_dir() and (local.is_absolute() or path.startswith((".", "~"))):
-        raise UserError("model.policy.path", f"there is no directory {path}", "give an existing directory or a hub id")
+    _check_directory(path)
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        model, report = AutoModelForCausalLM.from_pretrained(
             path,
             revision=config.revision,
             dtype=_dtype(config),
             attn_implementation=config.attn_implementation,
             use_safetensors=True,
             trust_remote_code=config.trust_remote_code,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise UserError(
             "model.policy.path",
             f"no model could be loaded from {path!r}: {_first_line(error)}",
-            "give a directory with config.json and safetensors weights, or a hub id that can be reached",
+            "give a directory with config.json and safetensors weights that fit it, or a hub id that can be reached",
         ) from error
+    if report["missing_keys"]:
+        some = ", ".join(sorted(report["missing_keys"])[:3])
+        raise UserError(
+            "model.policy.path",
+            f"{path!r} lacks {len(report['missing_keys'])} of the model's weights, which would be random: {some}",
+            "give the weights of a causal language model",
+        )
+    return model
+
+
+def _check_directory(path: str) -> None:
+    local = Path(path)
+    if (local / "adapter_config.json").exists() and not (local / "config.json").exists():
+        raise UserError(
+            "model.policy.path",
+            f"{path} holds a LoRA adapter and no model",
+            "give its base model as path and this directory as model.policy.lora.adapter",
+        )
+    if local.is_dir() and not (local / "config.json").exists():
+        raise UserError(
+            "model.policy.path", f"the directory {path} has no config.json", "give a Hugging Face directory"
+        )
+    if not local.is_dir() and (local.is_absolute() or path.startswith((".", "~"))):
+        raise UserError("model.policy.path", f"there is no directory {path}", "give an existing directory or a hub id")
 
 
 def _with_adapter(model: PreTrainedModel, options: LoraOptions) -> Any:
     try:
-        from peft import LoraConfig, PeftModel, get_peft_model
+        from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise UserError(
             "model.policy.lora",
@@ -244,7 +268,7 @@ def _with_adapter(model: PreTrainedModel, options: LoraOptions) -> Any:
             "pip install 'adadpo-lightning[lora]'",
         ) from error
     if options.adapter is not None:
-        return PeftModel.from_pretrained(model, options.adapter, is_trainable=True)
+        return _trained_adapter(model, options.adapter)
     lora = LoraConfig(
         r=options.r,
         lora_alpha=options.alpha,
@@ -256,6 +280,23 @@ def _with_adapter(model: PreTrainedModel, options: LoraOptions) -> Any:
         return get_peft_model(model, lora)
     except ValueError as error:
         raise UserError("model.policy.lora.target_modules", _first_line(error)) from error
+
+
+def _trained_adapter(model: PreTrainedModel, path: str) -> Any:
+    from peft import PeftModel
+
+    try:
+        adapted = PeftModel.from_pretrained(model, path, is_trainable=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(
+            "model.policy.lora.adapter",
+            f"no adapter could be loaded from {path!r}: {_first_line(error)}",
+            "give a directory with adapter_config.json and weights that fit the model",
+        ) from error
+    if adapted.active_peft_config.is_prompt_learning:
+        kind = adapted.active_peft_config.peft_type.value
+        raise UserError("model.policy.lora.adapter", f"expected a LoRA adapter, got one of {kind}")
+    return adapted
 
 
 def _first_line(error: Exception) -> str:

@@ -42,6 +42,7 @@ class PolicyModel(nn.Module):
         self.packed_attention = config.packed_attention
         self.transform = logit_transform(self.causal_lm.config)
         self.layout: Literal["packed", "padded"] = choose_layout(config.layout, self.causal_lm)
+        self._plain_attention = self.causal_lm.config._attn_implementation
         if self.layout == "packed":
             attention.register()
             self.causal_lm.set_attn_implementation(attention.IMPLEMENTATION)
@@ -57,6 +58,16 @@ class PolicyModel(nn.Module):
         with self.model.disable_adapter():
             yield
 
+    @contextmanager
+    def plain_attention(self) -> Iterator[Any]:
+        """Within this context the model attends as transformers has it, for generation; gives the model itself."""
+        current = self.causal_lm.config._attn_implementation
+        self.causal_lm.set_attn_implementation(self._plain_attention)
+        try:
+            yield self.model
+        finally:
+            self.causal_lm.set_attn_implementation(current)
+
     def forward(self, batch: PreferenceBatch) -> Tensor:
         """Log-probability of each scored token in the batch's flat order, nats, shape (N,), float32 or wider."""
         hidden = self.hidden_states(batch).flatten(0, 1).index_select(0, batch.predict)
@@ -64,16 +75,13 @@ class PolicyModel(nn.Module):
 
     def hidden_states(self, batch: PreferenceBatch) -> Tensor:
         """Last hidden states of the backbone, shape (rows, length, D)."""
-        packed = {}
         if batch.packed:
-            packed["packed"] = PackedLayout(batch.segments, self.packed_attention, batch.input_ids.device)
-        output = self.causal_lm.base_model(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            position_ids=batch.position_ids,
-            use_cache=False,
-            **packed,
-        )
+            layout = PackedLayout(batch.segments, self.packed_attention, batch.input_ids.device)
+            options = {"position_ids": batch.position_ids, "packed": layout}
+        else:
+            # Its positions are those that a model counts by itself, and not every architecture takes any.
+            options = {"attention_mask": batch.attention_mask}
+        output = self.causal_lm.base_model(input_ids=batch.input_ids, use_cache=False, **options)
         hidden: Tensor = output.last_hidden_state
         return hidden
 

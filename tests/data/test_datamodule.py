@@ -185,7 +185,7 @@ def test_tokenised_data_are_cached_until_something_changes(write, monkeypatch):
 
     def fresh(**options):
         calls.clear()
-        ready(train=path, **options)
+        ready(**{"train": path, **options})
         return len(calls) > 0
 
     other = make_tokenizer()
@@ -300,6 +300,13 @@ def test_losses_without_and_with_a_rejected_answer(write, recorder, make_trainer
     make_trainer(max_epochs=1).fit(recorder(needs_rejected=False), data())
     with pytest.raises(UserError, match=r"data.train: 2 of 2 rows have no rejected answer.*first is .*single.jsonl:1"):
         make_trainer(max_epochs=1).fit(recorder(), data())
+
+
+def test_the_same_data_serve_one_loss_after_another(write, recorder, make_trainer):
+    data = PreferenceDataModule(train=write(make_rows(8)), **SIZES)
+    for needs_rejected in (False, True, False):
+        make_trainer(max_epochs=1).fit(recorder(needs_rejected=needs_rejected), data)
+        assert data.prepared["train"].counts()[2].any() == needs_rejected
 
 
 def test_evaluation_and_prediction_see_each_pair_once(write, recorder, make_trainer):

@@ -1,0 +1,41 @@
+"""Write what ``predict`` computes, one JSON line a pair."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.callbacks import BasePredictionWriter
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+
+class WritePredictions(BasePredictionWriter):
+    """Writes ``<output_dir>/predictions.jsonl``, and with several ranks one file each (``predictions-rank0.jsonl``).
+
+    A line has the dataset row, summed log-probabilities (nats) and implicit rewards of both answers, and the margin.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(write_interval="batch")
+        self._path: Path | None = None
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin an empty file."""
+        name = "predictions.jsonl" if trainer.world_size == 1 else f"predictions-rank{trainer.global_rank}.jsonl"
+        self._path = Path(trainer.default_root_dir) / name
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.write_text("", encoding="utf-8")
+
+    def write_on_batch_end(self, trainer: Trainer, pl_module: LightningModule, prediction: Any, *args: Any) -> None:
+        """Append the pairs of a micro-batch; a filler has none."""
+        if not prediction or self._path is None:
+            return
+        columns = {name: values.tolist() for name, values in prediction.items()}
+        with self._path.open("a", encoding="utf-8") as file:
+            for values in zip(*columns.values(), strict=True):
+                row = dict(zip(columns, values, strict=True))
+                row["margin"] = row["reward_chosen"] - row["reward_rejected"]
+                file.write(json.dumps(row) + "\n")

@@ -1,0 +1,46 @@
+"""An architecture that no test covers is held against its own forward before it is trained."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from adadpo_lightning.data.collate import collate
+from adadpo_lightning.errors import UserError
+from adadpo_lightning.types import EncodedPair
+
+if TYPE_CHECKING:
+    from adadpo_lightning.models.policy import PolicyModel
+
+# Largest mean difference of log-probabilities in nats. What an unknown head does to its logits (a scale, a cap, a layer
+# before the head) moves them by far more; the order of sums moves them by far less.
+TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-2, torch.float16: 0.1, torch.bfloat16: 0.3}
+PAIRS = (EncodedPair([1, 2, 3], [4, 5], [6], 0), EncodedPair([7], [2], [3, 1, 8], 1))
+
+
+def check_forward(policy: PolicyModel) -> None:
+    """Compare the padded forward with the architecture's own on a few tokens.
+
+    Args:
+        policy: A policy in the padded layout. On the meta device there is nothing to compare.
+
+    Raises:
+        UserError: If they differ: then the architecture does to its logits what `logit_transform` does not know.
+    """
+    like = next(policy.parameters())
+    if like.is_meta:
+        return
+    batch = collate(PAIRS, layout="padded", pad_id=0, step_pairs=2, step_chosen_tokens=3).to(like.device)
+    with torch.no_grad():
+        actual = policy(batch)
+        logits = policy.causal_lm(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+        expected = logits.flatten(0, 1)[batch.predict].to(actual.dtype).log_softmax(-1)
+        difference = float((actual - expected.gather(1, batch.targets[:, None]).squeeze(1)).abs().mean())
+    if not difference <= TOLERANCE[like.dtype]:
+        raise UserError(
+            "model.policy",
+            f"log-probabilities of the architecture {policy.causal_lm.config.model_type!r} differ from those of its own "
+            f"forward by {difference:.2g} nats: it does to its logits what this package does not know",
+            "take another architecture, or report this one",
+        )
