@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import rank_zero_only
 
+from adadpo_lightning.data import run
 from adadpo_lightning.data.loader import MicroBatches, PlanLoader
 from adadpo_lightning.data.plan import MicroBatch, StepPlan, eval_plan
 from adadpo_lightning.data.prepare import DataReport, Prepared, prepare, report_table, split_by_prompt
@@ -19,7 +20,6 @@ from adadpo_lightning.data.tokenize import TokenizeOptions
 from adadpo_lightning.errors import UserError
 
 if TYPE_CHECKING:
-    from lightning.pytorch import Trainer
     from transformers import PreTrainedTokenizerBase
 
 Sources = str | SourceConfig | list[str | SourceConfig]
@@ -172,12 +172,12 @@ class PreferenceDataModule(LightningDataModule):
         if stage == "fit":
             self.plan = self._make_plan(self.prepared["train"])
             if self.trainer is not None:
-                self._set_accumulation(self.trainer, self.plan.accumulate)
+                run.set_accumulation(self.trainer, self.plan)
 
     def train_dataloader(self) -> PlanLoader:
         """This rank's micro-batches, from the trainer's own position on: a resumed run replays nothing."""
-        self._check_limit(self._step_plan)
-        return self._loader("train", self._train_batches, len(self._step_plan), self._position)
+        run.check_limit(self.trainer, self._step_plan)
+        return self._loader("train", self._train_batches, len(self._step_plan), partial(run.position, self.trainer))
 
     def val_dataloader(self) -> PlanLoader | list[PlanLoader]:
         """Each validation pair once over all ranks; nothing if there are none."""
@@ -206,35 +206,8 @@ class PreferenceDataModule(LightningDataModule):
         return self.trainer.lightning_module if self.trainer is not None else None
 
     @property
-    def _sharing(self) -> dict[str, int]:
-        return (self.trainer.distributed_sampler_kwargs if self.trainer is not None else None) or {}
-
-    @property
-    def _ranks(self) -> int:
-        return self._sharing.get("num_replicas", 1)
-
-    @property
-    def _rank(self) -> int:
-        return self._sharing.get("rank", 0)
-
-    @property
     def _needs_rejected(self) -> bool:
         return self._module is None or bool(self._module.loss.needs_rejected)
-
-    @property
-    def _epochs(self) -> int:
-        """Epochs of the run; only `max_tokens` depends on it."""
-        if self.trainer is None:
-            return 1
-        limits = []
-        if self.trainer.max_epochs is not None and self.trainer.max_epochs > 0:
-            limits.append(self.trainer.max_epochs)
-        if self.trainer.max_steps > 0:
-            steps = max(len(self.prepared["train"].pairs) // self.global_batch_size, 1)
-            limits.append(-(-self.trainer.max_steps // steps))
-        if not limits and self.max_tokens is not None:
-            raise UserError("data.max_tokens", "needs a run of known length", "set trainer.max_epochs or max_steps")
-        return min(limits, default=1)
 
     @property
     def optimizer_steps(self) -> int:
@@ -243,39 +216,13 @@ class PreferenceDataModule(LightningDataModule):
         Raises:
             UserError: If nothing bounds the run.
         """
-        plan, trainer = self._step_plan, self.trainer
-        if trainer is None:
-            return plan.steps
-        steps = -(-self._limited(plan) // plan.accumulate)
-        # Lightning writes "no bound" as -1 in both places.
-        bounds = [steps * trainer.max_epochs] if trainer.max_epochs is not None and trainer.max_epochs >= 0 else []
-        bounds += [trainer.max_steps] if trainer.max_steps >= 0 else []
-        if not bounds:
-            raise UserError("trainer.max_epochs", "neither max_epochs nor max_steps bounds the run", "set one of them")
-        return min(bounds)
-
-    def _limited(self, plan: StepPlan) -> int:
-        """Micro-batches that a rank takes in an epoch under ``trainer.limit_train_batches``."""
-        limit = None if self.trainer is None else self.trainer.limit_train_batches
-        if limit is None:
-            return len(plan)
-        return min(len(plan), limit if isinstance(limit, int) else int(len(plan) * limit))
+        return run.optimizer_steps(self.trainer, self._step_plan)
 
     @property
     def _step_plan(self) -> StepPlan:
         if self.plan is None:
             raise RuntimeError("call setup('fit') first, as Lightning's Trainer does")
         return self.plan
-
-    def _position(self) -> tuple[int, int]:
-        """(epoch, micro-batches taken in it), by the trainer's own count."""
-        trainer: Any = self.trainer
-        # Outside a run someone only looks at the data.
-        if trainer is None or trainer.state.status != TrainerStatus.RUNNING:
-            return 0, 0
-        start = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        # To overfit means to see the same batches in each epoch.
-        return 0 if trainer.overfit_batches else trainer.current_epoch, start
 
     def _train_batches(self, epoch: int, start: int) -> Iterator[MicroBatch]:
         """This rank's micro-batches from a position on; asked for once an epoch."""
@@ -290,7 +237,7 @@ class PreferenceDataModule(LightningDataModule):
                 f"the checkpoint is from the middle of an epoch of other data or batch sizes ({changed})",
                 "resume with the same data options and number of ranks",
             )
-        return self._step_plan.rank_batches(self._rank, epoch, start)
+        return self._step_plan.rank_batches(run.sharing(self.trainer)[1], epoch, start)
 
     # Loading and planning.
 
@@ -354,40 +301,18 @@ class PreferenceDataModule(LightningDataModule):
             global_batch_size=self.global_batch_size,
             micro_batch_size=self.micro_batch_size,
             max_tokens=self.max_tokens,
-            ranks=self._ranks,
+            ranks=run.sharing(self.trainer)[0],
             seed=self.seed,
             shuffle=self.shuffle,
             drop_last=self.drop_last,
-            epochs=self._epochs,
+            # Only `max_tokens` makes the plan depend on the length of the run.
+            epochs=run.epochs(self.trainer, len(lengths) // self.global_batch_size) if self.max_tokens else 1,
         )
-
-    def _set_accumulation(self, trainer: Trainer, accumulate: int) -> None:
-        asked = trainer.accumulate_grad_batches
-        if asked not in (1, accumulate):
-            raise UserError(
-                "trainer.accumulate_grad_batches",
-                f"{asked} contradicts global_batch_size {self.global_batch_size} over {self._ranks} ranks with "
-                f"micro_batch_size {self.micro_batch_size}, which makes it {accumulate}",
-                "leave it out",
-            )
-        trainer.accumulate_grad_batches = accumulate
-
-    def _check_limit(self, plan: StepPlan) -> None:
-        """A limit in the middle of an optimizer step would leave it with counts that it never reaches."""
-        trainer: Any = self.trainer
-        batches = self._limited(plan)
-        if trainer is not None and not trainer.fast_dev_run and batches < len(plan) and batches % plan.accumulate:
-            raise UserError(
-                "trainer.limit_train_batches",
-                f"ends an epoch after {batches} micro-batches, in the middle of an optimizer step of {plan.accumulate}",
-                f"take a multiple of {plan.accumulate}, or trainer.max_steps",
-            )
 
     def _eval_loader(self, name: str) -> PlanLoader:
         prompt, chosen, rejected = self.prepared[name].counts()
-        plan = eval_plan(prompt + chosen + rejected, chosen, micro_batch_size=self.eval_batch_size, ranks=self._ranks)[
-            self._rank
-        ]
+        ranks, rank = run.sharing(self.trainer)
+        plan = eval_plan(prompt + chosen + rejected, chosen, micro_batch_size=self.eval_batch_size, ranks=ranks)[rank]
         return self._loader(name, lambda epoch, start: iter(plan), len(plan))
 
     def _loader(self, name: str, plan: Any, length: int, *position: Any) -> PlanLoader:

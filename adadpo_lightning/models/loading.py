@@ -188,9 +188,12 @@ def _random_model(config: PolicyConfig) -> PreTrainedModel:
     with torch.random.fork_rng():
         torch.manual_seed(config.init_seed)
         dtype = torch.float32 if config.dtype == "auto" else getattr(torch, config.dtype)
-        return AutoModelForCausalLM.from_config(
-            architecture, dtype=dtype, attn_implementation=config.attn_implementation
-        )
+        try:
+            return AutoModelForCausalLM.from_config(
+                architecture, dtype=dtype, attn_implementation=config.attn_implementation
+            )
+        except (ValueError, ImportError) as error:
+            raise UserError("model.policy.config", f"makes no causal language model: {_first_line(error)}") from error
 
 
 def _config_values(source: dict[str, Any] | str | None) -> dict[str, Any]:

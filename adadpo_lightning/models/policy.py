@@ -15,6 +15,7 @@ from adadpo_lightning.errors import UserError
 from adadpo_lightning.models import attention
 from adadpo_lightning.models.logprobs import LogitTransform, token_logps
 from adadpo_lightning.models.packing import PackedLayout
+from adadpo_lightning.models.selfcheck import check_forward
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,6 +47,8 @@ class PolicyModel(nn.Module):
         if self.layout == "packed":
             attention.register()
             self.causal_lm.set_attn_implementation(attention.IMPLEMENTATION)
+        if self.causal_lm.config.model_type not in attention.SERVED:
+            check_forward(self)
 
     @property
     def causal_lm(self) -> Any:
@@ -125,6 +128,16 @@ def choose_layout(asked: Literal["auto", "packed", "padded"], model: Any) -> Lit
 
 
 def logit_transform(config: Any) -> LogitTransform:
-    """What the architecture does to its logits, by the names that transformers' configs use."""
-    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
-    return LogitTransform(scale, getattr(config, "final_logit_softcapping", None))
+    """What the architecture does to its logits. The same name does not mean the same in all of them."""
+    kind = config.model_type
+    scale = 1.0
+    if kind.startswith("cohere"):
+        scale = config.logit_scale
+    elif kind.startswith("granite"):
+        scale = 1.0 / config.logits_scaling
+    elif kind == "hyperclovax":
+        scale = config.logits_scaling
+    elif kind == "falcon_h1":
+        scale = config.lm_head_multiplier
+    cap = config.logits_soft_cap if kind == "recurrent_gemma" else getattr(config, "final_logit_softcapping", None)
+    return LogitTransform(float(scale), cap)

@@ -12,6 +12,7 @@ from adadpo_lightning.types import EncodedPair
 
 if TYPE_CHECKING:
     from adadpo_lightning.models.policy import PolicyModel
+    from adadpo_lightning.types import PreferenceBatch
 
 # Largest mean difference of log-probabilities in nats. What an unknown head does to its logits (a scale, a cap, a layer
 # before the head) moves them by far more; the order of sums moves them by far less.
@@ -31,16 +32,28 @@ def check_forward(policy: PolicyModel) -> None:
     like = next(policy.parameters())
     if like.is_meta:
         return
+    kind = policy.causal_lm.config.model_type
     batch = collate(PAIRS, layout="padded", pad_id=0, step_pairs=2, step_chosen_tokens=3).to(like.device)
-    with torch.no_grad():
-        actual = policy(batch)
-        logits = policy.causal_lm(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
-        expected = logits.flatten(0, 1)[batch.predict].to(actual.dtype).log_softmax(-1)
-        difference = float((actual - expected.gather(1, batch.targets[:, None]).squeeze(1)).abs().mean())
+    try:
+        difference = _difference(policy, batch)
+    except (AttributeError, RuntimeError, TypeError) as error:
+        raise UserError(
+            "model.policy", f"the architecture {kind!r} can't be run: {error}", "take a causal language model"
+        ) from error
     if not difference <= TOLERANCE[like.dtype]:
         raise UserError(
             "model.policy",
-            f"log-probabilities of the architecture {policy.causal_lm.config.model_type!r} differ from those of its own "
-            f"forward by {difference:.2g} nats: it does to its logits what this package does not know",
-            "take another architecture, or report this one",
+            f"log-probabilities of the architecture {kind!r} differ from those of its own forward by "
+            f"{difference:.2g} nats: it does to its logits what this package does not know, or is random",
+            "take another architecture",
         )
+
+
+def _difference(policy: PolicyModel, batch: PreferenceBatch) -> float:
+    with torch.no_grad():
+        actual = policy(batch)
+        logits = policy.causal_lm(
+            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+        ).logits
+    expected = logits.flatten(0, 1)[batch.predict].to(actual.dtype).log_softmax(-1)
+    return float((actual - expected.gather(1, batch.targets[:, None]).squeeze(1)).abs().mean())

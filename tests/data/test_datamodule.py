@@ -261,6 +261,7 @@ def test_accumulation_follows_from_the_batch_sizes(write, recorder, make_trainer
     trainer.fit(module, PreferenceDataModule(train=path, **SIZES, micro_batch_size=2))
     assert trainer.accumulate_grad_batches == 2
     assert (trainer.global_step, module.steps) == (4, [4])
+    assert trainer.datamodule.optimizer_steps == 4
     # The same number said by the user is no contradiction.
     make_trainer(max_epochs=1, accumulate_grad_batches=4).fit(recorder(), PreferenceDataModule(train=path, **SIZES))
     with pytest.raises(UserError, match=r"trainer.accumulate_grad_batches: 3 contradicts global_batch_size 4"):
@@ -281,7 +282,7 @@ def test_max_tokens_in_a_run(write, recorder, make_trainer):
     trainer.fit(module, data)
     assert trainer.global_step == 2 * 4
     assert trainer.accumulate_grad_batches == data.plan.accumulate > 1
-    with pytest.raises(UserError, match=r"data.max_tokens: needs a run of known length"):
+    with pytest.raises(UserError, match=r"trainer.max_epochs: neither max_epochs nor max_steps bounds the run"):
         make_trainer(max_epochs=-1).fit(
             recorder(), PreferenceDataModule(train=path, global_batch_size=8, max_tokens=80)
         )

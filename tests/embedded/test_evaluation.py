@@ -58,7 +58,7 @@ def test_the_length_controlled_standard_error_is_the_spread_over_draws():
 
 
 def test_a_model_against_itself(task, warmup_dir):
-    scores = evaluate_embedded(warmup_dir, warmup_dir, task.root, n_prompts=30, seed=0)
+    scores = evaluate_embedded(warmup_dir, warmup_dir, task.root, n_prompts=12, seed=0)
     assert scores["kl"] == pytest.approx(0, abs=1e-6)
     for name in ("gold_win_rate", "judge_win_rate", "judge_win_rate_lc"):
         assert abs(scores[name] - 0.5) < 4 * scores[f"{name}_se"]
@@ -67,7 +67,7 @@ def test_a_model_against_itself(task, warmup_dir):
 
 def test_another_model_is_far_away_and_the_seed_decides(task, warmup_dir, other_dir):
     first, again, other = (
-        evaluate_embedded(other_dir, warmup_dir, task.root, n_prompts=20, seed=seed) for seed in (0, 0, 1)
+        evaluate_embedded(other_dir, warmup_dir, task.root, n_prompts=6, seed=seed) for seed in (0, 0, 1)
     )
     assert first == again
     assert first != other
@@ -86,5 +86,5 @@ def test_a_pool_serves_many_evaluations(task, warmup_dir, other_dir, tmp_path):
 
 
 def test_more_prompts_than_there_are(task, warmup_dir):
-    with pytest.raises(UserError, match="expected 2 to 30, the held-out prompts there are, got 31"):
-        evaluate_embedded(warmup_dir, warmup_dir, task.root, n_prompts=31)
+    with pytest.raises(UserError, match="expected 2 to 12, the held-out prompts there are, got 13"):
+        evaluate_embedded(warmup_dir, warmup_dir, task.root, n_prompts=13)

@@ -12,14 +12,14 @@ from adadpo_lightning.errors import UserError
 from adadpo_lightning.evaluation import embedded as evaluation
 from adadpo_lightning.quickstart import LOGGED, chosen_drift, find_config, read_metrics, run_quickstart
 
-SIZES = {"corpus_size": 60, "prompts": 70, "val_prompts": 20, "heldout_prompts": 20}
+SIZES = {"corpus_size": 40, "prompts": 40, "val_prompts": 6, "heldout_prompts": 6}
 
 
 @pytest.fixture
 def small(monkeypatch):
     """A task of a few prompts, and a warm-up of a few steps."""
     monkeypatch.setattr(embedded, "make_task", partial(embedded.make_task, **SIZES))
-    monkeypatch.setattr(evaluation, "evaluate_embedded", partial(evaluation.evaluate_embedded, n_prompts=20))
+    monkeypatch.setattr(evaluation, "evaluate_embedded", partial(evaluation.evaluate_embedded, n_prompts=6))
 
     def short_main(argv):
         steps = ["--trainer.max_steps=2"] if "--trainer.max_steps" not in argv and "warmup" in argv[1] else []

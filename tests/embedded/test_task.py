@@ -9,7 +9,7 @@ from adadpo_lightning.data.embedded.prompts import parse_prompt
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.models.loading import PolicyConfig, load_model, load_tokenizer
 
-SMALL = {"corpus_size": 50, "prompts": 40, "val_prompts": 15, "heldout_prompts": 30}
+SMALL = {"corpus_size": 50, "prompts": 16, "val_prompts": 8, "heldout_prompts": 12}
 
 
 def _rows(path):
@@ -30,7 +30,7 @@ def test_the_corpus_is_of_training_prompts_alone(task):
 
 
 def test_every_split_holds_its_own_prompts(task):
-    for split, count in (("train", 40), ("val", 15), ("heldout", 30)):
+    for split, count in (("train", 16), ("val", 8), ("heldout", 12)):
         prompts = task.prompts(split)
         assert len(set(prompts)) == count
         assert {parse_prompt(prompt).split for prompt in prompts} == {split}
@@ -51,7 +51,7 @@ def test_pairs_are_graded_disjoint_and_repeatable(task, warmup_dir, tmp_path):
     statistics = make_pairs(warmup_dir, task.root, tmp_path / "a", seed=2)
     make_pairs(warmup_dir, task.root, tmp_path / "b", seed=2)
     train, val = _rows(tmp_path / "a" / "pairs.jsonl"), _rows(tmp_path / "a" / "pairs_val.jsonl")
-    assert statistics.pairs == len(train) > 30
+    assert statistics.pairs == len(train) > 12
     assert 0 <= statistics.longer_chosen <= 1
     assert {row["prompt"] for row in train} <= set(task.prompts("train"))
     assert {row["prompt"] for row in val} <= set(task.prompts("val"))

@@ -1,0 +1,59 @@
+"""Two real processes with gloo equal one: weights and metrics, with accumulation and an uneven last batch."""
+
+import csv
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+
+def fit(out, model_dir, pairs_file, processes, micro_batch_size):
+    """Train through the command line, in processes of its own."""
+    args = [
+        "fit",
+        f"--model.policy.path={model_dir}",
+        "--model.policy.dtype=float64",
+        "--model.loss=adacpo",
+        "--model.optimizer.lr=1e-2",
+        f"--data.train={pairs_file}",
+        f"--data.val={pairs_file}",
+        "--data.global_batch_size=8",
+        f"--data.micro_batch_size={micro_batch_size}",
+        "--data.eval_batch_size=3",
+        "--data.max_length=40",
+        "--trainer.accelerator=cpu",
+        f"--trainer.devices={processes}",
+        f"--trainer.strategy={'ddp' if processes > 1 else 'auto'}",
+        "--trainer.log_every_n_steps=1",
+        "--trainer.enable_progress_bar=false",
+        f"--output_dir={out}",
+    ]
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, *launcher, "-m", "adadpo_lightning", *args]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    weights = torch.load(out / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    with (out / "csv/version_0/metrics.csv").open() as file:
+        return weights, list(csv.DictReader(file))
+
+
+def column(rows, name):
+    return [float(row[name]) for row in rows if row[name]]
+
+
+@pytest.mark.distributed
+def test_two_processes_equal_one(tmp_path, model_dir, pairs_file):
+    one, rows_of_one = fit(tmp_path / "one", model_dir, pairs_file, 1, 4)
+    two, rows_of_two = fit(tmp_path / "two", model_dir, pairs_file, 2, 2)
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        # float64; AdamW divides by the root of tiny moments, which magnifies rounding.
+        torch.testing.assert_close(two[name], value, rtol=1e-7, atol=1e-8)
+    for stage in ("train", "val"):
+        for name in ("loss", "nll_loss", "rewards/margins", "rewards/accuracies", "grad_balance/ratio", "logps/chosen"):
+            tag = f"{stage}/{name}"
+            assert column(rows_of_two, tag) == pytest.approx(column(rows_of_one, tag), rel=1e-5, abs=1e-6)
+            assert len(column(rows_of_one, tag)) == (5 if stage == "train" else 1)
