@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, fields, replace
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -16,6 +17,8 @@ from adadpo_lightning.losses import PreferenceLoss
 from adadpo_lightning.models.loading import PolicyConfig, load_model, load_tokenizer
 from adadpo_lightning.models.policy import PolicyModel
 from adadpo_lightning.models.reference import build_reference
+from adadpo_lightning.models.reference_cache import default_folder
+from adadpo_lightning.models.reference_run import provide_cached_reference
 from adadpo_lightning.optim import OptimizerConfig, SchedulerConfig, build_optimizer, build_scheduler
 from adadpo_lightning.types import PairLogps, PreferenceBatch, StepOutput
 
@@ -37,7 +40,9 @@ class PreferenceLitModule(LightningModule):
         optimizer: AdamW's numbers.
         scheduler: Learning-rate schedule.
         reference: Where reference log-probabilities come from. ``auto``: none if the loss needs none, the policy with
-            its adapter off if it has one, else a frozen copy.
+            its adapter off if it has one, else a frozen copy. ``cached``: from disk, computed once before the first
+            step and then shared by all runs over the same weights and pairs; no second model stays in memory.
+        reference_cache: Folder of the caches; null takes ``$XDG_CACHE_HOME/adadpo_lightning/reference``.
 
     Raises:
         UserError: If the loss needs a reference and `reference` is ``none``, or ``adapter_off`` without an adapter.
@@ -49,7 +54,8 @@ class PreferenceLitModule(LightningModule):
         loss: PreferenceLoss,
         optimizer: OptimizerConfig | None = None,
         scheduler: SchedulerConfig | None = None,
-        reference: Literal["auto", "none", "frozen", "adapter_off"] = "auto",
+        reference: Literal["auto", "none", "frozen", "adapter_off", "cached"] = "auto",
+        reference_cache: str | None = None,
     ) -> None:
         super().__init__()
         self.policy_config = policy
@@ -57,6 +63,7 @@ class PreferenceLitModule(LightningModule):
         self.optimizer_config = optimizer or OptimizerConfig()
         self.scheduler_config = scheduler or SchedulerConfig()
         self.reference_mode = resolve_reference(reference, loss, has_adapter=policy.lora is not None)
+        self.reference_cache = Path(reference_cache) if reference_cache is not None else default_folder()
         self.policy: PolicyModel | None = None
         self._reference: Reference | None = None
         # A LoRA checkpoint holds what is trained and not the base model.
@@ -70,11 +77,12 @@ class PreferenceLitModule(LightningModule):
     @property
     def layout(self) -> Literal["packed", "padded"]:
         """The layout in which the policy wants its batches; known once the model is built."""
-        layout: Literal["packed", "padded"] = self._built_policy.layout
+        layout: Literal["packed", "padded"] = self.built_policy.layout
         return layout
 
     @property
-    def _built_policy(self) -> PolicyModel:
+    def built_policy(self) -> PolicyModel:
+        """The policy, once it is loaded."""
         if self.policy is None:
             raise RuntimeError("the model is not built yet: call configure_model first, as Lightning's Trainer does")
         return self.policy
@@ -100,9 +108,29 @@ class PreferenceLitModule(LightningModule):
         # A reference is not a child module: frozen weights belong neither in checkpoints nor in the optimizer.
         self._reference = build_reference(self.reference_mode, self.policy, self.policy_config, self.tokenizer)
 
+    def on_fit_start(self) -> None:
+        """Fill or find the reference caches of what is trained and validated on."""
+        self._provide_reference("train", "val")
+
+    def on_validation_start(self) -> None:
+        """Fill or find the reference cache."""
+        self._provide_reference("val")
+
+    def on_test_start(self) -> None:
+        """Fill or find the reference cache."""
+        self._provide_reference("test")
+
+    def on_predict_start(self) -> None:
+        """Fill or find the reference cache."""
+        self._provide_reference("predict")
+
+    def _provide_reference(self, *names: str) -> None:
+        if self.reference_mode == "cached":
+            provide_cached_reference(self, getattr(self.trainer, "datamodule", None), names)
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW and its schedule over all optimizer steps of the run."""
-        optimizer = build_optimizer(self._built_policy, self.optimizer_config)
+        optimizer = build_optimizer(self.built_policy, self.optimizer_config)
         # Not Lightning's own estimate where it can be helped: that makes the training iterator at once, before a
         # resumed run's position is known.
         planned = getattr(getattr(self.trainer, "datamodule", None), "optimizer_steps", None)
@@ -112,7 +140,7 @@ class PreferenceLitModule(LightningModule):
 
     def forward(self, batch: PreferenceBatch) -> Tensor:
         """Log-probability of each scored token of the batch, nats, shape (N,)."""
-        logps: Tensor = self._built_policy(batch)
+        logps: Tensor = self.built_policy(batch)
         return logps
 
     def step(self, batch: PreferenceBatch) -> tuple[Tensor, StepOutput]:
@@ -177,8 +205,8 @@ class PreferenceLitModule(LightningModule):
 
 
 def resolve_reference(
-    reference: Literal["auto", "none", "frozen", "adapter_off"], loss: PreferenceLoss, *, has_adapter: bool
-) -> Literal["none", "frozen", "adapter_off"]:
+    reference: Literal["auto", "none", "frozen", "adapter_off", "cached"], loss: PreferenceLoss, *, has_adapter: bool
+) -> Literal["none", "frozen", "adapter_off", "cached"]:
     """Choose where reference log-probabilities come from.
 
     Raises:
@@ -198,7 +226,7 @@ def resolve_reference(
         raise UserError(
             "model.reference",
             f"{type(loss).__name__} needs a reference, got none",
-            "set it to auto, frozen or adapter_off, or take a loss without a reference: simpo, cpo, orpo",
+            "set it to auto, frozen, adapter_off or cached, or take a loss without a reference: simpo, cpo, orpo",
         )
     if reference == "adapter_off" and not has_adapter:
         raise UserError(

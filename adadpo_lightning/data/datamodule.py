@@ -22,6 +22,8 @@ from adadpo_lightning.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from adadpo_lightning.models.reference_cache import ReferenceCache
+
 Sources = str | SourceConfig | list[str | SourceConfig]
 STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
 
@@ -108,6 +110,7 @@ class PreferenceDataModule(LightningDataModule):
         self.num_proc = num_proc
         self.prepared: dict[str, Prepared] = {}
         self.plan: StepPlan | None = None
+        self.reference_caches: dict[str, ReferenceCache] = {}
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._resumed_plan: dict[str, Any] | None = None
         self._reported: set[str] = set()
@@ -190,6 +193,18 @@ class PreferenceDataModule(LightningDataModule):
     def predict_dataloader(self) -> PlanLoader:
         """Each pair once over all ranks."""
         return self._eval_loader("predict")
+
+    def scoring_loader(self, name: str) -> tuple[MicroBatches, list[MicroBatch]]:
+        """This rank's pairs of a dataset to compute something of each once: how to collate, and the plan.
+
+        Training pairs come in the micro-batches of the first epoch, because how pairs are batched shows in the
+        rounding.
+        """
+        loader = self._eval_loader(name)
+        plan = list(loader.plan(0, 0))
+        if name == "train" and self.plan is not None:
+            plan = [*self.plan.rank_batches(run.sharing(self.trainer)[1], 0, 0), *plan]
+        return loader.batches, plan
 
     def state_dict(self) -> dict[str, Any]:
         """What the order of pairs depends on, for checkpoints."""
@@ -322,6 +337,8 @@ class PreferenceDataModule(LightningDataModule):
             layout="packed" if self._module is None else self._module.layout,
             pad_id=self.tokenizer.eos_token_id if pad is None else pad,
             with_rejected=self._needs_rejected,
+            reference=self.reference_caches,
+            name=name,
         )
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return PlanLoader(batches, plan, length, *position, num_workers=self.num_workers, pin_memory=on_gpu)

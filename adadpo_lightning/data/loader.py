@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch.utils.data import DataLoader, Dataset
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from datasets import Dataset as ArrowDataset
 
     from adadpo_lightning.data.plan import MicroBatch
+    from adadpo_lightning.models.reference_cache import ReferenceCache
     from adadpo_lightning.types import PreferenceBatch
 
 
@@ -25,16 +26,27 @@ class MicroBatches(Dataset["PreferenceBatch"]):
         layout: Layout of the batches.
         pad_id: Token id of padding.
         with_rejected: Whether the loss reads the rejected answers; else they are left out.
+        reference: Holds the cached reference log-probabilities of these pairs under `name`, once there are any.
+        name: What the pairs are for: ``train``, ``val``, ...
     """
 
     def __init__(
-        self, pairs: ArrowDataset, *, layout: Literal["packed", "padded"], pad_id: int, with_rejected: bool
+        self,
+        pairs: ArrowDataset,
+        *,
+        layout: Literal["packed", "padded"],
+        pad_id: int,
+        with_rejected: bool,
+        reference: Mapping[str, ReferenceCache] | None = None,
+        name: str = "",
     ) -> None:
         names = ["prompt_ids", "chosen_ids", "rejected_ids", "weight", "margin", "row"]
         self.pairs = pairs.select_columns(names).rename_column("row", "row_id")
         self.layout: Literal["packed", "padded"] = layout
         self.pad_id = pad_id
         self.with_rejected = with_rejected
+        self.reference = reference or {}
+        self.name = name
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -46,7 +58,7 @@ class MicroBatches(Dataset["PreferenceBatch"]):
 
     def __getitem__(self, batch: MicroBatch) -> PreferenceBatch:
         """The micro-batch, collated."""
-        return collate(
+        collated = collate(
             [self.pair(number) for number in batch.rows],
             layout=self.layout,
             pad_id=self.pad_id,
@@ -54,6 +66,10 @@ class MicroBatches(Dataset["PreferenceBatch"]):
             step_chosen_tokens=batch.step_chosen_tokens,
             filler=batch.filler,
         )
+        cache = self.reference.get(self.name)
+        if cache is not None:
+            collated.ref_logps = cache.read(batch.rows)
+        return collated
 
 
 class PlanLoader:
@@ -80,7 +96,7 @@ class PlanLoader:
         **options: Any,
     ) -> None:
         self.batches = batches
-        self._plan = plan
+        self.plan = plan
         self._length = length
         self._position = position
         self._options = options
@@ -90,7 +106,7 @@ class PlanLoader:
 
     def __iter__(self) -> Iterator[PreferenceBatch]:
         """The micro-batches that are left of the epoch."""
-        order: Any = self._plan(*self._position())
+        order: Any = self.plan(*self._position())
         yield from DataLoader(self.batches, sampler=order, batch_size=None, **self._options)
 
     def state_dict(self) -> dict[str, int]:

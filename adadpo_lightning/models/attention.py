@@ -31,9 +31,13 @@ if TYPE_CHECKING:
 IMPLEMENTATION = "adadpo_packed"
 # Architectures whose packed forward the tests hold against transformers' own. Others may attend in ways that these
 # functions do not know (ALiBi, recurrence, attention sinks, chunks) and run in the padded layout.
-SERVED = frozenset(
-    {"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "gpt2", "olmo2"},
-)
+# fmt: off
+SERVED = frozenset({
+    "cohere", "cohere2", "exaone4", "gemma", "gemma2", "gemma3_text", "glm4", "gpt2", "gpt_neox", "granite",
+    "helium", "llama", "ministral", "mistral", "mixtral", "olmo2", "olmo3", "opt", "phi", "phi3", "qwen2", "qwen3",
+    "qwen3_moe", "seed_oss", "smollm3", "starcoder2",
+})
+# fmt: on
 HALVES = (torch.float16, torch.bfloat16)
 
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from adadpo_lightning.types import PreferenceBatch
 
 
+ReferenceMode = Literal["none", "frozen", "adapter_off", "cached"]
+
+
 class Reference(Protocol):
     """Anything that gives reference log-probabilities."""
 
@@ -38,14 +41,14 @@ class FrozenReference:
 
     def __init__(self, model: PolicyModel, policy: PolicyModel) -> None:
         self.model = model.eval().requires_grad_(False)
-        self._policy = policy
+        self.policy = policy
         self._placed = False
 
     def __call__(self, batch: PreferenceBatch) -> Tensor:
         """See `Reference`."""
         if not self._placed:
             # Not the dtype: `to` would round the rotary embedding's buffers, which stay float32 in any model.
-            self.model.to(next(self._policy.parameters()).device)
+            self.model.to(next(self.policy.parameters()).device)
             self._placed = True
         with torch.no_grad():
             logps: Tensor = self.model(batch)
@@ -60,27 +63,31 @@ class AdapterOffReference:
     """
 
     def __init__(self, policy: PolicyModel) -> None:
-        self._policy = policy
+        self.policy = policy
 
     def __call__(self, batch: PreferenceBatch) -> Tensor:
         """See `Reference`."""
-        with torch.no_grad(), self._policy.adapter_off():
-            logps: Tensor = self._policy(batch)
+        with torch.no_grad(), self.policy.adapter_off():
+            logps: Tensor = self.policy(batch)
         return logps
 
 
 def build_reference(
-    mode: Literal["none", "frozen", "adapter_off"], policy: PolicyModel, config: PolicyConfig, tokenizer: Any = None
+    mode: ReferenceMode,
+    policy: PolicyModel,
+    config: PolicyConfig,
+    tokenizer: Any = None,
 ) -> Reference | None:
     """Make the reference of a policy.
 
     Args:
-        mode: ``none``, ``frozen`` (a copy, adapter included if there is one) or ``adapter_off``.
+        mode: ``none``, ``frozen`` (a copy, adapter included if there is one), ``adapter_off``, or ``cached``: none to
+            keep, its numbers come with the batches.
         policy: The policy as it is before training.
         config: What the policy was loaded by.
         tokenizer: Its tokenizer, for the same checks.
     """
-    if mode == "none":
+    if mode in ("none", "cached"):
         return None
     if mode == "adapter_off":
         return AdapterOffReference(policy)

@@ -52,8 +52,6 @@ def check_forward(policy: PolicyModel) -> None:
 def _difference(policy: PolicyModel, batch: PreferenceBatch) -> float:
     with torch.no_grad():
         actual = policy(batch)
-        logits = policy.causal_lm(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-        ).logits
-    expected = logits.flatten(0, 1)[batch.predict].to(actual.dtype).log_softmax(-1)
+        plain = policy.causal_lm(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+    expected = plain.logits.flatten(0, 1)[batch.predict].to(actual.dtype).log_softmax(-1)
     return float((actual - expected.gather(1, batch.targets[:, None]).squeeze(1)).abs().mean())

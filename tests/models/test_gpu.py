@@ -31,7 +31,8 @@ def run(kind, layout, backend, dtype):
     return logps.detach().float(), grads
 
 
-@pytest.mark.parametrize("kind", sorted(CONFIGS))
+# Each kind of layer: plain, windowed, capped, without grouped heads; every further one compiles anew.
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma2", "gemma3_text", "gpt2"])
 def test_flex_equals_padded_in_float32(wide, kind):
     expected, expected_grads = run(kind, "padded", "auto", "float32")
     logps, grads = run(kind, "packed", "flex", "float32")

@@ -1,0 +1,156 @@
+"""Chunked log-probabilities against torch's own log-softmax over all logits."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adadpo_lightning.models.logprobs import LogitTransform, token_logps
+
+TRANSFORMS = [LogitTransform(), LogitTransform(0.3), LogitTransform(softcap=2.0), LogitTransform(3.0, 1.5)]
+
+
+def make(n, d=6, v=11, dtype=torch.float64, bias=True, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+
+    targets = torch.randint(0, v, (n,), generator=generator)
+    return normal(n, d), normal(v, d), normal(v) if bias else None, targets
+
+
+def plain(hidden, weight, bias, targets, transform):
+    logits = torch.nn.functional.linear(hidden, weight, bias)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * transform.scale
+    if transform.softcap is not None:
+        logits = transform.softcap * torch.tanh(logits / transform.softcap)
+    return logits.log_softmax(-1)[torch.arange(len(targets)), targets]
+
+
+def logps_and_grads(function, inputs, upstream):
+    leaves = [x for x in inputs if x is not None]
+    logps = function()
+    return logps.detach(), torch.autograd.grad(logps, leaves, upstream)
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("bias", [True, False])
+@settings(max_examples=10, deadline=None)
+@given(n=st.integers(1, 17), chunk=st.integers(1, 20))
+def test_equals_plain_log_softmax(transform, bias, n, chunk):
+    hidden, weight, b, targets = make(n, bias=bias)
+    upstream = torch.randn(n, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    inputs = (hidden, weight, b)
+    actual = logps_and_grads(
+        lambda: token_logps(hidden, weight, targets, bias=b, chunk_size=chunk, transform=transform), inputs, upstream
+    )
+    expected = logps_and_grads(lambda: plain(hidden, weight, b, targets, transform), inputs, upstream)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_gradcheck(transform):
+    hidden, weight, bias, targets = make(5)
+    assert torch.autograd.gradcheck(
+        lambda h, w, b: token_logps(h, w, targets, bias=b, chunk_size=2, transform=transform), (hidden, weight, bias)
+    )
+
+
+@pytest.mark.parametrize("chunk", [3, 64])
+def test_halves_are_widened(chunk):
+    """bfloat16: no further from the exact result than torch's own path, and a float32 result."""
+    hidden, weight, _, targets = make(40, d=32, v=50, dtype=torch.bfloat16, bias=False)
+    upstream = torch.randn(40, generator=torch.Generator().manual_seed(1))
+    exact_inputs = [x.detach().double().requires_grad_() for x in (hidden, weight)]
+    exact, exact_grads = logps_and_grads(
+        lambda: plain(*exact_inputs, None, targets, LogitTransform()), exact_inputs, upstream.double()
+    )
+    ours, our_grads = logps_and_grads(
+        lambda: token_logps(hidden, weight, targets, chunk_size=chunk), (hidden, weight), upstream
+    )
+    torchs, torch_grads = logps_and_grads(
+        lambda: plain(hidden, weight, None, targets, LogitTransform()), (hidden, weight), upstream
+    )
+    assert ours.dtype == torch.float32
+    assert our_grads[1].dtype == torch.bfloat16
+    assert (ours - exact).norm() <= 1.05 * (torchs - exact).norm()
+    for mine, theirs, true in zip(our_grads, torch_grads, exact_grads, strict=True):
+        assert (mine - true).norm() <= 1.2 * (theirs - true).norm()
+
+
+def test_weight_gradient_is_summed_wide_over_chunks():
+    """4,096 equal small terms: a bfloat16 sum would stop growing at 256 of them."""
+    hidden = torch.ones(4096, 1, dtype=torch.bfloat16)
+    weight = torch.zeros(2, 1, dtype=torch.bfloat16, requires_grad=True)
+    logps = token_logps(hidden, weight, torch.zeros(4096, dtype=torch.long), chunk_size=1)
+    logps.sum().backward()
+    torch.testing.assert_close(weight.grad.float(), torch.tensor([[2048.0], [-2048.0]]))
+
+
+def test_only_what_needs_a_gradient_gets_one():
+    hidden, weight, bias, targets = make(6)
+    token_logps(hidden, weight.detach(), targets, bias=bias.detach(), chunk_size=4).sum().backward()
+    assert hidden.grad is not None
+    assert weight.grad is None
+    hidden, weight, _, targets = make(6)
+    token_logps(hidden.detach(), weight, targets, chunk_size=4).sum().backward()
+    assert hidden.grad is None
+    assert weight.grad is not None
+
+
+def test_backward_twice_over_one_graph():
+    """The last chunk is kept for the first backward pass and computed again for the second."""
+    hidden, weight, _, targets = make(6, bias=False)
+    total = token_logps(hidden, weight, targets, chunk_size=4).sum()
+    first = torch.autograd.grad(total, (hidden, weight), retain_graph=True)
+    second = torch.autograd.grad(total, (hidden, weight))
+    torch.testing.assert_close(first, second, rtol=1e-12, atol=1e-12)
+
+
+def test_no_tokens():
+    hidden, weight, bias, targets = make(0)
+    logps = token_logps(hidden, weight, targets, bias=bias)
+    assert logps.shape == (0,)
+    logps.sum().backward()
+    assert not weight.grad.any()
+
+
+def test_same_with_and_without_grad():
+    """The reference runs without: rewards at step 0 must be exactly 0."""
+    hidden, weight, _, targets = make(9, bias=False, dtype=torch.float32)
+    with torch.no_grad():
+        reference = token_logps(hidden, weight, targets, chunk_size=4)
+    assert torch.equal(reference, token_logps(hidden, weight, targets, chunk_size=4))
+
+
+def test_autocast_uses_its_type():
+    hidden, weight, _, targets = make(9, bias=False, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logps = token_logps(hidden, weight, targets, chunk_size=4)
+    expected = token_logps(hidden.bfloat16(), weight.bfloat16(), targets, chunk_size=4)
+    assert logps.dtype == torch.float32
+    assert torch.equal(logps, expected)
+    logps.sum().backward()
+    assert weight.grad.dtype == torch.float32
+
+
+def test_never_more_than_a_chunk_of_logits():
+    """Largest tensor that any operation makes, forward and backward, in elements."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            result = function(*args, **(kwargs or {}))
+            for x in result if isinstance(result, tuple | list) else (result,):
+                if isinstance(x, torch.Tensor):
+                    largest = max(largest, x.numel())
+            return result
+
+    hidden, weight, _, targets = make(64, d=4, v=100, bias=False, dtype=torch.float32)
+    with Watch():
+        token_logps(hidden, weight, targets, chunk_size=8).sum().backward()
+    assert largest == 8 * 100
