@@ -289,17 +289,13 @@ def _trained_adapter(model: PreTrainedModel, path: str) -> Any:
     from peft import PeftModel
 
     try:
-        adapted = PeftModel.from_pretrained(model, path, is_trainable=True)
+        return PeftModel.from_pretrained(model, path, is_trainable=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
             "model.policy.lora.adapter",
             f"no adapter could be loaded from {path!r}: {_first_line(error)}",
-            "give a directory with adapter_config.json and weights that fit the model",
+            "give a directory with adapter_config.json and LoRA weights that fit the model",
         ) from error
-    if adapted.active_peft_config.is_prompt_learning:
-        kind = adapted.active_peft_config.peft_type.value
-        raise UserError("model.policy.lora.adapter", f"expected a LoRA adapter, got one of {kind}")
-    return adapted
 
 
 def _first_line(error: Exception) -> str:

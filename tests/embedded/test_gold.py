@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from adadpo_lightning.data.embedded import Grade, grade, judge
 from adadpo_lightning.data.embedded.grammar import FILLERS, draw_style, write_response
-from adadpo_lightning.data.embedded.prompts import KINDS, draw_prompt
+from adadpo_lightning.data.embedded.kinds import KINDS
+from adadpo_lightning.data.embedded.prompts import draw_prompt
 from adadpo_lightning.data.embedded.sampling import Sample
 from adadpo_lightning.data.embedded.task import judged_pair, pair_statistics
 

@@ -5,18 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adadpo_lightning.data.embedded.prompts import (
+from adadpo_lightning.data.embedded.kinds import (
     KINDS,
-    OPENINGS,
     ComparePrompt,
     FactsPrompt,
     ListPrompt,
     SortPrompt,
     SumPrompt,
-    draw_prompt,
-    draw_prompts,
-    parse_prompt,
 )
+from adadpo_lightning.data.embedded.prompts import OPENINGS, draw_prompt, draw_prompts, parse_prompt
 from adadpo_lightning.data.embedded.world import (
     CATEGORIES,
     ENTITIES,

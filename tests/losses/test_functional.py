@@ -7,7 +7,22 @@ import torch
 
 from adadpo_lightning.losses.functional import log1mexp, log_odds, log_one_minus_p, logistic_link
 
-LOGPS = [-1e-12, -1e-9, -1e-8, -1e-3, -0.5, -0.693, -0.6931471805599453, -0.694, -1.0, -20.0, -40.0, -700.0]
+LOGPS = [
+    -1e-12,
+    -1e-9,
+    -1e-8,
+    -1e-3,
+    -0.5,
+    -0.693,
+    -0.6931471805599453,
+    -0.694,
+    -1.0,
+    -5.0,
+    -15.0,
+    -20.0,
+    -40.0,
+    -700.0,
+]
 
 
 def exact_log_one_minus_p(logp):

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adadpo_lightning.data.embedded.grammar import FILLERS
-from adadpo_lightning.data.embedded.prompts import Answer, parse_prompt
+from adadpo_lightning.data.embedded.kinds import Answer
+from adadpo_lightning.data.embedded.prompts import parse_prompt
 from adadpo_lightning.data.embedded.world import Claim, parse_claims
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from adadpo_lightning.data.embedded.world import PROPERTY_OF, Claim, other_value
 if TYPE_CHECKING:
     import numpy as np
 
-    from adadpo_lightning.data.embedded.prompts import Prompt
+    from adadpo_lightning.data.embedded.kinds import Prompt
 
 FILLERS = (
     "thank you for asking me this",

@@ -18,7 +18,10 @@ from adadpo_lightning.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from adadpo_lightning.data.embedded.kinds import Split
     from adadpo_lightning.data.embedded.sampling import Sample
+
+PAIR_FILES: dict[Split, str] = {"train": "pairs.jsonl", "val": "pairs_val.jsonl"}
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class EmbeddedTask:
         """The warm-up corpus, rows of ``prompt`` and ``chosen``."""
         return self.root / "warmup.jsonl"
 
-    def prompts(self, split: str) -> list[str]:
+    def prompts(self, split: Split) -> list[str]:
         """The prompts of one split: ``train``, ``val`` or ``heldout``.
 
         Raises:
@@ -94,10 +97,10 @@ def make_task(
     build_model_config(tokenizer).save_pretrained(task.model)
     rng = np.random.default_rng(seed)
     write_rows(task.warmup, (_corpus_row(rng) for _ in range(corpus_size)))
-    counts = {"train": prompts, "val": val_prompts, "heldout": heldout_prompts}
+    counts: dict[Split, int] = {"train": prompts, "val": val_prompts, "heldout": heldout_prompts}
     for split, count in counts.items():
-        drawn = draw_prompts(rng, split, count)  # type: ignore[arg-type]  # the keys are the splits
-        write_rows(task.root / f"prompts_{split}.jsonl", ({"prompt": prompt} for prompt in drawn))
+        rows = ({"prompt": prompt} for prompt in draw_prompts(rng, split, count))
+        write_rows(task.root / f"prompts_{split}.jsonl", rows)
     return task
 
 
@@ -133,7 +136,7 @@ def make_pairs(
     model, tokenizer = load_exported(str(model_dir))
     rng = np.random.default_rng(seed)
     written = {}
-    for split, name in (("train", "pairs.jsonl"), ("val", "pairs_val.jsonl")):
+    for split, name in PAIR_FILES.items():
         prompts = EmbeddedTask(Path(task_dir)).prompts(split)
         answers = sample_answers(model, tokenizer, prompts, samples=samples, seed=int(rng.integers(2**31)))
         candidates = (judged_pair(rng, p, drawn) for p, drawn in zip(prompts, answers, strict=True))

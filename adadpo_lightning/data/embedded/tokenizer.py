@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from adadpo_lightning.data.embedded.grammar import FILLERS
-from adadpo_lightning.data.embedded.prompts import KINDS, OPENINGS
+from adadpo_lightning.data.embedded.kinds import KINDS
+from adadpo_lightning.data.embedded.prompts import OPENINGS
 from adadpo_lightning.data.embedded.world import ENTITIES, NUMBERS, PROPERTY_OF
 
 if TYPE_CHECKING:
