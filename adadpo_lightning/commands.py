@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import count
+from pathlib import Path
 
 
 def losses() -> None:
@@ -37,13 +39,17 @@ def export(checkpoint: str, output: str, merge: bool = False) -> None:
     print(f"exported to {output}")
 
 
-def quickstart(output_dir: str = "runs/quickstart", seed: int = 0) -> None:
+def quickstart(output_dir: str | None = None, seed: int = 0) -> None:
     """The embedded task from end to end: warm-up, pairs, AdaDPO, evaluation.
 
     Args:
-        output_dir: Directory to write to.
+        output_dir: Directory to write to; must not exist or be empty. Null takes runs/quickstart, or the first of
+            runs/quickstart-2, -3, ... that is free.
         seed: Seed of the whole pipeline.
     """
+    if output_dir is None:
+        names = ("runs/quickstart" if n == 1 else f"runs/quickstart-{n}" for n in count(1))
+        output_dir = next(name for name in names if not Path(name).exists())
     from adadpo_lightning.cli import main
     from adadpo_lightning.quickstart import run_quickstart
 

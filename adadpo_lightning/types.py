@@ -38,6 +38,12 @@ class PairLogps:
     weight: Tensor | None = None
     margin: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse shapes that would broadcast into nonsense, such as a weight of (B, 1)."""
+        shapes = {f.name: tuple(v.shape) for f in fields(self) if (v := getattr(self, f.name)) is not None}
+        if len(set(shapes.values())) > 1:
+            raise ValueError(f"PairLogps: expected one shape (B,) for all, got {shapes}")
+
     def in_float32(self) -> PairLogps:
         """Widen half-precision log-probabilities to float32; float32 and float64 stay as they are."""
         halves = (torch.float16, torch.bfloat16)

@@ -4,7 +4,7 @@
     python benchmarks/vs_trl.py --device cuda --dtype bfloat16 --models 1b --output results.json
 
 Each variant lives in a process of its own. The processes take their steps in turn (A B C D A B C D ...), so that a
-machine whose speed drifts treats all alike; ratios are taken round by round and their median is reported with its range.
+machine whose speed drifts treats all alike; ratios are taken round by round; their median and range are reported.
 After the same number of steps from the same weights the losses must agree, or the run fails: the work is the same.
 
 Variants: `trl` (as its users run it, reference log-probabilities precomputed), `trl_chunked` (its path that leaves

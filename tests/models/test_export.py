@@ -95,7 +95,7 @@ def test_what_is_there_stays(model_dir, tmp_path, kind):
 
 
 def test_nothing_half_written(model_dir, tmp_path):
-    policy, tokenizer, _ = trained(model_dir)
+    policy, _, _ = trained(model_dir)
 
     class Failing:
         def save_pretrained(self, path):
