@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parent
 LOGGED = (
     "val/rewards/accuracies",
     "val/rewards/margins",
-    "val/rewards/chosen",
+    "val/displacement/chosen",
     "val/grad_balance/ratio",
     "val/logps/chosen",
 )
@@ -40,8 +40,18 @@ def run_quickstart(output_dir: str, seed: int, main: Callable[[Sequence[str]], i
     out = Path(output_dir)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError("output_dir", f"{out} exists and is not empty", "remove it or choose another directory")
+    _quiet_libraries()
     with _one_thread():
         return _run_stages(out, seed, main)
+
+
+def _quiet_libraries() -> None:
+    """No bars for loading and saving what takes no time."""
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
 
 
 @contextmanager
@@ -77,9 +87,8 @@ def _run_stages(out: Path, seed: int, main: Callable[[Sequence[str]], int]) -> d
     _say(5, "evaluation on held-out prompts")
     scores = evaluate_embedded(trained / "export", warmup / "export", task, seed=seed)
     logged = read_metrics(trained, LOGGED)
-    drift = chosen_drift(trained, logged["val/rewards/chosen"][-1])
-    _print_summary(summarise(logged, drift, scores), trained)
-    return {**{name: values[-1] for name, values in logged.items()}, "chosen_drift": drift, **scores}
+    _print_summary(summarise(logged, scores), trained)
+    return {**{name: values[-1] for name, values in logged.items()}, **scores}
 
 
 def _say(number: int, text: str) -> None:
@@ -131,20 +140,7 @@ def read_metrics(run: Path, names: Sequence[str]) -> dict[str, list[float]]:
     return values
 
 
-def chosen_drift(run: Path, mean_chosen_reward: float) -> float:
-    """How far the chosen answers' log-probability moved from the reference's, nats an answer.
-
-    Args:
-        run: Output directory of a DPO-like run; its config says beta.
-        mean_chosen_reward: Mean of ``beta * (log pi_theta - log pi_ref)`` over the chosen answers.
-    """
-    import yaml
-
-    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    return mean_chosen_reward / float(config["model"]["loss"]["init_args"]["beta"])
-
-
-def summarise(logged: Mapping[str, Sequence[float]], drift: float, scores: Mapping[str, float]) -> dict[str, str]:
+def summarise(logged: Mapping[str, Sequence[float]], scores: Mapping[str, float]) -> dict[str, str]:
     """The lines of the summary: what was measured, and its number as it is shown."""
 
     def measured(name: str, scale: float = 1.0, unit: str = "") -> str:
@@ -157,7 +153,9 @@ def summarise(logged: Mapping[str, Sequence[float]], drift: float, scores: Mappi
         "accuracy on validation pairs": f"{last('val/rewards/accuracies'):.3f}",
         "reward margin on them": f"{last('val/rewards/margins'):.3f}",
         "gradient balance ratio on them": f"{last('val/grad_balance/ratio'):.3f} (g_w / g_l per token, ratio space)",
-        "log-prob of chosen answers": f"{last('val/logps/chosen'):.2f} nats, drift {drift:+.2f} since warm-up",
+        "log-prob of chosen answers": (
+            f"{last('val/logps/chosen'):.2f} nats, drift {last('val/displacement/chosen'):+.2f} since warm-up"
+        ),
         "gold win rate against warm-up": measured("gold_win_rate", 100, " %"),
         "judge's win rate, raw": measured("judge_win_rate", 100, " %"),
         "judge's win rate, length-controlled": measured("judge_win_rate_lc", 100, " %"),

@@ -29,6 +29,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import torch
 
 MODELS = {
@@ -41,11 +42,12 @@ HEADS = {"v32k": (8, 4, 1408), "v4k": (8, 4, 1408), "1b": (32, 8, 8192)}
 LENGTHS = {"short": (180, 250), "long": (600, 250)}
 MAX_LENGTH = 1024
 LEARNING_RATE = 1e-5
+REAL_LENGTHS = Path(__file__).with_name("real_lengths.json")
 VARIANTS = ("trl", "trl_chunked", "padded", "packed")
 
 
-def draw_pairs(lengths: str, count: int, vocabulary: int, real: Path | None) -> list[dict[str, list[int]]]:
-    """Random token ids with the asked-for lengths; `real` gives those of judged pairs (four characters a token)."""
+def draw_pairs(lengths: str, count: int, vocabulary: int) -> list[dict[str, list[int]]]:
+    """Random token ids with the asked-for lengths; `real` are those of judged pairs."""
     rng = random.Random(0)
 
     def log_normal(mean: float) -> int:
@@ -55,14 +57,7 @@ def draw_pairs(lengths: str, count: int, vocabulary: int, real: Path | None) -> 
         return [rng.randrange(3, vocabulary) for _ in range(length)]
 
     if lengths == "real":
-        if real is None:
-            raise SystemExit("--lengths real needs --real-pairs FILE.jsonl")
-        rows = [json.loads(line) for line in real.read_text(encoding="utf-8").splitlines()]
-        rows = rng.sample(rows, count)
-        sizes = [
-            (len(r["prompt"]) // 4 + 1, *(len(r[side][-1]["content"]) // 4 + 1 for side in ("chosen", "rejected")))
-            for r in rows
-        ]
+        sizes = rng.sample(json.loads(REAL_LENGTHS.read_text(encoding="utf-8"))["lengths"], count)
     else:
         prompt, answer = LENGTHS[lengths]
         sizes = [(log_normal(prompt), log_normal(answer), log_normal(answer)) for _ in range(count)]
@@ -95,11 +90,12 @@ def save_model(path: Path, name: str) -> None:
     )
     torch.manual_seed(0)
     LlamaForCausalLM(config).save_pretrained(path)
-    words = Tokenizer(models.WordLevel({f"t{i}": i for i in range(config.vocab_size)}, unk_token="t2"))
+    # No special token may be the beginning of a word: it would be cut out of it.
+    vocabulary = {"<s>": 0, "</s>": 1, "<pad>": 2} | {f"t{i}": i for i in range(3, config.vocab_size)}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=words, bos_token="t0", eos_token="t1", pad_token="t2").save_pretrained(
-        path
-    )
+    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(path)
 
 
 class Ours:
@@ -209,13 +205,13 @@ def build(variant: str, model: Path, pairs: list[dict[str, list[int]]], device: 
 
 
 def serve(pipe: Any, variant: str, model: Path, pairs: Any, device: str, dtype: str, threads: int) -> None:
-    """A variant's process: answers "step" with (seconds, loss) and "memory" with MiB above the idle model."""
+    """A variant's process: answers orders until "stop" comes."""
     torch.set_num_threads(threads)
     try:
         side = build(variant, model, pairs, device, dtype)
         pipe.send("ready")
         while (order := pipe.recv()) != "stop":
-            pipe.send(timed_step(side, device) if order == "step" else peak_memory(side, device))
+            pipe.send(ORDERS[order](side, device))
     except Exception as error:
         pipe.send(error)
         raise
@@ -232,7 +228,7 @@ def timed_step(side: Ours | Theirs, device: str) -> tuple[float, float]:
 
 
 def peak_memory(side: Ours | Theirs, device: str) -> float:
-    """Highest use of memory during forward and backward above the idle model and its optimizer's state, MiB."""
+    """Highest use of memory during forward and backward above the idle model, MiB; then the optimizer's step."""
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
@@ -249,6 +245,31 @@ def peak_memory(side: Ours | Theirs, device: str) -> float:
         peak = proc_status("VmHWM")
     side.update()
     return (peak - idle) / 2**20
+
+
+def profile_step(side: Ours | Theirs, device: str) -> dict[str, float]:
+    """Shares of one step's time by kind of operator."""
+    from torch.profiler import ProfilerActivity, profile
+
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device == "cuda" else [])
+    with profile(activities=activities) as profiler:
+        timed_step(side, device)
+    shares: dict[str, float] = dict.fromkeys((*KINDS, "other"), 0.0)
+    for event in profiler.key_averages():
+        kind = next((kind for kind, names in KINDS.items() if any(n in event.key for n in names)), "other")
+        shares[kind] += event.self_device_time_total if device == "cuda" else event.self_cpu_time_total
+    total = sum(shares.values())
+    return {kind: round(share / total, 4) for kind, share in shares.items()}
+
+
+ORDERS: dict[str, Any] = {"step": timed_step, "memory": peak_memory, "profile": profile_step}
+# Operators by what is in their names.
+KINDS = {
+    "attention": ("attention", "flash", "Tree", "_varlen"),
+    "matmul": ("aten::mm", "aten::addmm", "aten::bmm", "gemm", "aten::linear"),
+    "softmax": ("softmax", "aten::exp", "gather", "scatter"),
+    "optimizer": ("adam", "Optimizer", "_foreach", "linalg_vector_norm"),
+}
 
 
 def proc_status(key: str) -> int:
@@ -296,9 +317,9 @@ def matmul_peak(name: str, tokens: int, device: str, dtype: str) -> float:
     return best
 
 
-def compare(name: str, lengths: str, args: argparse.Namespace, model: Path) -> dict[str, dict[str, float]]:
+def compare(name: str, lengths: str, args: argparse.Namespace, model: Path) -> dict[str, dict[str, Any]]:
     """Let all variants take their steps in turn."""
-    pairs = draw_pairs(lengths, args.pairs, MODELS[name]["vocab_size"], args.real_pairs)
+    pairs = draw_pairs(lengths, args.pairs, MODELS[name]["vocab_size"])
     context = mp.get_context("spawn")
     pipes, processes = {}, []
     for variant in args.variants:
@@ -306,32 +327,34 @@ def compare(name: str, lengths: str, args: argparse.Namespace, model: Path) -> d
         job = (there, variant, model, pairs, args.device, args.dtype, args.threads)
         processes.append(context.Process(target=serve, args=job, daemon=True))
         processes[-1].start()
-        receive(pipes[variant])
+    for pipe in pipes.values():
+        receive(pipe)
     times: dict[str, list[float]] = {variant: [] for variant in args.variants}
-    for round_number in range(args.warmup + args.rounds):
+    # The step that memory is read in comes first and warms up.
+    memory = {variant: ask(pipe, "memory") for variant, pipe in pipes.items()}
+    for _ in range(args.rounds):
         losses = {}
-        for variant in args.variants:
-            pipes[variant].send("step")
-            seconds, losses[variant] = receive(pipes[variant])
-            if round_number >= args.warmup:
-                times[variant].append(seconds)
+        for variant, pipe in pipes.items():
+            seconds, losses[variant] = ask(pipe, "step")
+            times[variant].append(seconds)
         spread = max(losses.values()) - min(losses.values())
         assert spread < args.tolerance, f"the variants do not do the same work: losses {losses}"
-    memory = {}
-    for variant in args.variants:
-        pipes[variant].send("memory")
-        memory[variant] = receive(pipes[variant])
-        pipes[variant].send("stop")
+    profile = ask(pipes["packed"], "profile") if "packed" in pipes else {}
+    for pipe in pipes.values():
+        pipe.send("stop")
     for process in processes:
         process.join()
     tokens = sum(len(p["prompt"]) + len(p["chosen"]) + len(p["rejected"]) + 2 for p in pairs)
     peak = matmul_peak(name, tokens, args.device, args.dtype)
-    return {v: summary(v, times, memory, step_flops(name, pairs) / peak) for v in args.variants}
+    rows = {v: summary(v, times, memory, step_flops(name, pairs) / peak) for v in args.variants}
+    if profile:
+        rows["packed"]["profile"] = profile
+    return rows
 
 
-def summary(variant: str, times: dict[str, list[float]], memory: dict[str, float], ideal_s: float) -> dict[str, float]:
+def summary(variant: str, times: dict[str, list[float]], memory: dict[str, float], ideal_s: float) -> dict[str, Any]:
     """A variant's row."""
-    row = {"step_s": statistics.median(times[variant]), "memory_mib": memory[variant]}
+    row: dict[str, Any] = {"step_s": statistics.median(times[variant]), "memory_mib": memory[variant]}
     for peer, suffix in (("trl", "trl"), ("trl_chunked", "trl_chunked"), ("padded", "padded")):
         if peer in times:
             ratios = [a / b for a, b in zip(times[variant], times[peer], strict=True)]
@@ -340,6 +363,12 @@ def summary(variant: str, times: dict[str, list[float]], memory: dict[str, float
             row[f"memory_ratio_to_{suffix}"] = memory[variant] / memory[peer]
     row["mfu"] = ideal_s / row["step_s"]
     return row
+
+
+def ask(pipe: Any, order: str) -> Any:
+    """Give an order and wait for its answer."""
+    pipe.send(order)
+    return receive(pipe)
 
 
 def receive(pipe: Any) -> Any:
@@ -386,31 +415,71 @@ def print_table(results: dict[str, Any]) -> None:
                 )
 
 
+def draw(measured: dict[str, Any], path: Path) -> None:
+    """Step time and peak memory of each variant as a share of TRL's."""
+    bars = [(name, lengths) for name, by_length in measured.items() for lengths in by_length]
+    figure, axes = plt.subplots(1, 2, figsize=(10, 0.9 + 0.62 * len(bars)), sharey=True, layout="constrained")
+    for axis, key, title in zip(
+        axes,
+        ("step_ratio_to_trl", "memory_ratio_to_trl"),
+        ("time of a step", "peak memory above the idle model"),
+        strict=True,
+    ):
+        for row, (variant, colour) in enumerate(COLOURS.items()):
+            values = [measured[name][lengths].get(variant, {}).get(key, math.nan) for name, lengths in bars]
+            places = [i + (row - 1) * 0.27 for i in range(len(bars))]
+            drawn = axis.barh(places, values, height=0.25, color=colour, label=LABELS[variant])
+            axis.bar_label(drawn, fmt="%.2f", padding=3, fontsize=8)
+        axis.axvline(1.0, color="black", linewidth=1)
+        axis.set_xlim(0, 1.15)
+        axis.set_xlabel(f"{title}, TRL as shipped = 1")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_yticks(range(len(bars)), [f"{name}, {lengths}" for name, lengths in bars])
+    axes[0].invert_yaxis()
+    axes[1].legend(loc="lower right", frameon=True)
+    figure.savefig(path)
+    figure.savefig(path.with_suffix(".png"), dpi=130)
+
+
+# Okabe and Ito's colours, which colour-blind readers tell apart.
+COLOURS = {"trl_chunked": "#999999", "padded": "#56B4E9", "packed": "#D55E00"}
+LABELS = {"trl_chunked": "TRL, chunked head forced", "padded": "padded", "packed": "packed (default)"}
+
+
 def main() -> None:
     """Run, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["v32k", "v4k"], choices=MODELS)
-    parser.add_argument("--lengths", nargs="+", default=["short", "long"], choices=[*LENGTHS, "real"])
+    parser.add_argument("--lengths", nargs="+", default=["short", "long", "real"], choices=[*LENGTHS, "real"])
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
-    parser.add_argument("--real-pairs", type=Path, help="JSON lines whose lengths `--lengths real` takes")
-    parser.add_argument("--pairs", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--pairs", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--tolerance", type=float, default=1e-4, help="largest difference of the losses")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/vs_trl_cpu.json"))
     args = parser.parse_args()
-    results: dict[str, Any] = {}
+    measured: dict[str, Any] = {}
     for name in args.models:
         with tempfile.TemporaryDirectory() as folder:
             save_model(Path(folder), name)
-            results[name] = {lengths: compare(name, lengths, args, Path(folder)) for lengths in args.lengths}
-        print_table({name: results[name]})
+            measured[name] = {lengths: compare(name, lengths, args, Path(folder)) for lengths in args.lengths}
+        print_table({name: measured[name]})
+    first, *others = args.models
+    record = {
+        "model": first,
+        **measured[first],
+        **{name: measured[name] for name in others},
+        "pairs": args.pairs,
+        "rounds": args.rounds,
+        "machine": machine(args.device),
+    }
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps({**results, "machine": machine(args.device)}, indent=1) + "\n")
-    print(f"written: {args.output}")
+    args.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    figure = args.output.with_suffix(".svg")
+    draw(measured, figure)
+    print(f"written: {args.output}, {figure}")
 
 
 if __name__ == "__main__":

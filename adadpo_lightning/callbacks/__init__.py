@@ -1,8 +1,9 @@
 """Lightning callbacks: what a run logs, shows and writes."""
 
+from adadpo_lightning.callbacks.displacement import LikelihoodDisplacement
 from adadpo_lightning.callbacks.export import ExportHF
 from adadpo_lightning.callbacks.metrics import PreferenceMetrics
 from adadpo_lightning.callbacks.predictions import WritePredictions
 from adadpo_lightning.callbacks.progress import PreferenceProgressBar
 
-__all__ = ["ExportHF", "PreferenceMetrics", "PreferenceProgressBar", "WritePredictions"]
+__all__ = ["ExportHF", "LikelihoodDisplacement", "PreferenceMetrics", "PreferenceProgressBar", "WritePredictions"]

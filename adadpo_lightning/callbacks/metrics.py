@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import Callback
 
 from adadpo_lightning.metrics.aggregate import WeightedMeans
-from adadpo_lightning.metrics.preference import finish, step_statistics
+from adadpo_lightning.metrics.gradients import gradient_squares
+from adadpo_lightning.metrics.preference import finish, gradient_statistics, step_statistics
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
+    from torch import Tensor
 
     from adadpo_lightning.types import PreferenceBatch, StepOutput
 
@@ -22,16 +24,45 @@ class PreferenceMetrics(Callback):
 
     Training metrics are means over all pairs since the last log line, at ``trainer.log_every_n_steps``; in between
     nothing waits for the device. Validation and test metrics are means over the whole set, each pair counted once.
+
+    ``train/grad_norm/{chosen,rejected,prompt}`` are norms of the whole optimizer step's gradient, before clipping, at
+    the last hidden states; they are read off the backward pass by a hook and cost no other one.
+
+    Args:
+        gradient_norms: Whether to log ``train/grad_norm/...``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, gradient_norms: bool = True) -> None:
+        self.gradient_norms = gradient_norms
         self._means: dict[str, WeightedMeans] = {}
+        self._squares: Tensor | None = None
 
-    def _update(self, stage: str, module: LightningModule, step: StepOutput, batch: PreferenceBatch) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Watch the gradient."""
+        if self.gradient_norms:
+            pl_module.built_policy.gradient_observer = self._observe
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Watch it no more."""
+        pl_module.built_policy.gradient_observer = None
+
+    def _observe(self, batch: PreferenceBatch, gradient: Tensor) -> None:
+        self._squares = gradient_squares(batch, gradient.detach())
+
+    def _update(
+        self,
+        stage: str,
+        module: LightningModule,
+        step: StepOutput,
+        batch: PreferenceBatch,
+        squares: Tensor | None = None,
+    ) -> None:
         if stage not in self._means:
             self._means[stage] = WeightedMeans().to(module.device)
-        beta = getattr(module.loss, "beta", 1.0)
-        self._means[stage].update(step_statistics(step, batch, beta))
+        statistics = step_statistics(step, batch, getattr(module.loss, "beta", 1.0))
+        if squares is not None:
+            statistics |= gradient_statistics(squares, batch)
+        self._means[stage].update(statistics)
 
     def _log(self, stage: str, module: LightningModule) -> None:
         means = self._means.pop(stage, None)
@@ -51,7 +82,10 @@ class PreferenceMetrics(Callback):
         """Add the micro-batch; log at the steps at which Lightning writes."""
         if not outputs:  # the step was skipped
             return
-        self._update("train", pl_module, outputs["step"], batch)
+        squares, self._squares = self._squares, None
+        if squares is not None:
+            squares = squares / _gradient_scale(trainer) ** 2
+        self._update("train", pl_module, outputs["step"], batch, squares)
         if trainer._logger_connector.should_update_logs and not trainer.fit_loop._should_accumulate():
             self._log("train", pl_module)
             rate = trainer.optimizers[0].param_groups[0]["lr"]
@@ -76,3 +110,12 @@ class PreferenceMetrics(Callback):
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the means of the whole set."""
         self._log("test", pl_module)
+
+
+def _gradient_scale(trainer: Trainer) -> Tensor | float:
+    """What the backward pass multiplies the step's own gradient by: see `PreferenceLitModule.training_step`."""
+    replicas: int = (trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1)
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    # float16 only. The scale itself, not `get_scale`, which waits for the device.
+    scale: Tensor | None = None if scaler is None else scaler._scale
+    return replicas if scale is None else replicas * scale

@@ -8,15 +8,21 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from adadpo_lightning.metrics.functional import correlation_from_moments, correlation_moments
+
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from adadpo_lightning.types import PairLogps, PreferenceBatch, StepOutput
+    from adadpo_lightning.types import PreferenceBatch, StepOutput
 
 Statistics = dict[str, "tuple[Tensor, Tensor | float]"]
 
 # Averaged as logarithms over pairs, shown as geometric means.
 _GEOMETRIC = ("grad_balance/ratio", "grad_balance/ratio_policy")
+# Averaged as squares over optimizer steps, shown as root mean squares.
+_SQUARES = ("grad_norm/chosen", "grad_norm/rejected", "grad_norm/prompt")
+# Margin and difference in length; the moments are shown as what they make together.
+_MOMENTS = tuple(f"length/moment_{name}" for name in ("m", "d", "mm", "dd", "md"))
 
 
 def step_statistics(step: StepOutput, batch: PreferenceBatch, beta: float = 1.0) -> Statistics:
@@ -60,7 +66,8 @@ def _contrast(step: StepOutput, count: int) -> Statistics:
     }
     statistics: Statistics = {name: (v.sum(), count) for name, v in per_pair.items() if v is not None}
     statistics["logps/rejected_per_token"] = (pairs.rejected.sum(), pairs.rejected_len.sum())
-    return statistics
+    moments = correlation_moments(chosen - rejected, pairs.chosen_len - pairs.rejected_len)
+    return statistics | {name: (moment, count) for name, moment in zip(_MOMENTS, moments.unbind(), strict=True)}
 
 
 def _divergence(step: StepOutput, beta: float, count: int) -> Statistics:
@@ -69,30 +76,61 @@ def _divergence(step: StepOutput, beta: float, count: int) -> Statistics:
     if step.kl is None or pairs.ref_chosen is None or pairs.ref_rejected is None:
         return {}
     kl_chosen, kl_rejected = step.kl.chunk(2)
-    margin = beta * log_ratio_difference(pairs)
+    # The reference is the policy of step 0.
+    drift_chosen, drift_rejected = pairs.chosen - pairs.ref_chosen, pairs.rejected - pairs.ref_rejected
+    margin = beta * (drift_chosen - drift_rejected)
     return {
         "kl/chosen": (kl_chosen.sum(), pairs.chosen_len.sum()),
         "kl/rejected": (kl_rejected.sum(), pairs.rejected_len.sum()),
         "kl/margin": (margin.sum(), count),
+    } | displacement(drift_chosen, drift_rejected, count)
+
+
+def displacement(drift_chosen: Tensor, drift_rejected: Tensor, count: int) -> Statistics:
+    """How far the answers of `count` pairs have moved since step 0, nats, each (B,)."""
+    return {
+        "displacement/chosen": (drift_chosen.sum(), count),
+        "displacement/rejected": (drift_rejected.sum(), count),
+        "displacement/chosen_fell": ((drift_chosen < 0).to(drift_chosen.dtype).sum(), count),
     }
 
 
-def log_ratio_difference(pairs: PairLogps) -> Tensor:
-    """``h_w - h_l``, shape (B,)."""
-    if pairs.ref_chosen is None or pairs.ref_rejected is None:
-        raise ValueError("log-ratios need reference log-probabilities, got None")
-    return (pairs.chosen - pairs.ref_chosen) - (pairs.rejected - pairs.ref_rejected)
+def gradient_statistics(squares: Tensor, batch: PreferenceBatch) -> Statistics:
+    """Squared gradient norms of a micro-batch, per optimizer step.
+
+    Args:
+        squares: What `gradient_squares` gives.
+        batch: Its batch.
+    """
+    weight = 0.0 if batch.filler else len(batch) / batch.step_pairs
+    return {
+        name: (square * 0.0 if batch.filler else square, weight)
+        for name, square in zip(_SQUARES, squares.unbind(), strict=True)
+    }
 
 
 def finish(means: Mapping[str, float]) -> dict[str, float]:
-    """From the means of `step_statistics` to the metrics as they are shown: geometric means out of mean logarithms.
+    """From the means of the statistics to the metrics as they are shown.
+
+    Geometric means come out of mean logarithms, root mean squares out of mean squares, a correlation out of moments.
 
     Example:
-        >>> finish({"grad_balance/ratio": 0.0, "loss": 0.7})
-        {'grad_balance/ratio': 1.0, 'loss': 0.7}
+        >>> finish({"grad_balance/ratio": 0.0, "grad_norm/chosen": 9.0, "grad_norm/rejected": 4.0})
+        {'grad_balance/ratio': 1.0, 'grad_norm/chosen': 3.0, 'grad_norm/rejected': 2.0, 'grad_norm/ratio': 1.5}
     """
-    return {name: _exp(value) if name in _GEOMETRIC else value for name, value in means.items()}
+    metrics = {name: _shown(name, value) for name, value in means.items() if name not in _MOMENTS}
+    if metrics.get("grad_norm/rejected"):
+        metrics["grad_norm/ratio"] = metrics["grad_norm/chosen"] / metrics["grad_norm/rejected"]
+    if _MOMENTS[0] in means:
+        moments = torch.tensor([means[name] for name in _MOMENTS], dtype=torch.float64)
+        metrics["length/difference"] = means[_MOMENTS[1]]
+        correlation = correlation_from_moments(moments).item()
+        if not math.isnan(correlation):  # at step 0 all margins are equal
+            metrics["length/margin_correlation"] = correlation
+    return metrics
 
 
-def _exp(value: float) -> float:
-    return math.exp(min(value, 700.0)) if not math.isnan(value) else torch.nan
+def _shown(name: str, mean: float) -> float:
+    if name in _GEOMETRIC:
+        return math.nan if math.isnan(mean) else math.exp(min(mean, 700.0))
+    return math.sqrt(mean) if name in _SQUARES else mean

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -43,6 +44,8 @@ class PolicyModel(nn.Module):
         self.packed_attention = config.packed_attention
         self.transform = logit_transform(self.causal_lm.config)
         self.layout: Literal["packed", "padded"] = choose_layout(config.layout, self.causal_lm)
+        # Called in the backward pass with the batch and the gradient at each scored token's hidden state, (N, D).
+        self.gradient_observer: Callable[[PreferenceBatch, Tensor], None] | None = None
         self._plain_attention = self.causal_lm.config._attn_implementation
         if self.layout == "packed":
             attention.register()
@@ -62,18 +65,41 @@ class PolicyModel(nn.Module):
             yield
 
     @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Within this context the model can be called without `forward`, also if it is sharded.
+
+        What lies outside the blocks (embedding, norm, head) is whole then; blocks gather themselves when they run. All
+        ranks have to enter, and to make the same calls.
+        """
+        from torch.distributed.fsdp import FSDPModule
+
+        if not isinstance(self, FSDPModule):
+            yield
+            return
+        # Else a block that runs before `forward` ever did would take itself for the root.
+        self._get_fsdp_state()._lazy_init()
+        self.unshard()
+        try:
+            yield
+        finally:
+            self.reshard()
+
+    @contextmanager
     def plain_attention(self) -> Iterator[Any]:
         """Within this context the model attends as transformers has it, for generation; gives the model itself."""
         current = self.causal_lm.config._attn_implementation
         self.causal_lm.set_attn_implementation(self._plain_attention)
         try:
-            yield self.model
+            with self.gathered():
+                yield self.model
         finally:
             self.causal_lm.set_attn_implementation(current)
 
     def forward(self, batch: PreferenceBatch) -> Tensor:
         """Log-probability of each scored token in the batch's flat order, nats, shape (N,), float32 or wider."""
         hidden = self.hidden_states(batch).flatten(0, 1).index_select(0, batch.predict)
+        if self.gradient_observer is not None and hidden.requires_grad:
+            hidden.register_hook(partial(self.gradient_observer, batch))
         return self._logps(hidden, batch.targets)
 
     def hidden_states(self, batch: PreferenceBatch) -> Tensor:

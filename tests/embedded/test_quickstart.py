@@ -10,7 +10,7 @@ from adadpo_lightning.cli import main
 from adadpo_lightning.data import embedded
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.evaluation import embedded as evaluation
-from adadpo_lightning.quickstart import LOGGED, chosen_drift, find_config, read_metrics, run_quickstart
+from adadpo_lightning.quickstart import LOGGED, find_config, read_metrics, run_quickstart
 
 SIZES = {"corpus_size": 40, "prompts": 40, "val_prompts": 6, "heldout_prompts": 6}
 
@@ -67,11 +67,6 @@ def test_metrics_come_in_the_order_of_steps_and_from_the_last_version(tmp_path):
         read_metrics(tmp_path, ["val/loss", "val/accuracy"])
 
 
-def test_the_drift_is_the_reward_over_the_beta_of_the_run(tmp_path):
-    (tmp_path / "config.yaml").write_text("model: {loss: {class_path: AdaDPO, init_args: {beta: 0.25}}}")
-    assert chosen_drift(tmp_path, -0.5) == -2.0
-
-
 def test_a_config_that_does_not_exist():
     assert find_config("quickstart.yaml").is_file()
     with pytest.raises(UserError, match=r"the shipped config nothing\.yaml is missing"):
@@ -82,6 +77,6 @@ def test_the_summary_says_what_it_measured():
     logged = {name: [0.0, 0.8] for name in LOGGED}
     names = ("gold_win_rate", "judge_win_rate", "judge_win_rate_lc", "gold", "length", "kl")
     scores = {name + end: 0.6 for name in names for end in ("", "_se")} | {"warmup_gold": 1.2, "warmup_length": 19.0}
-    lines = quickstart.summarise(logged, -3.0, scores)
+    lines = quickstart.summarise(logged | {"val/displacement/chosen": [0.0, -3.0]}, scores)
     assert lines["gold win rate against warm-up"] == "60.00 % ± 60.00"
     assert lines["log-prob of chosen answers"] == "0.80 nats, drift -3.00 since warm-up"

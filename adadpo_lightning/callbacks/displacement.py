@@ -1,0 +1,155 @@
+"""Likelihood displacement: whether chosen answers become less likely while their margin grows, and a word on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.utilities import rank_zero_info
+
+from adadpo_lightning.losses.balance import Adaptive
+from adadpo_lightning.metrics.aggregate import WeightedMeans
+from adadpo_lightning.metrics.preference import displacement
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+    from adadpo_lightning.types import PreferenceBatch
+
+POINTS = 3
+
+
+class LikelihoodDisplacement(Callback):
+    """Logs ``val/displacement/...`` for losses without a reference, and explains displacement when it sets in.
+
+    With a reference, which is the policy of step 0, `PreferenceMetrics` has the drift of every pair for nothing.
+    Without one, the validation pairs are scored once before the first step; that is what this callback keeps, in
+    checkpoints too. Runs without validation pairs then have no such curves.
+
+    Args:
+        baseline: Score the validation pairs before the first step where there is no reference.
+        hint: Say once in the log, in plain words, when chosen log-probabilities fall while the margin rises.
+        hint_nats: How far below step 0 the mean chosen log-probability has to be for the hint.
+    """
+
+    def __init__(self, baseline: bool = True, hint: bool = True, hint_nats: float = 1.0) -> None:
+        self.baseline = baseline
+        self.hint = hint
+        self.hint_nats = hint_nats
+        self._initial: dict[int, tuple[float, float]] = {}
+        self._means: WeightedMeans | None = None
+        self._history: list[tuple[float, float]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """The log-probabilities of step 0, and whether the hint was given."""
+        return {"initial": self._initial, "hint": self.hint}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self._initial = state_dict["initial"]
+        self.hint = self.hint and state_dict["hint"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Score the validation pairs, unless a reference or a checkpoint has what is needed."""
+        data = getattr(trainer, "datamodule", None)
+        wanted = self.baseline and not pl_module.loss.needs_reference and pl_module.loss.needs_rejected
+        if not wanted or self._initial or data is None or not trainer.enable_validation:
+            return
+        mine: dict[int, tuple[float, float]] = {}
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
+            for batch in data.val_dataloader():
+                placed = trainer.strategy.batch_to_device(batch)
+                _, output = pl_module.step(placed)
+                if not batch.filler:
+                    sides = zip(output.pairs.chosen.tolist(), output.pairs.rejected.tolist(), strict=True)
+                    mine.update(zip(batch.row_ids.tolist(), sides, strict=True))
+        self._initial = _united(mine)
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PreferenceBatch, *args: Any
+    ) -> None:
+        """Add the micro-batch's drift."""
+        if not self._initial:
+            return
+        pairs = outputs["step"].pairs
+        initial = [self._initial.get(row, (0.0, 0.0)) for row in batch.row_ids.tolist()]
+        then = torch.tensor(initial, dtype=pairs.chosen.dtype, device=pairs.chosen.device)
+        count = 0 if batch.filler else len(batch)
+        statistics = displacement(pairs.chosen - then[:, 0], pairs.rejected - then[:, 1], count)
+        if self._means is None:
+            self._means = WeightedMeans().to(pl_module.device)
+        if batch.filler:
+            statistics = {name: (total * 0.0, 0.0) for name, (total, _) in statistics.items()}
+        self._means.update(statistics)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the means of the whole set."""
+        means, self._means = self._means, None
+        if means is not None:
+            values = {f"val/{name}": value for name, value in means.compute().items()}
+            pl_module.log_dict(values, batch_size=1)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the drift of validation pairs where training pairs have none."""
+        if not pl_module.loss.needs_reference:
+            self._look(trainer, pl_module, "val")
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Look at the drift of training pairs, at the steps at which it is logged."""
+        logged = trainer._logger_connector.should_update_logs and not trainer.fit_loop._should_accumulate()
+        if logged and pl_module.loss.needs_reference:
+            self._look(trainer, pl_module, "train")
+
+    def _look(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
+        seen = trainer.callback_metrics
+        drift, margin = seen.get(f"{stage}/displacement/chosen"), seen.get(f"{stage}/rewards/margins")
+        if not self.hint or drift is None or margin is None:
+            return
+        self._history = [*self._history[1 - POINTS :], (float(drift), float(margin))]
+        if displaced(self._history, self.hint_nats):
+            self.hint = False
+            rank_zero_info(explain(*self._history[-1], adaptive=isinstance(module.loss, Adaptive)))
+
+
+def displaced(history: Sequence[tuple[float, float]], nats: float) -> bool:
+    """Whether the chosen log-probability is down by `nats` and falling while the margin rises.
+
+    Args:
+        history: (drift of the chosen log-probability since step 0 in nats, reward margin) of the last log lines.
+        nats: The least loss.
+
+    Example:
+        >>> displaced([(-0.5, 0.1), (-0.9, 0.2), (-1.5, 0.4)], 1.0)
+        True
+        >>> displaced([(0.1, 0.1), (0.2, 0.2), (0.3, 0.3)], 1.0)
+        False
+    """
+    if len(history) < POINTS or history[-1][0] > -nats:
+        return False
+    drifts, margins = zip(*history, strict=True)
+    falls = all(later < earlier for earlier, later in pairwise(drifts))
+    return falls and all(later > earlier for earlier, later in pairwise(margins))
+
+
+def explain(drift: float, margin: float, *, adaptive: bool) -> str:
+    """The hint in plain words."""
+    helps = ["an NLL term (cpo, or a mixture with sft)", "a lower learning rate"]
+    if not adaptive:
+        helps.insert(0, "the loss's adaptive twin (adadpo, adasimpo, ...)")
+    return (
+        f"Likelihood displacement: chosen answers are {-drift:.1f} nats less likely than at step 0, while the reward "
+        f"margin has risen to {margin:.3g}; rejected ones fall faster. What helps if that is not wanted: "
+        f"{', '.join(helps)}. (LikelihoodDisplacement, hint: false, silences this.)"
+    )
+
+
+def _united(mine: dict[int, tuple[float, float]]) -> dict[int, tuple[float, float]]:
+    """What all ranks have: after a resume the rows may be shared out differently."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return mine
+    parts: list[dict[int, tuple[float, float]]] = [{} for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(parts, mine)
+    return {row: values for part in parts for row, values in part.items()}
