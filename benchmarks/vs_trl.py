@@ -320,6 +320,8 @@ def matmul_peak(name: str, tokens: int, device: str, dtype: str) -> float:
 def compare(name: str, lengths: str, args: argparse.Namespace, model: Path) -> dict[str, dict[str, Any]]:
     """Let all variants take their steps in turn."""
     pairs = draw_pairs(lengths, args.pairs, MODELS[name]["vocab_size"])
+    tokens = sum(len(p["prompt"]) + len(p["chosen"]) + len(p["rejected"]) + 2 for p in pairs)
+    peak = matmul_peak(name, tokens, args.device, args.dtype)
     context = mp.get_context("spawn")
     pipes, processes = {}, []
     for variant in args.variants:
@@ -344,8 +346,7 @@ def compare(name: str, lengths: str, args: argparse.Namespace, model: Path) -> d
         pipe.send("stop")
     for process in processes:
         process.join()
-    tokens = sum(len(p["prompt"]) + len(p["chosen"]) + len(p["rejected"]) + 2 for p in pairs)
-    peak = matmul_peak(name, tokens, args.device, args.dtype)
+    peak = max(peak, matmul_peak(name, tokens, args.device, args.dtype))
     rows = {v: summary(v, times, memory, step_flops(name, pairs) / peak) for v in args.variants}
     if profile:
         rows["packed"]["profile"] = profile

@@ -13,7 +13,6 @@ keyword of the model's call. The backends compute the same numbers:
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -41,12 +40,18 @@ SERVED = frozenset({
 HALVES = (torch.float16, torch.bfloat16)
 
 
-@cache
-def register() -> None:
-    """Make the implementation known to transformers, once. No mask function: no [T, T] mask is ever built."""
+def register(*, opaque: bool = False) -> None:
+    """Make the implementation known to transformers. No mask function: no [T, T] mask is ever built.
+
+    Args:
+        opaque: Keep the compiler out of it, for good: the loops over a row's pairs would be compiled anew for each row.
+    """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, packed_attention)
+    if opaque:
+        ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, torch.compiler.disable(packed_attention))
+    elif IMPLEMENTATION not in ALL_ATTENTION_FUNCTIONS:
+        ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, packed_attention)
 
 
 def unserved_reason(model: Any) -> str | None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -57,6 +60,8 @@ class PolicyConfig:
             ``flex`` on CUDA; ``auto`` chooses by the device.
         head_chunk_size: Tokens for which logits exist at one time.
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
+        compile: Compile the decoder blocks with `torch.compile`, once for all lengths; attention stays as it is.
+            Rewards at step 0 are then 0 up to rounding and no longer exactly.
         lora: Train adapters and not the whole model.
         trust_remote_code: Run code that comes with the model. Only for models whose authors you trust.
     """
@@ -72,6 +77,7 @@ class PolicyConfig:
     packed_attention: Literal["auto", "segments", "tree", "varlen", "flex"] = "auto"
     head_chunk_size: int = 1024
     gradient_checkpointing: bool = False
+    compile: bool = False
     lora: LoraOptions | None = None
     trust_remote_code: bool = False
 
@@ -119,17 +125,23 @@ def load_tokenizer(config: PolicyConfig) -> PreTrainedTokenizerBase:
         ) from error
 
 
-def load_model(config: PolicyConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> PreTrainedModel:
+def load_model(
+    config: PolicyConfig, tokenizer: PreTrainedTokenizerBase | None = None, *, empty: bool = False
+) -> PreTrainedModel:
     """Load or initialise the policy, without dropout, with adapters if asked for.
 
     Args:
         config: What to load.
         tokenizer: Its vocabulary is checked against the embedding, if given.
+        empty: Leave the weights that would be read from `path` on the meta device; buffers and adapters are real.
 
     Raises:
         UserError: If the model cannot be loaded, or the tokenizer has more tokens than the embedding.
     """
-    model = _random_model(config) if config.path is None else _pretrained_model(config)
+    if config.path is None:
+        model = _random_model(config)
+    else:
+        model = _empty_model(config) if empty else _pretrained_model(config)
     if tokenizer is not None:
         check_vocabulary(len(tokenizer), model.get_input_embeddings().num_embeddings)
     switch_off_dropout(model)
@@ -245,6 +257,65 @@ def _pretrained_model(config: PolicyConfig) -> PreTrainedModel:
     return model
 
 
+def _empty_model(config: PolicyConfig) -> PreTrainedModel:
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    path = str(config.path)
+    _check_directory(path)
+    options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    try:
+        architecture = AutoConfig.from_pretrained(path, **options)
+        with _parameters_on_meta():
+            model = AutoModelForCausalLM.from_config(
+                architecture,
+                dtype=architecture.dtype if config.dtype == "auto" else _dtype(config),
+                attn_implementation=config.attn_implementation,
+                trust_remote_code=config.trust_remote_code,
+            )
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(
+            "model.policy.path",
+            f"no model could be made from {path!r}: {_first_line(error)}",
+            "give a directory with config.json and safetensors weights that fit it, or a hub id that can be reached",
+        ) from error
+    # As `from_pretrained` does: a model without a generation config has the defaults.
+    with suppress(OSError):
+        model.generation_config = GenerationConfig.from_pretrained(path, revision=config.revision)
+    return model
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Each parameter goes to the meta device as soon as it is made, before anything is written to it.
+
+    Not ``torch.device("meta")``: that would lose the buffers, which no checkpoint holds.
+    """
+    register = nn.Module.register_parameter
+
+    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and not parameter.is_meta:
+            parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+        register(module, name, parameter)
+
+    with patch.object(nn.Module, "register_parameter", on_meta):
+        yield
+
+
+@contextmanager
+def _adapters_are_real() -> Iterator[None]:
+    """Peft puts an adapter on the device of its base layer; one whose base is on the meta device stays on the CPU."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    move = BaseTunerLayer._move_adapter_to_device_of_base_layer
+
+    def stay(layer: Any, adapter_name: str, device: torch.device | None = None) -> None:
+        on_meta = next(layer.get_base_layer().parameters()).is_meta
+        move(layer, adapter_name, torch.device("cpu") if on_meta else device)
+
+    with patch.object(BaseTunerLayer, "_move_adapter_to_device_of_base_layer", stay):
+        yield
+
+
 def _check_directory(path: str) -> None:
     local = Path(path)
     if (local / "adapter_config.json").exists() and not (local / "config.json").exists():
@@ -271,7 +342,8 @@ def _with_adapter(model: PreTrainedModel, options: LoraOptions) -> Any:
             "pip install 'adadpo-lightning[lora]'",
         ) from error
     if options.adapter is not None:
-        return _trained_adapter(model, options.adapter)
+        with _adapters_are_real():
+            return _trained_adapter(model, options.adapter)
     lora = LoraConfig(
         r=options.r,
         lora_alpha=options.alpha,
@@ -280,7 +352,8 @@ def _with_adapter(model: PreTrainedModel, options: LoraOptions) -> Any:
         task_type="CAUSAL_LM",
     )
     try:
-        return get_peft_model(model, lora)
+        with _adapters_are_real():
+            return get_peft_model(model, lora)
     except ValueError as error:
         raise UserError("model.policy.lora.target_modules", _first_line(error)) from error
 

@@ -17,6 +17,7 @@ from adadpo_lightning.models import attention
 from adadpo_lightning.models.logprobs import LogitTransform, token_logps
 from adadpo_lightning.models.packing import PackedLayout
 from adadpo_lightning.models.selfcheck import check_forward
+from adadpo_lightning.strategies.parallelize import decoder_blocks
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,10 +49,14 @@ class PolicyModel(nn.Module):
         self.gradient_observer: Callable[[PreferenceBatch, Tensor], None] | None = None
         self._plain_attention = self.causal_lm.config._attn_implementation
         if self.layout == "packed":
-            attention.register()
+            attention.register(opaque=config.compile)
             self.causal_lm.set_attn_implementation(attention.IMPLEMENTATION)
         if self.causal_lm.config.model_type not in attention.SERVED:
             check_forward(self)
+        if config.compile:
+            # Block by block: one graph serves all of them and all lengths, and the head's loop stays out of it.
+            for block in decoder_blocks(self.causal_lm):
+                block.compile(dynamic=True)
 
     @property
     def causal_lm(self) -> Any:
