@@ -23,6 +23,7 @@ TRAINER_COMMANDS = {
     "test": "metrics of a checkpoint on the test pairs",
     "predict": "rewards and log-probabilities of every pair, as JSON lines",
 }
+ESTIMATE = "memory on each rank and work of a step that a config of fit would take"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -53,39 +54,59 @@ def _dispatch(args: list[str]) -> None:
         from jsonargparse import auto_cli
 
         auto_cli(own[args[0]], args=args[1:], prog=f"adadpo_lightning {args[0]}", as_positional=False)
+    elif args[0] == "estimate":
+        _with_parser_errors(args, _estimate)
     elif args[0] in TRAINER_COMMANDS:
-        run_trainer_command(args)
+        _with_parser_errors(args, _fit)
     else:
-        known = [*TRAINER_COMMANDS, *own]
+        known = [*TRAINER_COMMANDS, "estimate", *own]
         raise UserError("command", f"unknown command {args[0]!r}", did_you_mean(args[0], known))
 
 
 def _own_commands() -> dict[str, Callable[..., None]]:
-    from adadpo_lightning.commands import export, losses, quickstart
+    from adadpo_lightning.commands import evaluate, export, generate, losses, quickstart
 
-    return {"losses": losses, "export": export, "quickstart": quickstart}
+    return {
+        "losses": losses,
+        "export": export,
+        "quickstart": quickstart,
+        "generate": generate,
+        "evaluate": evaluate,
+    }
 
 
 def _print_help(own: dict[str, Callable[..., None]]) -> None:
     print("usage: python -m adadpo_lightning COMMAND [--config FILE ...] [--OPTION VALUE ...]\n\ncommands:")
     for name, text in TRAINER_COMMANDS.items():
         print(f"  {name:<12}{text}")
+    print(f"  {'estimate':<12}{ESTIMATE}")
     for name, command in own.items():
         print(f"  {name:<12}{(command.__doc__ or '').splitlines()[0]}")
     print("\nCOMMAND --help lists its options; --debug shows the traceback of an error.")
 
 
-def run_trainer_command(args: list[str]) -> None:
-    """Parse, build and run ``fit``, ``validate``, ``test`` or ``predict``."""
+def _fit(args: list[str]) -> None:
+    from adadpo_lightning.trainer_cli import PreferenceCLI
+
+    PreferenceCLI.run(args)
+
+
+def _estimate(args: list[str]) -> None:
+    from adadpo_lightning.estimate_command import run_estimate
+
+    run_estimate(args[1:])
+
+
+def _with_parser_errors(args: list[str], command: Callable[[list[str]], None]) -> None:
+    """Run a command over configs of ``fit``; what the parser raises becomes an error of ours."""
     # Imported late: these take seconds, and `--help` of the other commands should not.
     from argparse import ArgumentError
 
     from adadpo_lightning.losses.registry import load_plugins
-    from adadpo_lightning.trainer_cli import PreferenceCLI
 
     load_plugins()
     try:
-        PreferenceCLI.run([_loss_by_class(arg, args[i - 1]) for i, arg in enumerate(args)])
+        command([_loss_by_class(arg, args[i - 1]) for i, arg in enumerate(args)])
     except ArgumentError as error:
         raise UserError("config", _advised(str(error)), f"{args[0]} --help lists every option") from error
     except ValueError as error:

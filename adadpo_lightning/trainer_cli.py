@@ -12,12 +12,18 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from adadpo_lightning.callbacks import PreferenceMetrics, PreferenceProgressBar, WritePredictions
+from adadpo_lightning.callbacks import (
+    LikelihoodDisplacement,
+    PreferenceMetrics,
+    PreferenceProgressBar,
+    WritePredictions,
+)
 from adadpo_lightning.cli import check_output_dir, whole_class_options
 from adadpo_lightning.data.datamodule import PreferenceDataModule
 from adadpo_lightning.module import PreferenceLitModule
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
     from lightning.pytorch import LightningModule
 
 CHECKPOINT_DEFAULTS = {
@@ -27,6 +33,9 @@ CHECKPOINT_DEFAULTS = {
     "checkpoint.save_last": True,
     "checkpoint.save_top_k": 1,
 }
+
+
+DEFAULT_CALLBACKS = (PreferenceMetrics, LikelihoodDisplacement)
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -44,7 +53,7 @@ class PreferenceCLI(LightningCLI):
     """``fit``, ``validate``, ``test`` and ``predict`` over `PreferenceLitModule` and `PreferenceDataModule`."""
 
     @classmethod
-    def run(cls, args: list[str]) -> PreferenceCLI:
+    def run(cls, args: list[str]) -> Self:
         """Parse `args`, build everything and run the subcommand."""
         _quiet_libraries()
         silent = {command: {"exit_on_error": False} for command in cls.subcommands()}
@@ -104,8 +113,10 @@ class PreferenceCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
-        callbacks = [PreferenceMetrics(), *callbacks]
         configured = config.get("callbacks") or []
+        # One that the config names, with options of its own, takes the place of the default.
+        defaults = [make() for make in DEFAULT_CALLBACKS if not any(isinstance(c, make) for c in configured)]
+        callbacks = [*defaults, *callbacks]
         if config.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in configured):
             callbacks.append(PreferenceProgressBar())
         if self.subcommand == "predict":
@@ -127,6 +138,7 @@ def _quiet_libraries() -> None:
     """Silence what libraries say of themselves and a user of this package can do nothing about."""
     warnings.filterwarnings("ignore", message=r".*treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=r".*infer the batch indices.*PlanLoader.*")
+    warnings.filterwarnings("ignore", message=r".*is_gradient_checkpointing.*")  # peft asks transformers so
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     logger.addFilter(lambda record: "Tip:" not in record.getMessage())
 

@@ -101,7 +101,7 @@ class _Chunks:
         self.hidden, self.weight, self.bias, self.transform = hidden, weight, bias, transform
         starts = range(0, len(hidden), chunk_size)
         self.parts = [slice(start, min(start + chunk_size, len(hidden))) for start in starts]
-        self._buffer: Tensor | None = None
+        self.buffer: Tensor | None = None
 
     def logits(self, part: slice) -> Tensor:
         """Transformed logits in float32 or wider; valid until the next call."""
@@ -109,9 +109,9 @@ class _Chunks:
         if hidden.dtype != _wide(hidden.dtype):
             logits = _wide_product(hidden, weight)
         else:
-            if self._buffer is None:
-                self._buffer = hidden.new_empty(self.parts[0].stop, weight.shape[1])
-            logits = torch.mm(hidden, weight, out=self._buffer[: len(hidden)])
+            if self.buffer is None:
+                self.buffer = hidden.new_empty(self.parts[0].stop, weight.shape[1])
+            logits = torch.mm(hidden, weight, out=self.buffer[: len(hidden)])
         if self.bias is not None:
             logits += self.bias
         return self.transform.apply_(logits)
@@ -137,8 +137,9 @@ class _ChunkedLogps(torch.autograd.Function):
             logps[part] = logits.gather(1, targets[part, None]).squeeze(1)
         ctx.save_for_backward(hidden, weight, bias, targets)
         ctx.chunk_size, ctx.transform = chunk_size, transform
-        # The last chunk stays: it is within the memory that the backward pass takes anyway.
+        # The last chunk and its memory stay: the backward pass begins with it and goes on in the same place.
         ctx.last = logits if transform.softcap is None else None
+        ctx.buffer = chunks.buffer
         return logps
 
     @staticmethod
@@ -148,6 +149,7 @@ class _ChunkedLogps(torch.autograd.Function):
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         wide = _wide(hidden.dtype)
         chunks = _Chunks(hidden, weight, bias, ctx.chunk_size, ctx.transform)
+        chunks.buffer, ctx.buffer = ctx.buffer, None
         # d logp / d logits is onehot - softmax. Its negative is formed in the memory of the logits; the sign and each
         # token's gradient are multiplied into the narrow side of the products.
         factor = grad.to(wide)[:, None] * -ctx.transform.scale
