@@ -23,8 +23,8 @@ from adadpo_lightning.data.datamodule import PreferenceDataModule
 from adadpo_lightning.module import PreferenceLitModule
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
     from lightning.pytorch import LightningModule
+    from typing_extensions import Self
 
 CHECKPOINT_DEFAULTS = {
     # The step counts optimizer steps; "last" is what `--ckpt_path last` resumes.

@@ -104,7 +104,8 @@ class PolicyModel(nn.Module):
         """Log-probability of each scored token in the batch's flat order, nats, shape (N,), float32 or wider."""
         hidden = self.hidden_states(batch).flatten(0, 1).index_select(0, batch.predict)
         if self.gradient_observer is not None and hidden.requires_grad:
-            hidden.register_hook(partial(self.gradient_observer, batch))
+            hook = partial(self.gradient_observer, batch)
+            hidden.register_hook(hook)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return self._logps(hidden, batch.targets)
 
     def hidden_states(self, batch: PreferenceBatch) -> Tensor:
