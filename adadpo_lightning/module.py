@@ -10,22 +10,26 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins import HalfPrecision
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from adadpo_lightning._version import __version__
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.losses import PreferenceLoss
-from adadpo_lightning.models.loading import PolicyConfig, load_model, load_tokenizer
-from adadpo_lightning.models.policy import PolicyModel
+from adadpo_lightning.metrics.functional import kl_terms
+from adadpo_lightning.models.loading import PolicyConfig, load_tokenizer
 from adadpo_lightning.models.reference import build_reference
 from adadpo_lightning.models.reference_cache import default_folder
 from adadpo_lightning.models.reference_run import provide_cached_reference
+from adadpo_lightning.models.sharded import build_policy
 from adadpo_lightning.optim import OptimizerConfig, SchedulerConfig, build_optimizer, build_scheduler
+from adadpo_lightning.strategies.parallelize import sharding_of
 from adadpo_lightning.types import PairLogps, PreferenceBatch, StepOutput
 
 if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
     from torch import Tensor
 
+    from adadpo_lightning.models.policy import PolicyModel
     from adadpo_lightning.models.reference import Reference
 
 CHECKPOINT_KEY = "adadpo_lightning"
@@ -91,8 +95,14 @@ class PreferenceLitModule(LightningModule):
         """Refuse a precision that would spoil the model without a word.
 
         Raises:
-            UserError: For ``bf16-true`` and ``16-true``.
+            UserError: For ``bf16-true`` and ``16-true``, and for inference mode under FSDP2.
         """
+        if isinstance(self.trainer.strategy, ModelParallelStrategy) and self.trainer.validate_loop.inference_mode:
+            raise UserError(
+                "trainer.inference_mode",
+                "weights that are gathered in inference mode cannot be trained afterwards",
+                "set it to false, as configs/strategy/fsdp2.yaml does",
+            )
         if isinstance(self.trainer.precision_plugin, HalfPrecision):
             raise UserError(
                 "trainer.precision",
@@ -104,9 +114,12 @@ class PreferenceLitModule(LightningModule):
         """Load the policy and, where the loss needs one, the reference. Lightning calls this on every rank."""
         if self.policy is not None:
             return
-        self.policy = PolicyModel(load_model(self.policy_config, self.tokenizer), self.policy_config)
+        sharding = sharding_of(self.trainer.strategy, self.reference_mode) if self._trainer is not None else None
+        self.policy = build_policy(self.policy_config, self.tokenizer, sharding)
         # A reference is not a child module: frozen weights belong neither in checkpoints nor in the optimizer.
-        self._reference = build_reference(self.reference_mode, self.policy, self.policy_config, self.tokenizer)
+        self._reference = build_reference(
+            self.reference_mode, self.policy, self.policy_config, self.tokenizer, sharding
+        )
 
     def on_fit_start(self) -> None:
         """Fill or find the reference caches of what is trained and validated on."""
@@ -156,7 +169,7 @@ class PreferenceLitModule(LightningModule):
         share = output.reduce(batch.step_pairs, batch.step_chosen_tokens)
         if batch.filler:
             share = share * 0.0
-        kl = None if reference is None else sum_by_answer(_kl_per_token(logps.detach() - reference), batch)
+        kl = None if reference is None else sum_by_answer(kl_terms(logps.detach() - reference), batch)
         return share, StepOutput(_detached(pairs), _detached(output), share.detach(), kl)
 
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> dict[str, Any]:
@@ -189,6 +202,12 @@ class PreferenceLitModule(LightningModule):
             "reward_chosen": output.loss.chosen_rewards,
             "reward_rejected": output.loss.rejected_rewards,
         }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Translate the position in the data to this run's ranks and micro-batches."""
+        data = getattr(self._trainer, "datamodule", None)
+        if hasattr(data, "translate_checkpoint"):
+            data.translate_checkpoint(checkpoint)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say how to rebuild the policy, in plain data; with LoRA keep only what is trained."""
@@ -256,11 +275,6 @@ def pair_logps(batch: PreferenceBatch, logps: Tensor, reference: Tensor | None =
         weight=batch.weight,
         margin=batch.margin,
     )
-
-
-def _kl_per_token(log_ratio: Tensor) -> Tensor:
-    """The non-negative, low-variance estimator ``exp(-d) - 1 + d`` (Schulman 2020, "Approximating KL divergence")."""
-    return torch.expm1(-log_ratio) + log_ratio
 
 
 def _detached(record: Any) -> Any:

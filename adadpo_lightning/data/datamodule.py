@@ -203,12 +203,24 @@ class PreferenceDataModule(LightningDataModule):
         loader = self._eval_loader(name)
         plan = list(loader.plan(0, 0))
         if name == "train" and self.plan is not None:
-            plan = [*self.plan.rank_batches(run.sharing(self.trainer)[1], 0, 0), *plan]
+            # The plan above is for the pairs that `drop_last` leaves out of the epoch.
+            rest = plan if self.plan.drop_last else []
+            plan = [*self.plan.rank_batches(run.sharing(self.trainer)[1], 0, 0), *rest]
         return loader.batches, plan
 
     def state_dict(self) -> dict[str, Any]:
         """What the order of pairs depends on, for checkpoints."""
         return {} if self.plan is None else {"plan": self.plan.identity()}
+
+    def translate_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let a run with another number of ranks, or other micro-batches, go on where a checkpoint ends.
+
+        The module calls it while the trainer restores; what the checkpoint says of the split is then that of this run.
+        """
+        then = checkpoint.get(type(self).__qualname__, {}).get("plan")
+        loops = checkpoint.get("loops")
+        if self.plan is not None and then is not None and loops is not None:
+            run.translate_position(loops["fit_loop"]["epoch_loop.batch_progress"], then, self.plan)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Remember the plan of the run that is resumed."""
@@ -250,7 +262,7 @@ class PreferenceDataModule(LightningDataModule):
             raise UserError(
                 "ckpt_path",
                 f"the checkpoint is from the middle of an epoch of other data or batch sizes ({changed})",
-                "resume with the same data options and number of ranks",
+                "resume with the same data options",
             )
         return self._step_plan.rank_batches(run.sharing(self.trainer)[1], epoch, start)
 

@@ -29,6 +29,41 @@ def position(trainer: Any) -> tuple[int, int]:
     return 0 if trainer.overfit_batches else trainer.current_epoch, start
 
 
+def translate_position(progress: dict[str, Any], then: dict[str, Any], plan: StepPlan) -> None:
+    """Count the running epoch of a checkpoint in this run's micro-batches, where ranks or micro-batches are others.
+
+    Which pairs make a step depends on neither: the position is a number of optimizer steps.
+
+    Args:
+        progress: Lightning's ``epoch_loop.batch_progress`` of the checkpoint; changed in place.
+        then: `StepPlan.identity` of the run that wrote it; changed in place.
+        plan: This run's plan.
+
+    Raises:
+        UserError: If the checkpoint is from the middle of an optimizer step.
+    """
+    split = {"accumulate_grad_batches": plan.accumulate, "ranks": plan.ranks}
+    if then == then | split:
+        return
+    before = progress["current"]["ready"]
+    steps, inside = divmod(before, then["accumulate_grad_batches"])
+    if progress["is_last_batch"]:
+        now = len(plan)
+    elif inside:
+        raise UserError(
+            "ckpt_path",
+            f"the checkpoint is from the middle of an optimizer step ({before} micro-batches of "
+            f"{then['accumulate_grad_batches']} a step), which other ranks or micro-batches cannot continue",
+            "resume with the same micro-batches and number of ranks",
+        )
+    else:
+        now = steps * plan.accumulate
+    # "completed" may lag by one; the distances between the counts stay.
+    for counts in (progress["current"], progress["total"]):
+        counts.update({name: count - before + now for name, count in counts.items()})
+    then.update(split)
+
+
 def epochs(trainer: Trainer | None, steps_an_epoch: int) -> int:
     """Epochs of the run at most.
 

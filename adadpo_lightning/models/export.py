@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from adadpo_lightning.errors import UserError
+from adadpo_lightning.models.export_shards import converts_weights, export_shards, is_sharded, read_weights
 from adadpo_lightning.models.loading import LoraOptions, PolicyConfig, load_model, load_tokenizer
 
 if TYPE_CHECKING:
@@ -36,12 +39,19 @@ def export_model(model: Any, tokenizer: Any, path: str | Path, *, merge: bool = 
     check_export_path(target)
     if merge and hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
+    with new_directory(target) as partial:
+        model.save_pretrained(partial, safe_serialization=True)
+        tokenizer.save_pretrained(partial)
+
+
+@contextmanager
+def new_directory(target: Path) -> Iterator[Path]:
+    """A directory to fill, which becomes `target` when all of it is there, and is removed if that fails."""
     target.parent.mkdir(parents=True, exist_ok=True)
     # Beside the target, so that the last step is a rename and not a copy that could stop half-way.
     partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        model.save_pretrained(partial, safe_serialization=True)
-        tokenizer.save_pretrained(partial)
+        yield partial
         partial.chmod(0o755)
         if target.exists():
             target.rmdir()
@@ -61,23 +71,38 @@ def check_export_path(target: Path) -> None:
 
 
 def export_checkpoint(checkpoint: str, output: str, *, merge: bool = False) -> None:
-    """Write the policy of a checkpoint file of ``fit`` as a Hugging Face directory.
+    """Write the policy of a checkpoint of ``fit``, a file or a directory of shards, as a Hugging Face directory.
+
+    Shards are put together one output file at a time; no more of the model is ever in memory.
 
     Raises:
         UserError: If the checkpoint is missing or was not written by this package.
     """
-    check_export_path(Path(output))
-    if not Path(checkpoint).is_file():
-        raise UserError("checkpoint", f"there is no file {checkpoint}", "give a .ckpt file from a run's checkpoints/")
-    content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    source, target = Path(checkpoint), Path(output)
+    check_export_path(target)
+    sharded = is_sharded(source)
+    if not sharded and not source.is_file():
+        raise UserError(
+            "checkpoint", f"there is no file or directory of shards {checkpoint}", "give one from a run's checkpoints/"
+        )
+    content = torch.load(
+        source / "meta.pt" if sharded else source, map_location="cpu", weights_only=True, mmap=not sharded
+    )
     if "adadpo_lightning" not in content:
         raise UserError("checkpoint", f"{checkpoint} was not written by adadpo_lightning")
     values = dict(content["adadpo_lightning"]["policy"])
     values["lora"] = None if values["lora"] is None else LoraOptions(**values["lora"])
     config = PolicyConfig(**values)
     tokenizer = load_tokenizer(config)
+    if sharded and config.lora is None and not config.trust_remote_code:
+        empty = load_model(config, tokenizer, empty=True)
+        if not converts_weights(empty):
+            with new_directory(target) as partial:
+                export_shards(source, empty, POLICY_PREFIX, partial)
+                tokenizer.save_pretrained(partial)
+            return
     model = load_model(config, tokenizer)
-    load_policy_weights(model, content["state_dict"])
+    load_policy_weights(model, read_weights(source) if sharded else content["state_dict"])
     export_model(model, tokenizer, output, merge=merge)
 
 

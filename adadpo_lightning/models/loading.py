@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from unittest.mock import patch
 
 import torch
 from torch import nn
 
 from adadpo_lightning.errors import UserError
+from adadpo_lightning.models.meta import parameters_on_meta, stand_ins
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -133,15 +132,16 @@ def load_model(
     Args:
         config: What to load.
         tokenizer: Its vocabulary is checked against the embedding, if given.
-        empty: Leave the weights that would be read from `path` on the meta device; buffers and adapters are real.
+        empty: Leave the base model's weights on the meta device; buffers and adapters are real.
 
     Raises:
         UserError: If the model cannot be loaded, or the tokenizer has more tokens than the embedding.
     """
-    if config.path is None:
-        model = _random_model(config)
+    if empty:
+        with parameters_on_meta():
+            model = _random_model(config) if config.path is None else _empty_model(config)
     else:
-        model = _empty_model(config) if empty else _pretrained_model(config)
+        model = _random_model(config) if config.path is None else _pretrained_model(config)
     if tokenizer is not None:
         check_vocabulary(len(tokenizer), model.get_input_embeddings().num_embeddings)
     switch_off_dropout(model)
@@ -258,6 +258,7 @@ def _pretrained_model(config: PolicyConfig) -> PreTrainedModel:
 
 
 def _empty_model(config: PolicyConfig) -> PreTrainedModel:
+    """The architecture at `path`, for a caller that reads the weights itself."""
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
     path = str(config.path)
@@ -265,13 +266,12 @@ def _empty_model(config: PolicyConfig) -> PreTrainedModel:
     options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     try:
         architecture = AutoConfig.from_pretrained(path, **options)
-        with _parameters_on_meta():
-            model = AutoModelForCausalLM.from_config(
-                architecture,
-                dtype=architecture.dtype if config.dtype == "auto" else _dtype(config),
-                attn_implementation=config.attn_implementation,
-                trust_remote_code=config.trust_remote_code,
-            )
+        model = AutoModelForCausalLM.from_config(
+            architecture,
+            dtype=architecture.dtype if config.dtype == "auto" else _dtype(config),
+            attn_implementation=config.attn_implementation,
+            trust_remote_code=config.trust_remote_code,
+        )
     except (OSError, ValueError, ImportError) as error:
         raise UserError(
             "model.policy.path",
@@ -282,38 +282,6 @@ def _empty_model(config: PolicyConfig) -> PreTrainedModel:
     with suppress(OSError):
         model.generation_config = GenerationConfig.from_pretrained(path, revision=config.revision)
     return model
-
-
-@contextmanager
-def _parameters_on_meta() -> Iterator[None]:
-    """Each parameter goes to the meta device as soon as it is made, before anything is written to it.
-
-    Not ``torch.device("meta")``: that would lose the buffers, which no checkpoint holds.
-    """
-    register = nn.Module.register_parameter
-
-    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None and not parameter.is_meta:
-            parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
-        register(module, name, parameter)
-
-    with patch.object(nn.Module, "register_parameter", on_meta):
-        yield
-
-
-@contextmanager
-def _adapters_are_real() -> Iterator[None]:
-    """Peft puts an adapter on the device of its base layer; one whose base is on the meta device stays on the CPU."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    move = BaseTunerLayer._move_adapter_to_device_of_base_layer
-
-    def stay(layer: Any, adapter_name: str, device: torch.device | None = None) -> None:
-        on_meta = next(layer.get_base_layer().parameters()).is_meta
-        move(layer, adapter_name, torch.device("cpu") if on_meta else device)
-
-    with patch.object(BaseTunerLayer, "_move_adapter_to_device_of_base_layer", stay):
-        yield
 
 
 def _check_directory(path: str) -> None:
@@ -342,7 +310,7 @@ def _with_adapter(model: PreTrainedModel, options: LoraOptions) -> Any:
             "pip install 'adadpo-lightning[lora]'",
         ) from error
     if options.adapter is not None:
-        with _adapters_are_real():
+        with stand_ins(model):
             return _trained_adapter(model, options.adapter)
     lora = LoraConfig(
         r=options.r,
@@ -352,7 +320,7 @@ def _with_adapter(model: PreTrainedModel, options: LoraOptions) -> Any:
         task_type="CAUSAL_LM",
     )
     try:
-        with _adapters_are_real():
+        with stand_ins(model):
             return get_peft_model(model, lora)
     except ValueError as error:
         raise UserError("model.policy.lora.target_modules", _first_line(error)) from error

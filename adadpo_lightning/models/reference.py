@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 
-from adadpo_lightning.models.loading import load_model
-from adadpo_lightning.models.policy import PolicyModel
+from adadpo_lightning.models.sharded import build_policy
 
 if TYPE_CHECKING:
     from typing import Any
@@ -15,6 +14,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from adadpo_lightning.models.loading import PolicyConfig
+    from adadpo_lightning.models.policy import PolicyModel
+    from adadpo_lightning.strategies.parallelize import Sharding
     from adadpo_lightning.types import PreferenceBatch
 
 
@@ -77,6 +78,7 @@ def build_reference(
     policy: PolicyModel,
     config: PolicyConfig,
     tokenizer: Any = None,
+    sharding: Sharding | None = None,
 ) -> Reference | None:
     """Make the reference of a policy.
 
@@ -86,9 +88,10 @@ def build_reference(
         policy: The policy as it is before training.
         config: What the policy was loaded by.
         tokenizer: Its tokenizer, for the same checks.
+        sharding: How to shard a copy; None keeps it whole.
     """
     if mode in ("none", "cached"):
         return None
     if mode == "adapter_off":
         return AdapterOffReference(policy)
-    return FrozenReference(PolicyModel(load_model(config, tokenizer), config), policy)
+    return FrozenReference(build_policy(config, tokenizer, sharding, frozen=True), policy)

@@ -11,13 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.distributed.tensor import DTensor
 
 from adadpo_lightning.errors import UserError
 
@@ -44,7 +45,9 @@ def weights_fingerprint(model: nn.Module) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name, parameter in sorted(model.named_parameters()):
         digest.update(f"{name}:{parameter.dtype}:{tuple(parameter.shape)}".encode())
-        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        # A sharded parameter is gathered, on all ranks, and let go again.
+        whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+        digest.update(whole.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -166,11 +169,12 @@ class ReferenceCache:
 
 def fill(
     cache: ReferenceCache,
-    plan: Iterable[MicroBatch],
+    plan: Sequence[MicroBatch],
     collate: Any,
     reference: Reference,
     device: torch.device,
     progress: Any = None,
+    in_step: Callable[[list[bool]], list[bool]] | None = None,
 ) -> None:
     """Compute the micro-batches of a plan that the cache lacks.
 
@@ -182,12 +186,17 @@ def fill(
         reference: The live reference.
         device: Where it computes.
         progress: Called with the number of pairs just done.
+        in_step: For a sharded reference, which all ranks have to run together: from which of its micro-batches this
+            rank lacks to which any rank lacks.
     """
     missing = set(cache.missing().tolist())
-    for micro_batch in plan:
-        if not micro_batch.filler and not missing.isdisjoint(micro_batch.rows):
+    lacking = [not micro_batch.filler and not missing.isdisjoint(micro_batch.rows) for micro_batch in plan]
+    for micro_batch, wanted in zip(plan, lacking if in_step is None else in_step(lacking), strict=True):
+        if wanted:
             batch: PreferenceBatch = collate(micro_batch).to(device)
-            cache.write(micro_batch.rows, reference(batch))
+            logps = reference(batch)
+            if not micro_batch.filler:
+                cache.write(micro_batch.rows, logps)
         if progress is not None:
             progress(0 if micro_batch.filler else len(micro_batch.rows))
 

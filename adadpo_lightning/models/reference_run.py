@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,7 @@ from adadpo_lightning.models.reference_cache import (
     pairs_fingerprint,
     weights_fingerprint,
 )
+from adadpo_lightning.strategies.parallelize import sharding_of
 
 if TYPE_CHECKING:
     from adadpo_lightning.data.datamodule import PreferenceDataModule
@@ -45,9 +47,12 @@ def provide_cached_reference(
         return
     # One live reference for all datasets; with adapters it is the policy itself and no second model.
     mode: ReferenceMode = "adapter_off" if module.policy_config.lora is not None else "frozen"
-    reference = build_reference(mode, module.built_policy, module.policy_config, module.tokenizer)
+    sharding = sharding_of(module.trainer.strategy)
+    reference = build_reference(mode, module.built_policy, module.policy_config, module.tokenizer, sharding)
     weights = reference_fingerprint(reference)
     precision = str(module.trainer.precision)
+    if sharding is not None and sharding.param_dtype is not None:
+        precision += f":{sharding.param_dtype}"
     for name in wanted:
         data.reference_caches[name] = _provide(module, data, name, reference, f"{weights}:{precision}")
 
@@ -84,6 +89,15 @@ def _provide(
     return cache
 
 
+def _any_rank(device: torch.device, flags: list[bool]) -> list[bool]:
+    """For each position whether the flag of any rank is set; all ranks have equally many."""
+    import torch.distributed as dist
+
+    joined = torch.tensor(flags, dtype=torch.int32, device=device)
+    dist.all_reduce(joined, op=dist.ReduceOp.MAX)
+    return [bool(flag) for flag in joined.tolist()]
+
+
 def _compute(
     module: PreferenceLitModule, data: PreferenceDataModule, name: str, cache: ReferenceCache, reference: Reference
 ) -> None:
@@ -98,7 +112,8 @@ def _compute(
         tqdm(total=total, desc=f"Reference of {name}", unit="pair", disable=hide) as bar,
         trainer.precision_plugin.forward_context(),
     ):
-        fill(cache, plan, collate.__getitem__, reference, module.device, bar.update)
+        in_step = None if sharding_of(trainer.strategy) is None else partial(_any_rank, module.device)
+        fill(cache, plan, collate.__getitem__, reference, module.device, bar.update, in_step)
     trainer.strategy.barrier("reference cache filled")
     if trainer.is_global_zero:
         cache.finish()

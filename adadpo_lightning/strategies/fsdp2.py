@@ -1,0 +1,159 @@
+"""FSDP2: Lightning's `ModelParallelStrategy` with every rank in data parallelism, and checkpoints that are whole."""
+
+from __future__ import annotations
+
+import shutil
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from lightning.fabric.strategies.model_parallel import _is_sharded_checkpoint
+from lightning.pytorch.strategies import ModelParallelStrategy
+
+from adadpo_lightning.errors import UserError
+from adadpo_lightning.strategies.parallelize import Sharding
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+class FSDP2(ModelParallelStrategy):
+    """Fully sharded data parallelism over all ranks: weights, gradients, optimizer state and the frozen reference.
+
+    Args:
+        replicas: Copies of the sharded model (HSDP): each is sharded over ``ranks / replicas`` neighbouring ranks, so
+            that with one copy a node the weights travel inside nodes only.
+        param_dtype: Type of the gathered weights and of the computation; the stored weights, which the optimizer
+            updates, keep theirs. null computes in the type of the stored weights.
+        reduce_dtype: Type in which gradients are summed over ranks; null is that of `param_dtype`.
+        cpu_offload: Keep shards, gradients and optimizer state in CPU memory.
+        save_distributed_checkpoint: Write checkpoints as directories of shards; false gathers them into one file on
+            rank zero.
+        process_group_backend: As torch names it; null lets Lightning choose by the device.
+        timeout: After which a collective that waits for a lost rank fails.
+
+    Raises:
+        UserError: If the ranks cannot be shared out over the replicas.
+    """
+
+    def __init__(
+        self,
+        replicas: int = 1,
+        param_dtype: Dtype | None = None,
+        reduce_dtype: Dtype | None = "float32",
+        cpu_offload: bool = False,
+        save_distributed_checkpoint: bool = True,
+        process_group_backend: str | None = None,
+        timeout: timedelta = timedelta(minutes=30),
+    ) -> None:
+        super().__init__(
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=save_distributed_checkpoint,
+            process_group_backend=process_group_backend,
+            timeout=timeout,
+        )
+        self.replicas = replicas
+        self.param_dtype = param_dtype
+        self.reduce_dtype = reduce_dtype
+        self.cpu_offload = cpu_offload
+        self._sharding: Sharding | None = None
+
+    @property
+    def sharding(self) -> Sharding:
+        """How models are to be sharded; known once the processes have found each other."""
+        if self._sharding is None:
+            raise RuntimeError("the processes have not found each other yet")
+        return self._sharding
+
+    def setup_environment(self) -> None:
+        """Join the other ranks and lay out the mesh."""
+        from torch.distributed.device_mesh import init_device_mesh
+
+        ranks = self.num_nodes * self.num_processes
+        if self.replicas < 1 or ranks % self.replicas:
+            raise UserError(
+                "trainer.strategy.replicas", f"expected a divisor of the {ranks} ranks, got {self.replicas}"
+            )
+        self._data_parallel_size = ranks
+        if self.cpu_offload and self._process_group_backend is None and self.root_device.type == "cuda":
+            # The norm of offloaded gradients is summed over ranks on the CPU.
+            self._process_group_backend = "cpu:gloo,cuda:nccl"
+        super().setup_environment()
+        mesh = self.device_mesh["data_parallel"]
+        if self.replicas > 1:
+            shape = (self.replicas, ranks // self.replicas)
+            mesh = init_device_mesh(self.root_device.type, shape, mesh_dim_names=("replicate", "shard"))
+        self._sharding = Sharding(
+            mesh,
+            self.root_device,
+            None if self.param_dtype is None else getattr(torch, self.param_dtype),
+            None if self.reduce_dtype is None else getattr(torch, self.reduce_dtype),
+            self.cpu_offload,
+        )
+
+    def model_to_device(self) -> None:
+        """Nothing: weights and buffers were placed when the model was sharded, and offloaded ones must stay."""
+
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """The trained weights; frozen ones are those of the base model that a LoRA checkpoint names."""
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+        full = not self._save_distributed_checkpoint
+        options = StateDictOptions(full_state_dict=full, cpu_offload=True, ignore_frozen_params=True)
+        return get_model_state_dict(self._module, options=options)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        """Write beside the target and move it there when it is whole: a rank that dies spoils no earlier checkpoint."""
+        if not self._save_distributed_checkpoint:
+            super().save_checkpoint(checkpoint, filepath, storage_options)
+            return
+        target = Path(self.broadcast(str(filepath)))
+        partial, old = target.with_name(f".{target.name}.partial"), target.with_name(f".{target.name}.old")
+        if self.is_global_zero:
+            shutil.rmtree(partial, ignore_errors=True)
+        self.barrier("earlier remains are gone")
+        super().save_checkpoint(checkpoint, partial, storage_options)
+        self.barrier("all shards are written")
+        if self.is_global_zero:
+            if target.exists():
+                target.rename(old)
+            partial.rename(target)
+            shutil.rmtree(old, ignore_errors=True)
+        self.barrier("the checkpoint is in its place")
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read this rank's part of a checkpoint that any number of ranks wrote, or of a single file."""
+        path = Path(self.broadcast(str(checkpoint_path)))
+        if path.is_file():
+            return super().load_checkpoint(path, weights_only)
+        if not _is_sharded_checkpoint(path):
+            raise UserError("ckpt_path", f"there is no checkpoint {path}", "give a file or a directory of shards")
+        import torch.distributed.checkpoint as dcp
+        from torch.distributed.checkpoint.state_dict import (
+            StateDictOptions,
+            get_model_state_dict,
+            get_optimizer_state_dict,
+            set_model_state_dict,
+            set_optimizer_state_dict,
+        )
+
+        options = StateDictOptions(cpu_offload=self.cpu_offload, ignore_frozen_params=True, strict=False)
+        weights = {"state_dict": get_model_state_dict(self._module, options=options)}
+        dcp.load(weights, checkpoint_id=path)
+        set_model_state_dict(self._module, weights["state_dict"], options=options)
+        for number, optimizer in enumerate(self.optimizers):
+            state = {f"optimizer_{number}": get_optimizer_state_dict(self._module, optimizer, options=options)}
+            dcp.load(state, checkpoint_id=path)
+            set_optimizer_state_dict(
+                self._module, optimizer, optim_state_dict=state[f"optimizer_{number}"], options=options
+            )
+        metadata: dict[str, Any] = torch.load(path / "meta.pt", map_location="cpu", weights_only=True)
+        return metadata
+
+    @property
+    def _module(self) -> torch.nn.Module:
+        assert self.model is not None  # noqa: S101  # Lightning has connected it before any of this runs
+        return self.model
