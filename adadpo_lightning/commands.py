@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from itertools import count
 from pathlib import Path
+from typing import Any, Literal
 
 
 def losses() -> None:
@@ -54,3 +55,124 @@ def quickstart(output_dir: str | None = None, seed: int = 0) -> None:
     from adadpo_lightning.quickstart import run_quickstart
 
     run_quickstart(output_dir, seed, main)
+
+
+def generate(
+    model: str,
+    prompts: str,
+    output: str,
+    format: Literal["jsonl", "json", "alpaca_eval", "arena_hard"] | None = None,
+    column: str | None = None,
+    subset: str | None = None,
+    split: str | None = None,
+    limit: int | None = None,
+    generator: str | None = None,
+    system: str | None = None,
+    chat: Literal["auto", "always", "never"] = "auto",
+    engine: Literal["transformers", "vllm"] = "transformers",
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    device: str = "auto",
+    max_new_tokens: int = 1024,
+    temperature: float = 0.7,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    batch_size: int = 16,
+    seed: int = 0,
+) -> None:
+    """Answer prompts with a model; the same command goes on where it was stopped.
+
+    Args:
+        model: Hugging Face directory (of ``export``) or hub id.
+        prompts: File (.txt with one a line, .json, .jsonl, .parquet, .csv, .arrow), directory or hub id; AlpacaEval's
+            and Arena-Hard's questions as they are.
+        output: File to write; <output>.settings.json beside it says with what.
+        format: jsonl or json (this package's rows), alpaca_eval (its model_outputs.json), arena_hard (its answer file);
+            null goes by the file's ending, .json or .jsonl.
+        column: Column of the prompt, text or messages; null finds it.
+        subset: Configuration of a hub dataset.
+        split: Split of a hub dataset or of a directory that holds several.
+        limit: The first so many prompts.
+        generator: Name of the model in the file; null takes the last part of its path.
+        system: System prompt.
+        chat: auto renders the tokenizer's chat template where there is one, always demands it, never goes without.
+        engine: transformers, or vllm (extra vllm).
+        dtype: Type of the weights; auto is that of the checkpoint.
+        device: Where to run, such as cuda:1; auto takes a GPU if there is one.
+        max_new_tokens: Longer answers are cut off.
+        temperature: 0 takes the likeliest token each time.
+        top_p: Draw from the smallest set of tokens that holds this probability.
+        top_k: Draw from so many of the likeliest tokens; 0 draws from all.
+        batch_size: Prompts answered at one time; changes nothing in what is drawn but rounding.
+        seed: Seed of the draws.
+    """
+    from adadpo_lightning.data.sources import SourceConfig
+    from adadpo_lightning.evaluation.formats import read_prompts
+    from adadpo_lightning.evaluation.generate import GenerationJob, SamplingOptions, generate_responses
+
+    options = SamplingOptions(max_new_tokens, temperature, top_p, top_k, seed, batch_size)
+    asked = read_prompts(SourceConfig(prompts, subset=subset, split=split), column, limit)
+    shape = format or ("json" if Path(output).suffix == ".json" else "jsonl")
+    job = GenerationJob(model, output, shape, generator, system, chat, engine, dtype, device)
+    kept = generate_responses(job, asked, options)
+    print(f"{len(asked)} responses in {output}" + (f", {kept} of them from before" if kept else ""))
+
+
+def evaluate(
+    judge: str,
+    output: str,
+    responses: str | None = None,
+    baseline: str | None = None,
+    annotations: str | None = None,
+    judge_options: dict[str, Any] | None = None,
+    length_unit: Literal["characters", "words", "tokens"] = "characters",
+    penalty: Literal["none", "l1_cv"] = "none",
+    length_anchor: list[str] | None = None,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> None:
+    """Win rate and length-controlled win rate of a model's responses against a baseline's, by a judge.
+
+    Args:
+        judge: annotations (a file of preferences), gold (embedded task), openai_compatible (HTTP endpoint),
+            reward_model (a sequence classifier), or the key of your own.
+        output: JSON file to write.
+        responses: The model's responses, in any format of ``generate``.
+        baseline: The opponent's responses to the same prompts; a file with prompt and chosen or output serves too.
+        annotations: File of preferences such as AlpacaEval's annotations.json, for that judge; it brings the responses
+            along.
+        judge_options: Options of the judge, such as --judge_options.model=DIR.
+        length_unit: What answers are measured in; AlpacaEval counts characters, tokens need responses of ``generate``.
+        penalty: Of the length-controlled fit: none, or l1_cv as in AlpacaEval's code.
+        length_anchor: Files of preferences of the baseline against itself, asked to be concise and to be verbose, which
+            AlpacaEval adds to the length-controlled fit.
+        bootstrap: Bootstrap resamples; 0 for none.
+        seed: Seed of the bootstrap.
+    """
+    from adadpo_lightning.data.sources import SourceConfig
+    from adadpo_lightning.errors import UserError
+    from adadpo_lightning.evaluation.evaluate import (
+        EvaluationOptions,
+        evaluate_responses,
+        match_responses,
+        summary,
+        write_report,
+    )
+    from adadpo_lightning.evaluation.evaluate import (
+        length_anchor as read_anchor,
+    )
+    from adadpo_lightning.evaluation.formats import read_responses
+    from adadpo_lightning.evaluation.judges import AnnotationsJudge, build_judge
+
+    options = EvaluationOptions(length_unit, penalty, bootstrap, seed)
+    chosen = build_judge(judge, **(judge_options or {}), **({"annotations": annotations} if annotations else {}))
+    if (responses is None) != (baseline is None):
+        raise UserError("baseline" if baseline is None else "responses", "two response files are needed, got one")
+    if responses is None or baseline is None:
+        comparisons = chosen.comparisons()
+    else:
+        files = [read_responses(SourceConfig(path)) for path in (responses, baseline)]
+        comparisons = match_responses(*files)
+    anchor = read_anchor([AnnotationsJudge(path) for path in length_anchor], length_unit) if length_anchor else None
+    report = evaluate_responses(chosen, comparisons, options, anchor)
+    write_report(report, output)
+    print(f"{summary(report)}\nwritten to {output}")

@@ -1,0 +1,176 @@
+"""The judge behind HTTP, against a server that the tests start."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from adadpo_lightning.errors import UserError
+from adadpo_lightning.evaluation.endpoint import EndpointJudge
+from adadpo_lightning.evaluation.formats import Response
+from adadpo_lightning.evaluation.judges import Comparison
+
+SECRET = "sk-very-secret"
+ANSWERS = [("good {b} answer", "bad")] * 4 + [("bad", "good")] * 2
+COMPARISONS = [
+    Comparison(Response(f"prompt {i}", mine), Response(f"prompt {i}", base)) for i, (mine, base) in enumerate(ANSWERS)
+]
+
+
+class Server(ThreadingHTTPServer):
+    """Prefers the answer that says good; does first what `script` says."""
+
+    def __init__(self, script=()):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.script, self.requests, self.lock = list(script), [], threading.Lock()
+        self.verdict = None
+        self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.server.lock:
+            self.server.requests.append((self.path, self.headers.get("Authorization"), body))
+            status, headers, text = self.server.script.pop(0) if self.server.script else (200, {}, None)
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write((self.reply(body) if text is None else text).encode())
+
+    def reply(self, body):
+        a = body["messages"][0]["content"].split("<answer_a>")[1].split("</answer_a>")[0]
+        verdict = self.server.verdict or ("[[A]]" if "good" in a else "[[B]]")
+        content = f"I thought of [[C]] first. {verdict}"
+        usage = {"prompt_tokens": 100, "completion_tokens": 10}
+        return json.dumps({"choices": [{"message": {"content": content}}], "usage": usage})
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    servers = []
+
+    def start(script=()):
+        server = Server(script)
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def judge(server, **options):
+    return EndpointJudge(model="tiny-judge", base_url=server.url, backoff=0.001, **options)
+
+
+def test_both_orders_are_asked_and_the_cost_is_told(serve):
+    server = serve()
+    asked = judge(server, price_in=2.0, price_out=10.0)
+    assert asked.preferences(COMPARISONS) == [1.0] * 4 + [0.0] * 2
+    assert len(server.requests) == 12
+    path, authorization, body = server.requests[0]
+    assert (path, authorization, body["model"]) == ("/v1/chat/completions", f"Bearer {SECRET}", "tiny-judge")
+    usage = asked.report()["usage"]
+    assert usage == {
+        "requests": 12, "cached": 0, "retries": 0, "prompt_tokens": 1200, "completion_tokens": 120,
+        "cost": pytest.approx(1200 * 2e-6 + 120 * 10e-6),
+    }  # fmt: skip
+    assert SECRET not in repr(asked)
+    assert SECRET not in json.dumps(asked.report())
+
+
+def test_answers_stand_in_the_request_as_they_are(serve):
+    server = serve()
+    judge(server, order="model_first", parallel=1).preferences(COMPARISONS[:1])
+    (text,) = (message["content"] for message in server.requests[0][2]["messages"])
+    assert "<answer_a>\ngood {b} answer\n</answer_a>" in text
+    assert "<answer_b>\nbad\n</answer_b>" in text
+
+
+def test_a_judge_that_likes_the_first_answer_is_undecided(serve):
+    server = serve()
+    server.verdict = "[[A]]"
+    assert judge(server).preferences(COMPARISONS) == [0.5] * 6
+    assert judge(server, order="model_first").preferences(COMPARISONS[:1]) == [1.0]
+    assert judge(server, order="baseline_first").preferences(COMPARISONS[:1]) == [0.0]
+
+
+def test_no_verdict_is_none(serve):
+    server = serve()
+    server.verdict = "A is better"
+    server.script = [(200, {}, json.dumps({"choices": [{"message": {"content": "[A]"}}]}))]
+    assert judge(server, order="model_first").preferences(COMPARISONS[:1]) == [None]
+
+
+def test_the_cache_saves_requests_and_survives_a_torn_line(serve, tmp_path):
+    server, cache = serve(), tmp_path / "cache.jsonl"
+    first = judge(server, cache=str(cache)).preferences(COMPARISONS)
+    again = judge(server, cache=str(cache))
+    assert again.preferences(COMPARISONS) == first
+    assert len(server.requests) == 12
+    assert again.report()["usage"]["cached"] == 12
+    assert SECRET not in cache.read_text()
+    cache.write_text(cache.read_text()[:-9])  # killed while it wrote
+    assert judge(server, cache=str(cache)).preferences(COMPARISONS) == first
+    assert len(server.requests) == 13
+    assert judge(server, cache=str(cache), temperature=1.0).preferences(COMPARISONS) == first
+    assert len(server.requests) == 25  # another request, another answer
+
+
+def test_it_tries_again_when_waiting_helps(serve):
+    broken = [(429, {"Retry-After": "0"}, ""), (503, {}, "busy"), (200, {}, "no json"), (500, {}, "")]
+    server = serve(broken)
+    asked = judge(server, parallel=1)
+    assert asked.preferences(COMPARISONS) == [1.0] * 4 + [0.0] * 2
+    assert asked.report()["usage"]["retries"] == 4
+    server = serve([(503, {}, "busy")] * 3)
+    with pytest.raises(UserError, match="gave no answer in 3 tries; the last: status 503"):
+        judge(server, parallel=1, retries=2).preferences(COMPARISONS[:1])
+
+
+def test_it_gives_up_at_once_when_waiting_does_not_help(serve):
+    server = serve([(401, {}, f"bad key {SECRET}")] * 99)
+    with pytest.raises(UserError, match="refused the request with status 401: bad key \\*\\*\\*") as failure:
+        judge(server, parallel=1).preferences(COMPARISONS)
+    assert SECRET not in str(failure.value)
+    assert len(server.requests) < 4
+
+
+def test_the_key_does_not_follow_a_redirect(serve):
+    other = serve()
+    server = serve([(302, {"Location": f"{other.url}/chat/completions"}, "")])
+    with pytest.raises(UserError, match="status 302"):
+        judge(server, parallel=1).preferences(COMPARISONS[:1])
+    assert not other.requests
+
+
+def test_no_server(serve):
+    server = serve()
+    url = server.url
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(UserError, match="gave no answer in 2 tries"):
+        EndpointJudge(model="m", base_url=url, retries=1, backoff=0.001).preferences(COMPARISONS[:1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"base_url": "file:///etc/passwd"}, "expected an http or https address"),
+        ({"order": "random"}, "expected both, model_first or baseline_first"),
+        ({"template": "{prompt} {a}"}, "has no {b}"),
+        ({"parallel": 0}, "expected parallel >= 1"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(UserError, match=message):
+        EndpointJudge(model="m", **options)
