@@ -213,6 +213,10 @@ CHANGES = (
         lambda run: None if run.policy.gradient_checkpointing else _with_policy(run, gradient_checkpointing=True),
     ),
     Change(
+        "model.policy.offload_activations: true",
+        lambda run: None if run.policy.offload_activations else _with_policy(run, offload_activations=True),
+    ),
+    Change(
         "data.micro_batch_size: 1",
         lambda run: (
             replace(run, lengths=run.lengths[:1], accumulation=run.accumulation * len(run.lengths))

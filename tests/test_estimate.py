@@ -33,6 +33,7 @@ CASES = {
     "plain": (POLICY, 1),
     "accumulated": (POLICY, 2),
     "checkpointed": (replace(POLICY, gradient_checkpointing=True), 2),
+    "selective": (replace(POLICY, gradient_checkpointing="selective"), 2),
     "lora": (replace(POLICY, lora=LoraOptions(r=4)), 2),
     "tied": (replace(POLICY, config={**ARCHITECTURE, "tie_word_embeddings": True}), 1),
     "padded": (replace(POLICY, layout="padded"), 1),

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from adadpo_lightning.errors import UserError
+from adadpo_lightning.models.activations import enable_checkpointing
 from adadpo_lightning.models.meta import parameters_on_meta, stand_ins
 
 if TYPE_CHECKING:
@@ -58,7 +59,9 @@ class PolicyConfig:
         packed_attention: Attention of the packed layout: ``segments`` and ``tree`` run anywhere, ``varlen`` and
             ``flex`` on CUDA; ``auto`` chooses by the device.
         head_chunk_size: Tokens for which logits exist at one time.
-        gradient_checkpointing: Recompute activations in the backward pass to save memory.
+        gradient_checkpointing: Recompute each block's activations in the backward pass to save memory; ``selective``
+            keeps attention's results and every second matrix product, which are dear to recompute.
+        offload_activations: Keep activations in CPU memory until the backward pass.
         compile: Compile the decoder blocks with `torch.compile`, once for all lengths; attention stays as it is.
             Rewards at step 0 are then 0 up to rounding and no longer exactly.
         lora: Train adapters and not the whole model.
@@ -75,7 +78,8 @@ class PolicyConfig:
     layout: Literal["auto", "packed", "padded"] = "auto"
     packed_attention: Literal["auto", "segments", "tree", "varlen", "flex"] = "auto"
     head_chunk_size: int = 1024
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | Literal["selective"] = False
+    offload_activations: bool = False
     compile: bool = False
     lora: LoraOptions | None = None
     trust_remote_code: bool = False
@@ -150,7 +154,7 @@ def load_model(
         if config.lora.dropout == 0:
             switch_off_dropout(model)  # that of an adapter from a directory
     if config.gradient_checkpointing:
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+        enable_checkpointing(model, selective=config.gradient_checkpointing == "selective")
     return model
 
 

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.models import attention
+from adadpo_lightning.models.activations import offloading
 from adadpo_lightning.models.logprobs import LogitTransform, token_logps
 from adadpo_lightning.models.packing import PackedLayout
 from adadpo_lightning.models.selfcheck import check_forward
@@ -43,6 +44,7 @@ class PolicyModel(nn.Module):
         self.model = model.train()
         self.head_chunk_size = config.head_chunk_size
         self.packed_attention = config.packed_attention
+        self.offload_activations = config.offload_activations
         self.transform = logit_transform(self.causal_lm.config)
         self.layout: Literal["packed", "padded"] = choose_layout(config.layout, self.causal_lm)
         # Called in the backward pass with the batch and the gradient at each scored token's hidden state, (N, D).
@@ -116,7 +118,8 @@ class PolicyModel(nn.Module):
         else:
             # Its positions are those that a model counts by itself, and not every architecture takes any.
             options = {"attention_mask": batch.attention_mask}
-        output = self.causal_lm.base_model(input_ids=batch.input_ids, use_cache=False, **options)
+        with offloading(self.offload_activations, batch.input_ids.device):
+            output = self.causal_lm.base_model(input_ids=batch.input_ids, use_cache=False, **options)
         hidden: Tensor = output.last_hidden_state
         return hidden
 

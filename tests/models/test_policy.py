@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from adadpo_lightning.data.collate import collate
 from adadpo_lightning.errors import UserError
@@ -112,16 +113,44 @@ def test_adapter_on_the_head(chunk):
     torch.testing.assert_close(grads, torch.autograd.grad(expected.square().sum(), trained), rtol=1e-9, atol=1e-9)
 
 
+SAVING = [{"gradient_checkpointing": True}, {"gradient_checkpointing": "selective"}, {"offload_activations": True}]
+
+
 @pytest.mark.parametrize("tied", [True, False])
-def test_gradient_checkpointing_and_tied_embeddings(tied):
+@pytest.mark.parametrize("options", SAVING, ids=["full", "selective", "offload"])
+def test_saving_memory_changes_no_gradient(tied, options):
     plain, _ = build(config={**TINY, "tie_word_embeddings": tied})
-    saving, _ = build(config={**TINY, "tie_word_embeddings": tied}, gradient_checkpointing=True)
+    saving, _ = build(config={**TINY, "tie_word_embeddings": tied}, **options)
     grads = []
     for model in (plain, saving):
         (model(batch()) ** 2).sum().backward()
         grads.append({name: p.grad for name, p in model.named_parameters()})
     assert ("model.lm_head.weight" in grads[0]) == (not tied)
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-6, atol=1e-6)
+
+
+def test_selective_checkpointing_recomputes_a_part():
+    work = {}
+    for mode in (False, "selective", True):
+        policy, _ = build(gradient_checkpointing=mode)
+        with FlopCounterMode(display=False) as counter:
+            policy(batch()).sum().backward()
+        work[mode] = counter.get_total_flops()
+    assert work[False] < work["selective"] < work[True]
+
+
+def test_offloaded_activations_are_copies(monkeypatch):
+    packed = []
+    plain = torch.autograd.graph.save_on_cpu.__init__
+
+    def counted(self, *args, **kwargs):
+        plain(self, *args, **kwargs)
+        own, self.pack_hook = self.pack_hook, lambda x: packed.append(x.shape) or own(x)
+
+    monkeypatch.setattr(torch.autograd.graph.save_on_cpu, "__init__", counted)
+    policy, _ = build(offload_activations=True)
+    policy(batch()).sum().backward()
+    assert len(packed) > 10
 
 
 def test_checkpointing_does_recompute():
