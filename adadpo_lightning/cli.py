@@ -24,6 +24,7 @@ TRAINER_COMMANDS = {
     "predict": "rewards and log-probabilities of every pair, as JSON lines",
 }
 ESTIMATE = "memory on each rank and work of a step that a config of fit would take"
+DOCTOR = "versions, devices and, for a config of fit, a check of its first step and its memory"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -56,15 +57,17 @@ def _dispatch(args: list[str]) -> None:
         auto_cli(own[args[0]], args=args[1:], prog=f"adadpo_lightning {args[0]}", as_positional=False)
     elif args[0] == "estimate":
         _with_parser_errors(args, _estimate)
+    elif args[0] == "doctor":
+        _with_parser_errors(args, _doctor)
     elif args[0] in TRAINER_COMMANDS:
         _with_parser_errors(args, _fit)
     else:
-        known = [*TRAINER_COMMANDS, "estimate", *own]
+        known = [*TRAINER_COMMANDS, "estimate", "doctor", *own]
         raise UserError("command", f"unknown command {args[0]!r}", did_you_mean(args[0], known))
 
 
 def _own_commands() -> dict[str, Callable[..., None]]:
-    from adadpo_lightning.commands import evaluate, export, generate, losses, quickstart
+    from adadpo_lightning.commands import evaluate, export, generate, inspect_data, losses, quickstart
 
     return {
         "losses": losses,
@@ -72,16 +75,18 @@ def _own_commands() -> dict[str, Callable[..., None]]:
         "quickstart": quickstart,
         "generate": generate,
         "evaluate": evaluate,
+        "inspect-data": inspect_data,
     }
 
 
 def _print_help(own: dict[str, Callable[..., None]]) -> None:
     print("usage: python -m adadpo_lightning COMMAND [--config FILE ...] [--OPTION VALUE ...]\n\ncommands:")
     for name, text in TRAINER_COMMANDS.items():
-        print(f"  {name:<12}{text}")
-    print(f"  {'estimate':<12}{ESTIMATE}")
+        print(f"  {name:<14}{text}")
+    print(f"  {'estimate':<14}{ESTIMATE}")
+    print(f"  {'doctor':<14}{DOCTOR}")
     for name, command in own.items():
-        print(f"  {name:<12}{(command.__doc__ or '').splitlines()[0]}")
+        print(f"  {name:<14}{(command.__doc__ or '').splitlines()[0]}")
     print("\nCOMMAND --help lists its options; --debug shows the traceback of an error.")
 
 
@@ -95,6 +100,12 @@ def _estimate(args: list[str]) -> None:
     from adadpo_lightning.estimate_command import run_estimate
 
     run_estimate(args[1:])
+
+
+def _doctor(args: list[str]) -> None:
+    from adadpo_lightning.doctor import run_doctor
+
+    run_doctor(args[1:])
 
 
 def _with_parser_errors(args: list[str], command: Callable[[list[str]], None]) -> None:

@@ -126,6 +126,7 @@ def evaluate(
     judge_options: dict[str, Any] | None = None,
     length_unit: Literal["characters", "words", "tokens"] = "characters",
     penalty: Literal["none", "l1_cv"] = "none",
+    difficulty: str | None = None,
     length_anchor: list[str] | None = None,
     bootstrap: int = 1000,
     seed: int = 0,
@@ -143,6 +144,8 @@ def evaluate(
         judge_options: Options of the judge, such as --judge_options.model=DIR.
         length_unit: What answers are measured in; AlpacaEval counts characters, tokens need responses of ``generate``.
         penalty: Of the length-controlled fit: none, or l1_cv as in AlpacaEval's code.
+        difficulty: File with each prompt's difficulty for the length-controlled fit, such as AlpacaEval's
+            instruction_difficulty.csv; null takes the responses' or annotations' instruction_difficulty, if there is one.
         length_anchor: Files of preferences of the baseline against itself, asked to be concise and to be verbose, which
             AlpacaEval adds to the length-controlled fit.
         bootstrap: Bootstrap resamples; 0 for none.
@@ -154,7 +157,9 @@ def evaluate(
         EvaluationOptions,
         evaluate_responses,
         match_responses,
+        read_difficulties,
         summary,
+        with_difficulties,
         write_report,
     )
     from adadpo_lightning.evaluation.evaluate import (
@@ -172,7 +177,59 @@ def evaluate(
     else:
         files = [read_responses(SourceConfig(path)) for path in (responses, baseline)]
         comparisons = match_responses(*files)
-    anchor = read_anchor([AnnotationsJudge(path) for path in length_anchor], length_unit) if length_anchor else None
+    table = read_difficulties(difficulty) if difficulty is not None else None
+    if table is not None:
+        comparisons = with_difficulties(comparisons, table)
+    anchor = None
+    if length_anchor:
+        anchor = read_anchor([AnnotationsJudge(path) for path in length_anchor], length_unit, difficulties=table)
     report = evaluate_responses(chosen, comparisons, options, anchor)
     write_report(report, output)
     print(f"{summary(report)}\nwritten to {output}")
+
+
+def inspect_data(
+    data: str,
+    tokenizer: str,
+    html: str | None = None,
+    columns: dict[str, str] | None = None,
+    format: str | None = None,
+    subset: str | None = None,
+    split: str | None = None,
+    max_length: int = 2048,
+    max_prompt_length: int | None = None,
+    truncation: Literal["drop", "keep_start", "keep_end"] = "keep_start",
+    chat: Literal["auto", "always", "never"] = "auto",
+) -> None:
+    """What preference data look like to a model: lengths, drops, cuts, repeats, terminators, examples.
+
+    Args:
+        data: File, directory or hub id, as ``data.train`` of ``fit``.
+        tokenizer: Directory or hub id of the policy or its tokenizer.
+        html: Page to write beside what the terminal shows.
+        columns: From this package's column names to the dataset's, such as --columns.prompt=question.
+        format: Shape of the rows; null detects it.
+        subset: Configuration of a hub dataset.
+        split: Split of a hub dataset or of a directory that holds several.
+        max_length: As in ``fit``.
+        max_prompt_length: As in ``fit``.
+        truncation: As in ``fit``.
+        chat: As in ``fit``.
+    """
+    from rich.console import Console
+
+    from adadpo_lightning.data.inspection import inspect_pairs, print_inspection, to_html
+    from adadpo_lightning.data.prepare import prepare
+    from adadpo_lightning.data.sources import SourceConfig
+    from adadpo_lightning.data.tokenize import TokenizeOptions
+    from adadpo_lightning.models.loading import PolicyConfig, load_tokenizer
+
+    options = TokenizeOptions(max_length, max_prompt_length, truncation, chat)
+    source = SourceConfig(data, subset, split, columns=columns, format=format)
+    encoder = load_tokenizer(PolicyConfig(path=tokenizer))
+    prepared = prepare("data", [source], encoder, options, on_bad_row="drop").with_passes(0)
+    found = inspect_pairs(prepared, encoder)
+    print_inspection(found, Console())
+    if html is not None:
+        Path(html).write_text(to_html(found, f"Preference data: {data}"), encoding="utf-8")
+        print(f"written to {html}")

@@ -326,7 +326,7 @@ def _model(policy: PolicyConfig, config: Any, layers: int | None = None, compute
         if values.get("layer_types"):
             values["layer_types"] = values["layer_types"][:layers]
     dtype = compute or (config.dtype if policy.dtype == "auto" else getattr(torch, policy.dtype))
-    lora = policy.lora and replace(policy.lora, adapter=None)
+    lora = policy.lora and replace(policy.lora, adapter=None, quantize=None)
     name: Any = str(dtype or torch.float32).removeprefix("torch.")
     with parameters_on_meta():
         return load_model(

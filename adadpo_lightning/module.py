@@ -205,7 +205,7 @@ class PreferenceLitModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Translate the position in the data to this run's ranks and micro-batches."""
-        data = getattr(self._trainer, "datamodule", None)
+        data: Any = getattr(self._trainer, "datamodule", None)
         if hasattr(data, "translate_checkpoint"):
             data.translate_checkpoint(checkpoint)
 

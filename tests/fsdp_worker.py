@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from adadpo_lightning.callbacks import PreferenceMetrics
 from adadpo_lightning.data.datamodule import PreferenceDataModule
 from adadpo_lightning.losses import build_loss
+from adadpo_lightning.models.export import export_policy
 from adadpo_lightning.models.loading import LoraOptions, PolicyConfig
 from adadpo_lightning.module import PreferenceLitModule
 from adadpo_lightning.optim import OptimizerConfig, SchedulerConfig
@@ -112,6 +113,13 @@ def run(folder: Path, name: str, ranks: int, strategy=None) -> dict[str, Any]:
     )
     checkpoint = folder / f"{case.resume}-2" / "step=3.ckpt" if case.resume else None
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
+    export_policy(
+        module.built_policy,
+        module.tokenizer,
+        folder / f"{name}-{ranks}-live",
+        merge=False,
+        write=trainer.is_global_zero,
+    )
     prompt = torch.tensor([[1, 7, 8, 9]])
     with torch.no_grad(), module.policy.plain_attention() as model:
         answer = model.generate(prompt, max_new_tokens=4, do_sample=False)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback
 
-from adadpo_lightning.models.export import export_model
+from adadpo_lightning.models.export import export_policy
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -25,7 +25,7 @@ class ExportHF(Callback):
         self.merge = merge
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the directory, on rank zero."""
+        """Write the directory, on rank zero; the others give it their shards."""
         path = self.path or f"{trainer.default_root_dir}/export"
-        if trainer.is_global_zero:
-            export_model(pl_module.get_submodule("policy.model"), pl_module.tokenizer, path, merge=self.merge)
+        policy: Any = pl_module.get_submodule("policy")
+        export_policy(policy, pl_module.tokenizer, path, merge=self.merge, write=trainer.is_global_zero)

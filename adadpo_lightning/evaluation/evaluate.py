@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
+from adadpo_lightning.data.sources import SourceConfig
 from adadpo_lightning.errors import UserError
-from adadpo_lightning.evaluation.formats import Response, write_atomically
+from adadpo_lightning.evaluation.formats import Response, read_objects, write_atomically
 from adadpo_lightning.evaluation.judges import Comparison
 from adadpo_lightning.evaluation.length_controlled import Anchor, Interval, Penalty, bootstrap, length_controlled
 from adadpo_lightning.evaluation.win_rate import mean_over_prompts
@@ -111,18 +112,65 @@ def evaluate_responses(
     }
 
 
-def length_anchor(judges: Sequence[AnnotationsJudge], unit: LengthUnit, weight: float = 0.2) -> Anchor:
+def read_difficulties(path: str) -> dict[int | str, float]:
+    """Difficulty of each instruction, from rows with ``instruction_difficulty`` and ``instruction`` or ``index``.
+
+    Args:
+        path: File, such as AlpacaEval's instruction_difficulty.csv; an index is the number of the prompt, from 0.
+
+    Raises:
+        UserError: If a row lacks one of these.
+    """
+    table: dict[int | str, float] = {}
+    for where, row in read_objects(SourceConfig(path)):
+        try:
+            value = float(row["instruction_difficulty"])
+            table[row["instruction"] if row.get("instruction") is not None else int(row["index"])] = value
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                where, f"expected instruction_difficulty and instruction or index, found {dict(row)}"
+            ) from error
+    return table
+
+
+def with_difficulties(comparisons: Sequence[Comparison], table: Mapping[int | str, float]) -> list[Comparison]:
+    """Comparisons that carry the difficulties of a table.
+
+    Raises:
+        UserError: If a prompt has none.
+    """
+    found = [table.get(pair.model.prompt, table.get(i)) for i, pair in enumerate(comparisons)]
+    if None in found:
+        raise UserError(
+            "difficulty", f"has none for {found.count(None)} of {len(found)} prompts", "give it for all of them"
+        )
+    return [
+        replace(pair, model=replace(pair.model, difficulty=value))
+        for pair, value in zip(comparisons, found, strict=True)
+    ]
+
+
+def length_anchor(
+    judges: Sequence[AnnotationsJudge],
+    unit: LengthUnit,
+    weight: float = 0.2,
+    difficulties: Mapping[int | str, float] | None = None,
+) -> Anchor:
     """Rows of the baseline against itself at other lengths, from a file of preferences for each.
 
     Args:
         judges: One for each file, such as AlpacaEval's gpt4_1106_preview_concise and gpt4_1106_preview_verbose.
         unit: As in `EvaluationOptions`.
         weight: Shared out among the files, for each row; AlpacaEval's is 0.2.
+        difficulties: As `read_difficulties` gives them; None takes what the files say.
 
     Raises:
         UserError: If the answers of a file are all as long as the baseline's.
     """
-    files = [_decided(judge, judge.comparisons(), unit) for judge in judges]
+    given = [judge.comparisons() for judge in judges]
+    if difficulties is not None:
+        given = [with_difficulties(comparisons, difficulties) for comparisons in given]
+    files = [_decided(judge, comparisons, unit) for judge, comparisons in zip(judges, given, strict=True)]
     gaps = [lengths[:, 0] - lengths[:, 1] for _, _, lengths in files]
     for judge, gap in zip(judges, gaps, strict=True):
         if len(gap) < 2 or np.ptp(gap) == 0:

@@ -223,6 +223,8 @@ class AnnotationsJudge(Judge):
     def preferences(self, comparisons: Sequence[Comparison]) -> list[float | None]:
         """The verdicts on the file's own comparisons; others are looked up by prompt and both answers.
 
+        Of several rows with the same texts the last one counts there.
+
         Raises:
             UserError: If the file has no verdict on one.
         """

@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from adadpo_lightning.errors import UserError
-from adadpo_lightning.models.export_shards import converts_weights, export_shards, is_sharded, read_weights
+from adadpo_lightning.models.export_shards import converts_weights, export_shards, is_sharded, read_weights, write_live
 from adadpo_lightning.models.loading import LoraOptions, PolicyConfig, load_model, load_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
+
+    from adadpo_lightning.models.policy import PolicyModel
 
 POLICY_PREFIX = "policy.model."
 
@@ -41,6 +43,40 @@ def export_model(model: Any, tokenizer: Any, path: str | Path, *, merge: bool = 
         model = model.merge_and_unload()
     with new_directory(target) as partial:
         model.save_pretrained(partial, safe_serialization=True)
+        tokenizer.save_pretrained(partial)
+
+
+def export_policy(policy: PolicyModel, tokenizer: Any, path: str | Path, *, merge: bool, write: bool) -> None:
+    """As `export_model`, for a policy that may be sharded: all ranks call it, and one of them writes.
+
+    Args:
+        policy: The policy.
+        tokenizer: Its tokenizer.
+        path: Directory to write; must not exist or be empty.
+        merge: Merge adapters into the base model.
+        write: Whether this rank writes.
+
+    Raises:
+        UserError: If the directory holds something already, or the model has to be whole for this.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    if not isinstance(policy, FSDPModule):
+        if write:
+            export_model(policy.model, tokenizer, path, merge=merge)
+        return
+    check_export_path(Path(path))
+    if merge or converts_weights(policy.causal_lm):
+        raise UserError(
+            "export", "the model is sharded and would have to be whole", "export a checkpoint with the command export"
+        )
+    torch.distributed.barrier()  # all have looked before one writes
+    policy.reshard()  # what a last validation left gathered is in the type of the computation
+    if not write:
+        write_live(policy.model, None)
+        return
+    with new_directory(Path(path)) as partial:
+        write_live(policy.model, partial)
         tokenizer.save_pretrained(partial)
 
 

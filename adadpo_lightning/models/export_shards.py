@@ -27,7 +27,7 @@ def is_sharded(checkpoint: Path) -> bool:
 
 def stored_weights(checkpoint: Path) -> dict[str, Any]:
     """Metadata (size, type) of each weight in a sharded checkpoint, by the names of the module's ``state_dict``."""
-    from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
 
     entries = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
     return {name.removeprefix(STATE): entry for name, entry in entries.items() if name.startswith(STATE)}
@@ -40,7 +40,8 @@ def read_weights(checkpoint: Path, names: Iterable[str] | None = None) -> dict[s
         checkpoint: Its directory.
         names: Which; null for all.
     """
-    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     stored = stored_weights(checkpoint)
     wanted = stored if names is None else names
@@ -48,7 +49,7 @@ def read_weights(checkpoint: Path, names: Iterable[str] | None = None) -> dict[s
     keyed = {STATE + name: weight for name, weight in weights.items()}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is what is wanted
-        dcp.load(keyed, storage_reader=dcp.FileSystemReader(checkpoint), no_dist=True)
+        load(keyed, storage_reader=FileSystemReader(checkpoint), no_dist=True)
     return weights
 
 
@@ -88,6 +89,35 @@ def export_shards(checkpoint: Path, model: Any, prefix: str, folder: Path) -> No
 
     write_files({name: size(name) for name in names}, read, folder)
     write_configs(model, stored[prefix + names[0]].properties.dtype, folder)
+
+
+def write_live(model: Any, folder: Path | None) -> None:
+    """Write a sharded model, adapters alone if it has any, gathering one file's worth of weights at a time.
+
+    Args:
+        model: The model; all ranks call this together.
+        folder: Where to write; None on ranks that do not.
+    """
+    tensors = model.state_dict(keep_vars=True)
+
+    def read(group: list[str]) -> dict[str, Tensor]:
+        return {name: _whole(tensors[name]) for name in group}
+
+    if hasattr(model, "peft_config"):
+        adapters = read([name for name, tensor in tensors.items() if tensor.requires_grad])
+        if folder is not None:
+            model.save_pretrained(folder, state_dict=adapters)
+        return
+    sizes = {name: tensors[name].numel() * tensors[name].element_size() for name in own_names(model)}
+    write_files(sizes, read, folder or Path(), write=folder is not None)
+    if folder is not None:
+        write_configs(model, next(model.parameters()).dtype, folder)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    from torch.distributed.tensor import DTensor
+
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().cpu()
 
 
 def own_names(model: Any) -> list[str]:
@@ -156,4 +186,3 @@ def group_by_size(sizes: Mapping[str, int], most: int) -> list[list[str]]:
         groups[-1].append(name)
         room -= size
     return groups
-

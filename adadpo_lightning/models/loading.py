@@ -6,6 +6,7 @@ import json
 import logging
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,6 +33,8 @@ class LoraOptions:
         dropout: Dropout on the adapters' input; above 0 the rewards are noisy, because the reference has none.
         target_modules: Names of the modules to adapt, or ``all-linear``.
         adapter: Directory of a trained adapter to go on from; null starts anew.
+        quantize: ``nf4`` holds the frozen base model in 4 bits (QLoRA, arXiv 2305.14314), on CUDA and with the extra
+            ``qlora``; null keeps the policy's dtype.
     """
 
     r: int = 16
@@ -39,6 +42,7 @@ class LoraOptions:
     dropout: float = 0.0
     target_modules: str | list[str] = "all-linear"
     adapter: str | None = None
+    quantize: Literal["nf4"] | None = None
 
 
 @dataclass
@@ -141,6 +145,8 @@ def load_model(
     Raises:
         UserError: If the model cannot be loaded, or the tokenizer has more tokens than the embedding.
     """
+    if config.path is None or empty:
+        _check_whole(config)
     if empty:
         with parameters_on_meta():
             model = _random_model(config) if config.path is None else _empty_model(config)
@@ -190,6 +196,16 @@ def _dtype(config: PolicyConfig) -> torch.dtype | str:
     return dtype
 
 
+def _check_whole(config: PolicyConfig) -> None:
+    """4-bit weights are made as they are loaded, whole and on one device."""
+    if config.lora is not None and config.lora.quantize is not None:
+        raise UserError(
+            "model.policy.lora.quantize",
+            "4 bits need weights to load (model.policy.path) and each rank a copy of its own",
+            "set it to null, or take the strategy single or ddp",
+        )
+
+
 def _random_model(config: PolicyConfig) -> PreTrainedModel:
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -235,6 +251,7 @@ def _pretrained_model(config: PolicyConfig) -> PreTrainedModel:
 
     path = str(config.path)
     _check_directory(path)
+    quantization = quantization_config(config)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             path,
@@ -242,6 +259,7 @@ def _pretrained_model(config: PolicyConfig) -> PreTrainedModel:
             dtype=_dtype(config),
             attn_implementation=config.attn_implementation,
             use_safetensors=True,
+            quantization_config=quantization,
             trust_remote_code=config.trust_remote_code,
             output_loading_info=True,
         )
@@ -259,6 +277,29 @@ def _pretrained_model(config: PolicyConfig) -> PreTrainedModel:
             "give the weights of a causal language model",
         )
     return model
+
+
+def quantization_config(config: PolicyConfig) -> Any:
+    """How the base model below adapters is held in 4 bits; None where it is not.
+
+    Raises:
+        UserError: Where 4 bits can't serve: without CUDA, without bitsandbytes, or for random weights.
+    """
+    if config.lora is None or config.lora.quantize is None:
+        return None
+    field = "model.policy.lora.quantize"
+    if not torch.cuda.is_available():
+        raise UserError(field, "4-bit weights need a CUDA device, and there is none", "set it to null")
+    if not find_spec("bitsandbytes"):
+        raise UserError(
+            field, "needs the package bitsandbytes, which is not installed", "pip install 'adadpo-lightning[qlora]'"
+        )
+    from transformers import BitsAndBytesConfig
+
+    compute = torch.bfloat16 if config.dtype == "auto" else getattr(torch, config.dtype)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
+    )
 
 
 def _empty_model(config: PolicyConfig) -> PreTrainedModel:

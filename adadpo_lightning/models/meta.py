@@ -43,11 +43,11 @@ def stand_ins(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        _replace(model, replaced.__contains__, lambda p: p.to("meta"))
+        _replace(model, lambda p: p in replaced, lambda p: p.to("meta"))
 
 
 def _replace(
-    model: nn.Module, chosen: Callable[[nn.Parameter], bool], change: Callable[[nn.Parameter], Tensor]
+    model: nn.Module, chosen: Callable[[nn.Parameter], bool], change: Callable[[Tensor], Tensor]
 ) -> set[nn.Parameter]:
     """Exchange parameters and give the new ones; tied ones stay tied."""
     changed: dict[nn.Parameter, nn.Parameter] = {}

@@ -37,7 +37,7 @@ def build_policy(
     if sharding is None:
         return PolicyModel(load_model(config, tokenizer), config)
     folder = weights_folder(config)
-    model = None if folder is None else load_model(config, tokenizer, empty=True)
+    model: Any = None if folder is None else load_model(config, tokenizer, empty=True)
     reason = "its weights are random" if folder is None else unstreamable_reason(model, folder)
     if reason is not None:
         rank_zero_warn(f"model.policy: {reason}; each rank builds the whole model before it is sharded")
@@ -84,7 +84,8 @@ def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     shapes = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
-            shapes.update({name: tuple(file.get_slice(name).get_shape()) for name in file.keys()})  # noqa: SIM118  # no mapping
+            names = list(file.keys())
+            shapes.update({name: tuple(file.get_slice(name).get_shape()) for name in names})
     return shapes
 
 
@@ -126,7 +127,11 @@ def _same_on_all_ranks(model: nn.Module) -> None:
 def _place(policy: PolicyModel, sharding: Sharding) -> None:
     """Make room for this rank's shards of the weights that are on the meta device."""
     device = torch.device("cpu") if sharding.cpu_offload else sharding.device
-    policy._apply(lambda tensor: torch.empty_like(tensor, device=device) if tensor.is_meta else tensor)
+
+    def place(tensor: Tensor) -> Tensor:
+        return torch.empty_like(tensor, device=device) if tensor.is_meta else tensor
+
+    policy._apply(place)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     for module in policy.modules():
         for name, buffer in module.named_buffers(recurse=False):
             module._buffers[name] = buffer.to(sharding.device)
@@ -134,12 +139,9 @@ def _place(policy: PolicyModel, sharding: Sharding) -> None:
 
 def _read(policy: PolicyModel, folder: str) -> None:
     """Fill each rank's shards from its rows of the files."""
-    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
 
-    adapters = ("lora_",)
-    weights = {
-        base_name(name): parameter.detach()
-        for name, parameter in policy.model.named_parameters()
-        if not any(part in name for part in adapters)
-    }
-    dcp.load(weights, storage_reader=dcp.HuggingFaceStorageReader(folder))
+    named = policy.model.named_parameters()
+    weights = {base_name(name): parameter.detach() for name, parameter in named if "lora_" not in name}
+    load(weights, storage_reader=HuggingFaceStorageReader(folder))

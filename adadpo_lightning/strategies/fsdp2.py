@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
-from lightning.fabric.strategies.model_parallel import _is_sharded_checkpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from adadpo_lightning.errors import UserError
+from adadpo_lightning.models.export_shards import is_sharded
 from adadpo_lightning.strategies.parallelize import Sharding
 
-if TYPE_CHECKING:
-    from torch.optim import Optimizer
+_log = logging.getLogger(__name__)
+# What gloo and NCCL say when another rank has ended or hangs.
+LOST_RANK = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "timed out", "timeout")
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -129,9 +131,8 @@ class FSDP2(ModelParallelStrategy):
         path = Path(self.broadcast(str(checkpoint_path)))
         if path.is_file():
             return super().load_checkpoint(path, weights_only)
-        if not _is_sharded_checkpoint(path):
+        if not is_sharded(path):
             raise UserError("ckpt_path", f"there is no checkpoint {path}", "give a file or a directory of shards")
-        import torch.distributed.checkpoint as dcp
         from torch.distributed.checkpoint.state_dict import (
             StateDictOptions,
             get_model_state_dict,
@@ -139,19 +140,31 @@ class FSDP2(ModelParallelStrategy):
             set_model_state_dict,
             set_optimizer_state_dict,
         )
+        from torch.distributed.checkpoint.state_dict_loader import load
 
         options = StateDictOptions(cpu_offload=self.cpu_offload, ignore_frozen_params=True, strict=False)
         weights = {"state_dict": get_model_state_dict(self._module, options=options)}
-        dcp.load(weights, checkpoint_id=path)
+        load(weights, checkpoint_id=path)
         set_model_state_dict(self._module, weights["state_dict"], options=options)
         for number, optimizer in enumerate(self.optimizers):
             state = {f"optimizer_{number}": get_optimizer_state_dict(self._module, optimizer, options=options)}
-            dcp.load(state, checkpoint_id=path)
+            load(state, checkpoint_id=path)
             set_optimizer_state_dict(
                 self._module, optimizer, optim_state_dict=state[f"optimizer_{number}"], options=options
             )
         metadata: dict[str, Any] = torch.load(path / "meta.pt", map_location="cpu", weights_only=True)
         return metadata
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Say what a broken connection means: the traceback below it only shows where this rank was."""
+        if any(sign in str(exception) for sign in LOST_RANK):
+            _log.error(
+                "Rank %d stops: another rank is gone or did not answer within %s (its own output says why). "
+                "The last checkpoint is whole: resume with --ckpt_path last.",
+                self.global_rank,
+                self._timeout,
+            )
+        super().on_exception(exception)
 
     @property
     def _module(self) -> torch.nn.Module:

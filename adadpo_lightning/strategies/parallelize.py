@@ -76,13 +76,17 @@ def decoder_blocks(model: nn.Module) -> list[nn.Module]:
         >>> decoder_blocks(model)
         [Linear(in_features=4, out_features=4, bias=True), Linear(in_features=4, out_features=4, bias=True)]
     """
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module)]
+    lists: list[nn.Module] = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m)]
     if not lists:
         raise UserError(
             "trainer.strategy", f"{type(model).__name__} has no list of blocks to shard by", "take another architecture"
         )
     # Lists inside a block, such as experts, hold less than the list of blocks; of equals, `max` takes the outer one.
-    return list(max(lists, key=lambda blocks: sum(p.numel() for p in blocks.parameters())))
+    return list(max(lists, key=_parameters).children())
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def shard(policy: PolicyModel, sharding: Sharding, *, frozen: bool = False) -> None:

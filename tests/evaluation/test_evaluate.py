@@ -88,6 +88,24 @@ def test_an_anchor_enters_the_fit(tmp_path):
     assert abs(plain - anchored) > 0.01
 
 
+@pytest.mark.parametrize("key", ["index", "instruction"])
+def test_difficulties_from_a_file(tmp_path, key):
+    args = ["--judge=annotations", f"--annotations={annotations(tmp_path / 'a.json')}", "--bootstrap=0"]
+    anchor = [f"--length_anchor=[{annotations(tmp_path / 'b.json', soft=np.sqrt(SOFT))}]"]
+    expected, anchored = run(tmp_path, *args), run(tmp_path, *args, *anchor)
+    annotations(tmp_path / "a.json", difficulty=False)
+    annotations(tmp_path / "b.json", difficulty=False, soft=np.sqrt(SOFT))
+    names = [i if key == "index" else f"prompt {i}" for i in range(N)]
+    lines = [f"{name},{value!r}" for name, value in zip(names, DIFFICULTY.tolist(), strict=True)]
+    (tmp_path / "d.csv").write_text("\n".join([f"{key},instruction_difficulty", *lines]) + "\n")
+    assert run(tmp_path, *args, f"--difficulty={tmp_path / 'd.csv'}") == expected
+    assert run(tmp_path, *args, *anchor, f"--difficulty={tmp_path / 'd.csv'}") == anchored
+    assert anchored["length_controlled_win_rate"] != expected["length_controlled_win_rate"]
+    (tmp_path / "d.csv").write_text("\n".join([f"{key},instruction_difficulty", *lines[:-2]]) + "\n")
+    out = f"--output={tmp_path / 'none.json'}"
+    assert main(["evaluate", *args, f"--difficulty={tmp_path / 'd.csv'}", out]) == 2
+
+
 def test_two_response_files_by_gold(tmp_path):
     asked = [f"what is {i} plus 3" for i in range(1, 7)]
     right = [f"{i} plus 3 is {i + 3} ." for i in range(1, 7)]

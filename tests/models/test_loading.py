@@ -3,13 +3,21 @@
 import json
 import logging
 import shutil
+from unittest.mock import patch
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from adadpo_lightning.errors import UserError
-from adadpo_lightning.models.loading import LoraOptions, PolicyConfig, check_vocabulary, load_model, load_tokenizer
+from adadpo_lightning.models.loading import (
+    LoraOptions,
+    PolicyConfig,
+    check_vocabulary,
+    load_model,
+    load_tokenizer,
+    quantization_config,
+)
 
 GPT2 = {"model_type": "gpt2", "vocab_size": 20, "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 16}
 
@@ -210,3 +218,13 @@ def test_prompt_tuning_is_no_adapter(model_dir, tmp_path):
         path=str(model_dir),
         lora=LoraOptions(adapter=str(tmp_path)),
     )
+
+
+def test_four_bits_are_refused_where_they_cannot_serve(model_dir):
+    lora = LoraOptions(quantize="nf4")
+    with pytest.raises(UserError, match=r"lora\.quantize: 4-bit weights need a CUDA device"):
+        load_model(PolicyConfig(path=str(model_dir), lora=lora))
+    with pytest.raises(UserError, match="need weights to load"):
+        load_model(PolicyConfig(config=GPT2, tokenizer=str(model_dir), lora=lora))
+    with patch("torch.cuda.is_available", return_value=True), pytest.raises(UserError, match="package bitsandbytes"):
+        quantization_config(PolicyConfig(path=str(model_dir), lora=lora))

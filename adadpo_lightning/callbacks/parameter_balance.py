@@ -1,0 +1,315 @@
+"""Gradients in the space of the parameters: how large the chosen and the rejected part are, and where they point."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
+
+from adadpo_lightning.errors import UserError
+from adadpo_lightning.strategies.parallelize import decoder_blocks
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+    from torch import Tensor
+
+    from adadpo_lightning.losses import PreferenceLoss
+    from adadpo_lightning.models.policy import PolicyModel
+    from adadpo_lightning.types import PairLogps, PreferenceBatch
+
+SERVED = (SingleDeviceStrategy, DDPStrategy, ModelParallelStrategy)
+
+
+class ParameterGradientBalance(Callback):
+    """Logs norms, ratio and cosine of the gradients of the chosen and the rejected part, every n optimizer steps.
+
+    The chosen part of the gradient is what the contrastive loss gives through the chosen answers' log-probabilities,
+    the rejected part what it gives through the rejected ones; with the NLL part, where the loss has one, they sum to
+    the gradient. They are taken before the step, on its first micro-batch of each rank, by a forward and a backward
+    pass for each part: per pair (per chosen token for the NLL part) of these micro-batches, not of the whole step.
+
+    Logged are ``train/grad_norm/params_{chosen,rejected,ratio,cosine}`` and ``params_nll``, and of each the same for
+    a group of parameters: ``.../embeddings``, ``.../layer_00`` and on, ``.../head`` (the rest: final norm and output
+    matrix; a matrix that is tied to the embedding counts there). With LoRA the parameters are the adapters'. A ratio
+    or cosine of zeros is left out.
+
+    The training run is not changed in any bit. Beside what training needs, two gradients are in memory for that time.
+
+    Args:
+        every_n_steps: Optimizer steps from one measurement to the next; the first is at step 0.
+
+    Raises:
+        UserError: If `every_n_steps` is below 1, or the strategy hides the parameters' gradients.
+    """
+
+    def __init__(self, every_n_steps: int = 100) -> None:
+        if every_n_steps < 1:
+            raise UserError("ParameterGradientBalance.every_n_steps", f"expected at least 1, got {every_n_steps}")
+        self.every_n_steps = every_n_steps
+        self._previous: float | None = None
+        self._cost_said = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse strategies whose gradients can't be read parameter by parameter."""
+        if not isinstance(trainer.strategy, SERVED):
+            raise UserError(
+                "trainer.callbacks",
+                f"ParameterGradientBalance cannot read gradients under {type(trainer.strategy).__name__}",
+                "take a single device, ddp or adadpo_lightning.strategies.FSDP2, or leave the callback out",
+            )
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: PreferenceBatch, batch_idx: int
+    ) -> None:
+        """Measure at the first micro-batch of a step: no gradient is being accumulated then."""
+        if batch_idx % trainer.accumulate_grad_batches or trainer.global_step % self.every_n_steps:
+            return
+        start = _now(pl_module.device)
+        products = measure(trainer, pl_module, batch)
+        metrics = {f"train/{name}": value for name, value in norms(products).items()}
+        if metrics:
+            for logger in trainer.loggers:
+                logger.log_metrics(metrics, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+            trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
+        self._say_cost(start, _now(pl_module.device))
+
+    def _say_cost(self, start: float, end: float) -> None:
+        # The second one: the first pays for warming up, and there is no time between two yet.
+        if self._previous is not None and not self._cost_said:
+            self._cost_said = True
+            share = (end - start) / (end - self._previous)
+            rank_zero_info(
+                f"ParameterGradientBalance takes {end - start:.2g} s every {self.every_n_steps} steps, {share:.1%} of "
+                "the training time; raise every_n_steps to lower it."
+            )
+        self._previous = end
+
+
+def measure(trainer: Trainer, module: LightningModule, batch: PreferenceBatch) -> dict[str, dict[str, float]]:
+    """Inner products of the parts' gradients, in each group of parameters.
+
+    Args:
+        trainer: Its strategy says how gradients of several ranks come together; all ranks call this.
+        module: A `PreferenceLitModule`.
+        batch: This rank's micro-batch, on its device.
+
+    Returns:
+        For each group ``chosen``, ``rejected`` and ``nll``, the squared norms of those parts that there are, and
+        ``cross``, the inner product of chosen and rejected. Empty if no rank's micro-batch has a pair that counts.
+    """
+    policy = module.built_policy
+    with _unobserved(policy):
+        with torch.no_grad(), _same_randomness(module.device), trainer.precision_plugin.forward_context():
+            _, output = module.step(batch)
+        counts = torch.stack([torch.tensor(len(batch), device=module.device), batch.chosen_len.sum()])
+        counts = _summed(counts * 0 if batch.filler else counts)
+        pairs, tokens = counts.tolist()
+        if not pairs:
+            return {}
+        slopes = part_slopes(module.loss, output.pairs, pairs, tokens)
+        groups = parameter_groups(policy)
+
+        def gradient(part: str) -> list[Tensor]:
+            weights = token_weights(slopes[part], part, batch)
+            return _gradient(trainer, module, batch, weights * 0 if batch.filler else weights, groups)
+
+        return _products(list(slopes), gradient, groups)
+
+
+def part_slopes(loss: PreferenceLoss, x: PairLogps, pairs: int, chosen_tokens: int) -> dict[str, Tensor]:
+    """Derivative of each part of the loss in the answers' summed log-probabilities.
+
+    Args:
+        loss: The loss.
+        x: What it is given; where these numbers come from does not matter.
+        pairs: By which the contrastive part is divided.
+        chosen_tokens: By which the NLL part is divided.
+
+    Returns:
+        ``chosen`` and ``rejected`` (of the contrastive part) unless the loss reads no rejected answer, and ``nll``
+        where it has that part; each of shape (B,).
+
+    Example:
+        >>> from adadpo_lightning.losses import CPO
+        >>> from adadpo_lightning.types import PairLogps
+        >>> x = PairLogps(torch.tensor([-2.0]), torch.tensor([-2.0]), torch.tensor([4]), torch.tensor([4]))
+        >>> {name: round(slope.item(), 3) for name, slope in part_slopes(CPO(beta=0.1), x, 1, 4).items()}
+        {'chosen': -0.05, 'rejected': 0.05, 'nll': -0.25}
+    """
+    with torch.enable_grad():
+        chosen, rejected = x.chosen.detach().requires_grad_(), x.rejected.detach().requires_grad_()
+        output = loss(replace(x, chosen=chosen, rejected=rejected))
+        slopes = {}
+        if loss.needs_rejected:
+            contrast = output.per_pair.sum() / pairs
+            both = torch.autograd.grad(contrast, (chosen, rejected), retain_graph=True, materialize_grads=True)
+            slopes = dict(zip(("chosen", "rejected"), both, strict=True))
+        if output.nll is not None:
+            slopes["nll"] = torch.autograd.grad(output.nll.sum() / chosen_tokens, chosen)[0]
+    return slopes
+
+
+def token_weights(slope: Tensor, part: str, batch: PreferenceBatch) -> Tensor:
+    """The derivative of a part in each scored token's log-probability, in the batch's flat order, (N,)."""
+    zero = torch.zeros_like(slope)
+    sides = [zero, slope] if part == "rejected" else [slope, zero]
+    return torch.cat(sides).repeat_interleave(torch.cat([batch.chosen_len, batch.rejected_len]))
+
+
+def parameter_groups(policy: PolicyModel) -> dict[str, list[nn.Parameter]]:
+    """The trainable parameters by where they stand: ``embeddings``, ``layer_00`` and on, ``head`` for the rest."""
+    blocks = decoder_blocks(policy.causal_lm)
+    owner = {id(p): f"layer_{i:02d}" for i, block in enumerate(blocks) for p in block.parameters()}
+    lookups = [m for m in policy.modules() if isinstance(m, nn.Embedding)] + [policy.causal_lm.get_input_embeddings()]
+    for parameter in (p for module in lookups for p in module.parameters()):
+        owner.setdefault(id(parameter), "embeddings")
+    groups: dict[str, list[nn.Parameter]] = {}
+    for parameter in policy.parameters():
+        if parameter.requires_grad:
+            groups.setdefault(owner.get(id(parameter), "head"), []).append(parameter)
+    return groups
+
+
+def norms(products: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """From squared norms and inner products of each group to the metrics, in total and by group.
+
+    Example:
+        >>> norms({"head": {"chosen": 9.0, "rejected": 4.0, "cross": -3.0}})["grad_norm/params_cosine"]
+        -0.5
+    """
+    totals: dict[str, float] = {}
+    for group in products.values():
+        for name, value in group.items():
+            totals[name] = totals.get(name, 0.0) + value
+    metrics = {}
+    for suffix, squares in [("", totals), *((f"/{name}", group) for name, group in products.items())]:
+        sizes = {name: value**0.5 for name, value in squares.items() if name != "cross"}
+        if sizes.get("rejected"):
+            sizes["ratio"] = sizes["chosen"] / sizes["rejected"]
+            if sizes["chosen"]:
+                sizes["cosine"] = squares["cross"] / (sizes["chosen"] * sizes["rejected"])
+        metrics |= {f"grad_norm/params_{name}{suffix}": value for name, value in sizes.items()}
+    return metrics
+
+
+def _gradient(
+    trainer: Trainer,
+    module: LightningModule,
+    batch: PreferenceBatch,
+    weights: Tensor,
+    groups: Mapping[str, Sequence[nn.Parameter]],
+) -> list[Tensor]:
+    """Gradient of ``sum(weights * logps)`` over all ranks' micro-batches in the parameters, or this rank's shards."""
+    parameters = [p for group in groups.values() for p in group]
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    scale = 1.0 if scaler is None else scaler.get_scale()  # float16's small gradients would be lost without it
+    # A graph of its own for each part: compiled blocks and gathered weights are gone after their backward pass.
+    with _same_randomness(module.device):
+        with trainer.precision_plugin.forward_context():
+            logps = module(batch)
+        weights = weights.to(logps.dtype) * scale
+        if isinstance(trainer.strategy, ModelParallelStrategy):
+            # Shards get their gradients by hooks of the backward pass alone, which averages over ranks.
+            gradients = _by_backward(logps, weights * trainer.world_size, parameters)
+        else:
+            # Not by `backward`, which would set off DDP's reducer.
+            gradients = list(torch.autograd.grad(logps, parameters, weights, materialize_grads=True))
+            gradients = [_summed(gradient) for gradient in gradients]
+    return gradients if scaler is None else [gradient / scale for gradient in gradients]
+
+
+def _by_backward(logps: Tensor, weights: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    """What `backward` leaves in ``.grad``, which is then put back as it was."""
+    before = [p.grad for p in parameters]
+    try:
+        for parameter in parameters:
+            parameter.grad = None
+        logps.backward(weights)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    finally:
+        for parameter, gradient in zip(parameters, before, strict=True):
+            parameter.grad = gradient
+
+
+def _products(
+    parts: Sequence[str], gradient: Callable[[str], list[Tensor]], groups: Mapping[str, Sequence[nn.Parameter]]
+) -> dict[str, dict[str, float]]:
+    sums: dict[str, Tensor] = {}
+    kept: dict[str, list[Tensor]] = {}
+    for part in parts:
+        found = gradient(part)
+        sums[part] = _inner_products(found, found, groups)
+        if part == "chosen":
+            kept[part] = found
+        elif part == "rejected":
+            sums["cross"] = _inner_products(kept.pop("chosen"), found, groups)
+        del found
+    table = {name: values.tolist() for name, values in sums.items()}
+    return {group: {name: table[name][i] for name in table} for i, group in enumerate(groups)}
+
+
+def _inner_products(a: list[Tensor], b: list[Tensor], groups: Mapping[str, Sequence[nn.Parameter]]) -> Tensor:
+    """Inner product of two gradients in each group, over all shards, float64, shape (groups,)."""
+    pairs = iter(zip(a, b, strict=True))
+    per_group = [torch.stack([_inner(*next(pairs)) for _ in group]).sum() for group in groups.values()]
+    return torch.stack(per_group)
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    from torch.distributed.tensor import DTensor
+
+    if not isinstance(a, DTensor) or not isinstance(b, DTensor):
+        return _local_inner(a, b)
+    total = _local_inner(a.to_local(), b.to_local())
+    for dimension, placement in enumerate(a.placements):
+        if placement.is_shard():
+            torch.distributed.all_reduce(total, group=a.device_mesh.get_group(dimension))
+    return total
+
+
+def _local_inner(a: Tensor, b: Tensor) -> Tensor:
+    wide = torch.promote_types(a.dtype, torch.float32)
+    return torch.sum(a.to(wide) * b.to(wide), dtype=torch.float64)
+
+
+def _summed(values: Tensor) -> Tensor:
+    """The sum over all ranks."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(values)
+    return values
+
+
+@contextmanager
+def _unobserved(policy: PolicyModel) -> Iterator[None]:
+    """Without the hook for ``grad_norm/chosen`` and so on, which would take these passes for the training's."""
+    from torch.distributed.fsdp import FSDPModule
+
+    if isinstance(policy, FSDPModule):
+        policy.reshard()  # after a forward pass alone, as in validation, parts of it are still gathered
+    observer, policy.gradient_observer = policy.gradient_observer, None
+    try:
+        yield
+    finally:
+        policy.gradient_observer = observer
+
+
+@contextmanager
+def _same_randomness(device: torch.device) -> Iterator[None]:
+    """Dropout draws what the training's own pass will draw after it."""
+    devices: list[Any] = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
+        yield
+
+
+def _now(device: torch.device) -> float:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()

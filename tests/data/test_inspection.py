@@ -1,0 +1,134 @@
+"""What inspect-data finds in data with known faults."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from adadpo_lightning.cli import main
+from adadpo_lightning.data.inspection import histogram, inspect_pairs, print_inspection
+from adadpo_lightning.data.prepare import prepare
+from adadpo_lightning.data.sources import SourceConfig
+from adadpo_lightning.data.tokenize import TokenizeOptions
+from tests.tiny import make_tokenizer, write_rows
+
+ROWS = [
+    {"prompt": "why cat", "chosen": "yes a dog", "rejected": "no"},
+    {"prompt": "why cat", "chosen": "yes a dog", "rejected": "no"},  # a repeat
+    {"prompt": "why cat", "chosen": "no", "rejected": "yes a dog"},  # the opposite
+    {"prompt": "how bird", "chosen": "red fish in house", "rejected": "no"},
+    {"prompt": "how dog", "chosen": "red fish in house tree", "rejected": "no"},
+    {"prompt": "how fish", "chosen": "same", "rejected": "same"},  # dropped
+    {"prompt": "how cat", "chosen": "a " * 60, "rejected": "no"},  # cut
+    {"prompt": "how cat", "chosen": "", "rejected": "no"},  # bad
+]
+
+
+def inspected(path, rows=ROWS, **options):
+    tokenizer = make_tokenizer()
+    options = TokenizeOptions(**{"max_length": 40} | options)
+    source = SourceConfig(str(write_rows(path / "pairs.jsonl", rows)))
+    prepared = prepare("data", [source], tokenizer, options, on_bad_row="drop").with_passes(0)
+    return inspect_pairs(prepared, tokenizer)
+
+
+def test_every_fault_is_found(tmp_path):
+    found = inspected(tmp_path)
+    facts = dict(found.facts)
+    assert facts["rows read"] == "8"
+    assert facts["dropped: chosen equals rejected"] == "1"
+    assert facts["dropped: empty answer"] == "1"
+    assert facts["answer cut"] == "1"
+    assert facts["pairs"] == "6"
+    assert facts["pairs that stand there before"] == "1"
+    assert facts["pairs on a prompt that stands there before"] == "2"
+    assert facts["pairs that say the opposite of another"] == "1"
+    assert facts["prompts with 1 BOS"] == "6"
+    assert facts["answers that end with '<eos>'"] == f"{11 / 12:.1%}"  # all but the one that is cut
+    assert facts["chosen answer longer"] == "83%"
+    assert facts["rejected answer longer"] == "17%"
+    for hint in ("2 of 8 rows are dropped", "1 of 6 pairs are cut", "longer one in 83%", "1 pairs are exact repeats"):
+        assert any(hint in line for line in found.hints), hint
+
+
+def test_clean_data_have_no_hints(tmp_path):
+    words = ["cat", "dog", "bird", "fish"]
+    rows = [{"prompt": f"why {w}", "chosen": "yes a", "rejected": "no in"} for w in words]
+    assert inspected(tmp_path, rows).hints == []
+
+
+def test_a_second_bos_is_seen(tmp_path):
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "<bos>" + tokenizer.chat_template
+    source = SourceConfig(str(write_rows(tmp_path / "pairs.jsonl", ROWS[:2])))
+    prepared = prepare("data", [source], tokenizer, TokenizeOptions()).with_passes(0)
+    found = inspect_pairs(prepared, tokenizer)
+    assert dict(found.facts)["prompts with 2 BOS"] == "2"
+    assert any("more than one BOS" in hint for hint in found.hints)
+
+
+def test_histograms_count_each_pair_once(tmp_path):
+    lengths = np.random.default_rng(0).integers(3, 200, 500)
+    bins = histogram(lengths)
+    for first, last, count in bins:
+        assert count == ((lengths >= first) & (lengths <= last)).sum()
+    assert sum(count for _, _, count in bins) == 500
+    assert histogram(np.array([7, 7])) == [(7, 7, 2)]
+
+
+def test_examples_show_the_scored_tokens(tmp_path):
+    found = inspected(tmp_path)
+    first = found.examples[0]
+    assert first.where.endswith("pairs.jsonl:1")
+    assert first.texts["chosen"] == "yes a dog <eos>"
+    assert first.tokens == {"prompt": 6, "chosen": 4, "rejected": 2}
+    console = Console(record=True, width=100, force_terminal=True)
+    print_inspection(found, console)
+    colored = console.export_text(styles=True)
+    assert re.search(r"\x1b\[32myes a dog <eos>", colored)
+    assert re.search(r"\x1b\[31mno <eos>", colored)
+
+
+def test_the_page_is_well_formed_and_escapes_the_data(tmp_path, model_dir, capsys):
+    data = write_rows(tmp_path / "pairs.jsonl", [*ROWS, {"prompt": "why", "chosen": "a", "rejected": "dog"}])
+    page = tmp_path / "page.html"
+    args = ["inspect-data", f"--data={data}", f"--tokenizer={model_dir}", "--max_length=40", f"--html={page}"]
+    assert main(args) == 0
+    assert "pairs that say the opposite" in capsys.readouterr().out
+    text = page.read_text()
+    assert "&lt;eos&gt;" in text
+    assert "<eos>" not in text
+    open_tags = []
+
+    class Checker(HTMLParser):
+        def handle_starttag(self, tag, attrs):
+            assert not {name for name, _ in attrs} & {"src", "href"}
+            if tag != "meta":
+                open_tags.append(tag)
+
+        def handle_endtag(self, tag):
+            assert open_tags.pop() == tag
+
+    Checker().feed(text)
+    assert not open_tags
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["--data=nosuch.jsonl"], "there is no such file"), (["--max_length=1"], "max_length: expected at least 2")],
+)
+def test_bad_input(options, message, tmp_path, model_dir, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
+    assert main(["inspect-data", "--data=p.jsonl", f"--tokenizer={model_dir}", *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_one_answer_rows_have_no_rejected_part(tmp_path):
+    found = inspected(tmp_path, [{"prompt": "why", "chosen": "yes a"}, {"prompt": "how", "chosen": "no"}])
+    assert set(found.histograms) == {"prompt", "chosen"}
+    assert set(found.examples[0].texts) == {"prompt", "chosen"}
+    assert found.hints == []
