@@ -145,7 +145,7 @@ def evaluate(
         length_unit: What answers are measured in; AlpacaEval counts characters, tokens need responses of ``generate``.
         penalty: Of the length-controlled fit: none, or l1_cv as in AlpacaEval's code.
         difficulty: File with each prompt's difficulty for the length-controlled fit, such as AlpacaEval's
-            instruction_difficulty.csv; null takes the responses' or annotations' instruction_difficulty, if there is one.
+            instruction_difficulty.csv; null takes the column of that name in the responses or annotations, if any.
         length_anchor: Files of preferences of the baseline against itself, asked to be concise and to be verbose, which
             AlpacaEval adds to the length-controlled fit.
         bootstrap: Bootstrap resamples; 0 for none.

@@ -46,8 +46,8 @@ LOSS_TOLERANCE = 1e-3
 USAGE = """usage: python -m adadpo_lightning doctor [OPTIONS OF fit]
 
 Versions and devices; with a config of fit also a check of the first step (does the loss start where policy and
-reference agree, is the gradient finite, do cached and live reference agree) and the memory that a run would take. Nothing is
-written but, for a cached reference, its cache."""
+reference agree, is the gradient finite, do cached and live reference agree) and the memory that a run would take.
+Nothing is written but, for a cached reference, its cache."""
 # One optimizer step that leaves nothing behind.
 DRY_RUN = (
     "--trainer.max_steps=1",

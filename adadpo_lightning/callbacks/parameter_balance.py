@@ -55,6 +55,7 @@ class ParameterGradientBalance(Callback):
             raise UserError("ParameterGradientBalance.every_n_steps", f"expected at least 1, got {every_n_steps}")
         self.every_n_steps = every_n_steps
         self._previous: float | None = None
+        self._seconds = 0.0
         self._cost_said = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -81,14 +82,20 @@ class ParameterGradientBalance(Callback):
             trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
         self._say_cost(start, _now(pl_module.device))
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say the cost of a single measurement."""
+        if self._previous is not None and not self._cost_said:
+            rank_zero_info(f"ParameterGradientBalance took {self._seconds:.2g} s, once in this run.")
+
     def _say_cost(self, start: float, end: float) -> None:
-        # The second one: the first pays for warming up, and there is no time between two yet.
+        self._seconds = end - start
+        # At the second one: the first pays for warming up, and there is no time between two yet.
         if self._previous is not None and not self._cost_said:
             self._cost_said = True
-            share = (end - start) / (end - self._previous)
+            share = self._seconds / (end - self._previous)
             rank_zero_info(
-                f"ParameterGradientBalance takes {end - start:.2g} s every {self.every_n_steps} steps, {share:.1%} of "
-                "the training time; raise every_n_steps to lower it."
+                f"ParameterGradientBalance takes {self._seconds:.2g} s every {self.every_n_steps} steps, {share:.1%} "
+                "of the training time; raise every_n_steps to lower it."
             )
         self._previous = end
 
@@ -107,15 +114,14 @@ def measure(trainer: Trainer, module: LightningModule, batch: PreferenceBatch) -
     """
     policy = module.built_policy
     with _unobserved(policy):
+        groups = parameter_groups(policy)
         with torch.no_grad(), _same_randomness(module.device), trainer.precision_plugin.forward_context():
             _, output = module.step(batch)
-        counts = torch.stack([torch.tensor(len(batch), device=module.device), batch.chosen_len.sum()])
-        counts = _summed(counts * 0 if batch.filler else counts)
-        pairs, tokens = counts.tolist()
+        counts = torch.stack([torch.ones_like(batch.chosen_len).sum(), batch.chosen_len.sum()])
+        pairs, tokens = _summed(counts * 0 if batch.filler else counts).tolist()
         if not pairs:
             return {}
         slopes = part_slopes(module.loss, output.pairs, pairs, tokens)
-        groups = parameter_groups(policy)
 
         def gradient(part: str) -> list[Tensor]:
             weights = token_weights(slopes[part], part, batch)
@@ -222,7 +228,8 @@ def _gradient(
         else:
             # Not by `backward`, which would set off DDP's reducer.
             gradients = list(torch.autograd.grad(logps, parameters, weights, materialize_grads=True))
-            gradients = [_summed(gradient) for gradient in gradients]
+            for i, gradient in enumerate(gradients):
+                gradients[i] = _summed(gradient)
     return gradients if scaler is None else [gradient / scale for gradient in gradients]
 
 
@@ -258,33 +265,34 @@ def _products(
 
 def _inner_products(a: list[Tensor], b: list[Tensor], groups: Mapping[str, Sequence[nn.Parameter]]) -> Tensor:
     """Inner product of two gradients in each group, over all shards, float64, shape (groups,)."""
+    from torch.distributed.tensor import DTensor
+
     pairs = iter(zip(a, b, strict=True))
-    per_group = [torch.stack([_inner(*next(pairs)) for _ in group]).sum() for group in groups.values()]
-    return torch.stack(per_group)
+    totals = torch.stack([torch.stack([_inner(*next(pairs)) for _ in group]).sum() for group in groups.values()])
+    sharded = a[0]
+    if isinstance(sharded, DTensor):  # all of them over the same mesh: see `strategies.parallelize.shard`
+        for dimension, placement in enumerate(sharded.placements):
+            if placement.is_shard():  # replicas have the same gradient and are not to be summed
+                torch.distributed.all_reduce(totals, group=sharded.device_mesh.get_group(dimension))
+    return totals
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
     from torch.distributed.tensor import DTensor
 
-    if not isinstance(a, DTensor) or not isinstance(b, DTensor):
-        return _local_inner(a, b)
-    total = _local_inner(a.to_local(), b.to_local())
-    for dimension, placement in enumerate(a.placements):
-        if placement.is_shard():
-            torch.distributed.all_reduce(total, group=a.device_mesh.get_group(dimension))
-    return total
-
-
-def _local_inner(a: Tensor, b: Tensor) -> Tensor:
+    if isinstance(a, DTensor) and isinstance(b, DTensor):
+        a, b = a.to_local(), b.to_local()
     wide = torch.promote_types(a.dtype, torch.float32)
     return torch.sum(a.to(wide) * b.to(wide), dtype=torch.float64)
 
 
 def _summed(values: Tensor) -> Tensor:
-    """The sum over all ranks."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(values)
-    return values
+    """The sum over all ranks, in a tensor of its own: autograd may give two parameters the same one."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return values
+    total = values.clone(memory_format=torch.contiguous_format)
+    torch.distributed.all_reduce(total)
+    return total
 
 
 @contextmanager

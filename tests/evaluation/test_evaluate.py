@@ -122,6 +122,8 @@ def test_two_response_files_by_gold(tmp_path):
     assert report["win_rate"] == pytest.approx(100 * 5 / 6)
     assert [row["preference"] for row in report["per_prompt"]] == [1, 1, 1, 1, 0.5, 0.5]
     assert (report["mean_length"], report["mean_length_baseline"]) == (6, 10)
+    soft = run(tmp_path, "--judge=gold", *files, "--bootstrap=0", "--judge_options.temperature=2.5")
+    assert 50 < soft["win_rate"] < report["win_rate"]
 
 
 def test_prompts_that_come_twice_are_matched_in_order():
