@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 from lightning.pytorch import Callback
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from adadpo_lightning.losses import PreferenceLoss
     from adadpo_lightning.models.policy import PolicyModel
+    from adadpo_lightning.module import PreferenceLitModule
     from adadpo_lightning.types import PairLogps, PreferenceBatch
 
 SERVED = (SingleDeviceStrategy, DDPStrategy, ModelParallelStrategy)
@@ -74,7 +75,7 @@ class ParameterGradientBalance(Callback):
         if batch_idx % trainer.accumulate_grad_batches or trainer.global_step % self.every_n_steps:
             return
         start = _now(pl_module.device)
-        products = measure(trainer, pl_module, batch)
+        products = measure(trainer, cast("PreferenceLitModule", pl_module), batch)
         metrics = {f"train/{name}": value for name, value in norms(products).items()}
         if metrics:
             for logger in trainer.loggers:
@@ -100,12 +101,12 @@ class ParameterGradientBalance(Callback):
         self._previous = end
 
 
-def measure(trainer: Trainer, module: LightningModule, batch: PreferenceBatch) -> dict[str, dict[str, float]]:
+def measure(trainer: Trainer, module: PreferenceLitModule, batch: PreferenceBatch) -> dict[str, dict[str, float]]:
     """Inner products of the parts' gradients, in each group of parameters.
 
     Args:
         trainer: Its strategy says how gradients of several ranks come together; all ranks call this.
-        module: A `PreferenceLitModule`.
+        module: Module, on the weights of which the gradients are taken.
         batch: This rank's micro-batch, on its device.
 
     Returns:
@@ -117,7 +118,7 @@ def measure(trainer: Trainer, module: LightningModule, batch: PreferenceBatch) -
         groups = parameter_groups(policy)
         with torch.no_grad(), _same_randomness(module.device), trainer.precision_plugin.forward_context():
             _, output = module.step(batch)
-        counts = torch.stack([torch.ones_like(batch.chosen_len).sum(), batch.chosen_len.sum()])
+        counts = torch.stack([torch.ones_like(batch.chosen_len), batch.chosen_len]).sum(1)
         pairs, tokens = _summed(counts * 0 if batch.filler else counts).tolist()
         if not pairs:
             return {}
@@ -195,7 +196,7 @@ def norms(products: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     for group in products.values():
         for name, value in group.items():
             totals[name] = totals.get(name, 0.0) + value
-    metrics = {}
+    metrics: dict[str, float] = {}
     for suffix, squares in [("", totals), *((f"/{name}", group) for name, group in products.items())]:
         sizes = {name: value**0.5 for name, value in squares.items() if name != "cross"}
         if sizes.get("rejected"):
@@ -208,7 +209,7 @@ def norms(products: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
 
 def _gradient(
     trainer: Trainer,
-    module: LightningModule,
+    module: PreferenceLitModule,
     batch: PreferenceBatch,
     weights: Tensor,
     groups: Mapping[str, Sequence[nn.Parameter]],
@@ -312,8 +313,7 @@ def _unobserved(policy: PolicyModel) -> Iterator[None]:
 @contextmanager
 def _same_randomness(device: torch.device) -> Iterator[None]:
     """Dropout draws what the training's own pass will draw after it."""
-    devices: list[Any] = [] if device.type == "cpu" else [device]
-    with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
+    with torch.random.fork_rng([] if device.type == "cpu" else [device]):
         yield
 
 

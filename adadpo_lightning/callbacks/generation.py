@@ -1,0 +1,353 @@
+"""Answers to held-out prompts at each validation: to read, and for the KL divergence on the policy's own tokens."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
+
+from adadpo_lightning.data.collate import collate
+from adadpo_lightning.data.datamodule import PreferenceDataModule
+from adadpo_lightning.errors import UserError
+from adadpo_lightning.evaluation.formats import Prompt
+from adadpo_lightning.evaluation.generate import PromptTokenizer, SamplingOptions, SeededChoice
+from adadpo_lightning.metrics.functional import kl_terms
+from adadpo_lightning.metrics.on_policy import on_policy_kl
+from adadpo_lightning.models.reference import AdapterOffReference, build_reference
+from adadpo_lightning.strategies.parallelize import sharding_of
+from adadpo_lightning.types import EncodedPair
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+    from adadpo_lightning.models.policy import PolicyModel
+    from adadpo_lightning.models.reference import Reference
+    from adadpo_lightning.module import PreferenceLitModule
+
+COLUMNS = ["prompt", "response", "tokens", "finished"]
+
+
+@dataclass
+class Answer:
+    """One sampled answer.
+
+    Args:
+        number: Number of its prompt.
+        ids: Its tokens, its terminator included.
+        finished: Whether it came to a terminator.
+        kl: Sum over its tokens of `kl_terms`, nats; None without a reference.
+    """
+
+    number: int
+    ids: list[int]
+    finished: bool
+    kl: float | None = None
+
+
+class GenerationCallback(Callback):
+    """Answers the same prompts with the same random numbers at each validation.
+
+    Logs ``val/generation/length`` (mean tokens, a terminator counts), ``val/generation/eos_rate`` (share of answers
+    that came to an end), and with a reference ``val/kl/policy`` with ``val/kl/policy_stderr``: KL(policy to reference)
+    per token, by `kl_terms` on the sampled tokens. That is an estimate of the policy's own divergence only while
+    answers are drawn as by default, at temperature 1 from all tokens. Long answers weigh more in it, by their tokens.
+
+    The answers go to TensorBoard as a text table, to loggers that have ``log_table`` (Weights & Biases) as a table, and
+    where there is any other logger, or none, as lines into ``<output_dir>/generations.jsonl``.
+
+    The reference is the run's own: frozen, or the adapters switched off. Training uses none of the random numbers.
+    Ranks share the prompts out. The sanity check before training is passed over.
+
+    Args:
+        prompts: Texts, each a user's message; or how many prompts of the validation pairs to take, the first ones.
+        max_new_tokens: Longer answers are cut off.
+        temperature: 0 takes the likeliest token each time.
+        top_p: Draw from the smallest set of tokens that holds this probability; 1 draws from all.
+        top_k: Draw from so many of the likeliest tokens; 0 draws from all.
+        seed: Seed of the answers.
+        batch_size: Prompts that a rank answers at one time.
+        load_reference: Load a reference for the time of this where the run keeps none in memory: cached, or a loss
+            without one. It needs the memory of a second model, and the time to read it at each validation.
+
+    Raises:
+        UserError: If an option is out of range, there are no prompts, or one leaves no room for an answer.
+    """
+
+    def __init__(
+        self,
+        prompts: int | list[str] = 8,
+        max_new_tokens: int = 128,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int = 0,
+        batch_size: int = 8,
+        load_reference: bool = False,
+    ) -> None:
+        if (prompts if isinstance(prompts, int) else len(prompts)) < 1:
+            raise UserError("GenerationCallback.prompts", f"expected at least 1 prompt, got {prompts!r}")
+        self.prompts = prompts
+        self.options = SamplingOptions(max_new_tokens, temperature, top_p, top_k, seed, batch_size)
+        self.load_reference = load_reference
+        self._encoded: list[list[int]] = []
+        self._stops: set[int] = set()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tokenise the prompts, so that what is wrong with them shows before any training."""
+        if trainer.enable_validation:
+            self._prepare(trainer, cast("PreferenceLitModule", pl_module))
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The same for a validation on its own."""
+        if trainer.state.fn != TrainerFn.FITTING:
+            self._prepare(trainer, cast("PreferenceLitModule", pl_module))
+
+    @torch.no_grad()
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Answer, log and write."""
+        if trainer.sanity_checking:
+            return
+        module = cast("PreferenceLitModule", pl_module)
+        answers = sorted(_gathered(self._answers(trainer, module)), key=lambda answer: answer.number)
+        module.log_dict({f"val/{name}": value for name, value in statistics(answers).items()}, batch_size=1)
+        if trainer.is_global_zero:
+            rows = [self._row(module.tokenizer, answer) for answer in answers]
+            write_table(trainer, rows, trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+    def _prepare(self, trainer: Trainer, module: PreferenceLitModule) -> None:
+        data = getattr(trainer, "datamodule", None)
+        if not isinstance(data, PreferenceDataModule) or "val" not in data.prepared:
+            raise UserError(
+                "trainer.callbacks",
+                "GenerationCallback answers in validation, and there are no validation pairs",
+                "set data.val or data.val_size, or leave the callback out",
+            )
+        tokenizer = PromptTokenizer(data.tokenizer, data.options.chat)
+        if isinstance(self.prompts, int):
+            self._encoded = first_prompts(data.prepared["val"].pairs["prompt_ids"], self.prompts)
+        else:
+            self._encoded = [tokenizer.encode(Prompt(text, str(i))) for i, text in enumerate(self.prompts)]
+        model = module.built_policy.causal_lm
+        theirs = model.generation_config.eos_token_id
+        self._stops = tokenizer.stop_ids() | set(theirs if isinstance(theirs, list) else [theirs]) - {None}
+        room, longest = getattr(model.config, "max_position_embeddings", None), max(map(len, self._encoded))
+        if room is not None and longest + self.options.max_new_tokens > room:
+            raise UserError(
+                "GenerationCallback.max_new_tokens",
+                f"the longest prompt has {longest} tokens; with {self.options.max_new_tokens} new ones that is beyond "
+                f"the model's {room} positions",
+                "lower it, or give shorter prompts",
+            )
+        if _reference(module) is None and not self.load_reference:
+            rank_zero_info(
+                f"GenerationCallback: no val/kl/policy, because this run (reference: {module.reference_mode}) keeps no "
+                "reference in memory; load_reference: true loads one at each validation."
+            )
+        elif (self.options.temperature, self.options.top_p, self.options.top_k) != (1.0, 1.0, 0):
+            rank_zero_info(
+                "GenerationCallback: val/kl/policy is measured on tokens drawn with another temperature, top_p or "
+                "top_k than the policy's own, and is no estimate of its divergence."
+            )
+
+    def _answers(self, trainer: Trainer, module: PreferenceLitModule) -> list[Answer]:
+        """This rank's answers."""
+        policy, sharding = module.built_policy, sharding_of(trainer.strategy)
+        reference = _reference(module)
+        if reference is None and self.load_reference:
+            reference = build_reference("frozen", policy, module.policy_config, module.tokenizer, sharding)
+        with trainer.precision_plugin.forward_context():
+            numbers = range(trainer.global_rank, len(self._encoded), trainer.world_size)
+            # Where weights are gathered from all ranks, all have to run equally many forward passes.
+            missing = -(-len(self._encoded) // trainer.world_size) - len(numbers)
+            mine = [*numbers, *[0] * missing]
+            size = self.options.batch_size
+            chunks = [mine[i : i + size] for i in range(0, len(mine), size)]
+            with generating(policy, self._stops, _pad_id(module.tokenizer), self.options) as model:
+                answers = [a for chunk in chunks for a in self._generate(model, chunk, synced=sharding is not None)]
+            if reference is not None:
+                for i in range(0, len(answers), size):
+                    self._score(module, reference, answers[i : i + size])
+        return answers[: len(numbers)]
+
+    def _generate(self, model: Any, numbers: Sequence[int], *, synced: bool) -> list[Answer]:
+        prompts = [self._encoded[number] for number in numbers]
+        width, pad, device = max(map(len, prompts)), model.generation_config.pad_token_id, _device(model)
+        ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
+        seeds = [row_seed(self.options.seed, number) for number in numbers]
+        choice = [SeededChoice(seeds, self.options, width)] if self.options.temperature > 0 else []
+        whole = model.generate(input_ids=ids, attention_mask=mask, logits_processor=choice, synced_gpus=synced)
+        cut = [through_stop(row, self._stops) for row in whole[:, width:].tolist()]
+        return [Answer(number, *answer) for number, answer in zip(numbers, cut, strict=True)]
+
+    def _score(self, module: PreferenceLitModule, reference: Reference, answers: Sequence[Answer]) -> None:
+        """Fill in `Answer.kl`, by the forward pass that training uses."""
+        pairs = [EncodedPair(self._encoded[a.number], a.ids, [], a.number) for a in answers]
+        lengths = [len(a.ids) for a in answers]
+        batch = collate(
+            pairs,
+            layout=module.layout,
+            pad_id=_pad_id(module.tokenizer),
+            step_pairs=len(pairs),
+            step_chosen_tokens=sum(lengths),
+        ).to(module.device)
+        terms = kl_terms(module(batch) - reference(batch))
+        for answer, part in zip(answers, torch.split(terms, lengths), strict=True):
+            answer.kl = float(part.double().sum())
+
+    def _row(self, tokenizer: Any, answer: Answer) -> list[Any]:
+        texts = [
+            tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+            for ids in (self._encoded[answer.number], answer.ids)
+        ]
+        return [*texts, len(answer.ids), answer.finished]
+
+
+def statistics(answers: Sequence[Answer]) -> dict[str, float]:
+    """The metrics of sampled answers.
+
+    Example:
+        >>> statistics([Answer(0, [5, 2], True), Answer(1, [5, 6, 7, 8], False)])
+        {'generation/length': 3.0, 'generation/eos_rate': 0.5}
+    """
+    lengths = [len(answer.ids) for answer in answers]
+    metrics = {
+        "generation/length": sum(lengths) / len(answers),
+        "generation/eos_rate": sum(answer.finished for answer in answers) / len(answers),
+    }
+    sums = [answer.kl for answer in answers if answer.kl is not None]
+    if sums:
+        kl, stderr = on_policy_kl(torch.tensor(sums, dtype=torch.float64), torch.tensor(lengths))
+        metrics["kl/policy"] = kl
+        if len(sums) > 1:
+            metrics["kl/policy_stderr"] = stderr
+    return metrics
+
+
+@contextmanager
+def generating(policy: PolicyModel, stops: set[int], pad_id: int, options: SamplingOptions) -> Iterator[Any]:
+    """Within this context the model generates by these options and not by those that came with it."""
+    from transformers import GenerationConfig
+
+    model = policy.causal_lm
+    # transformers would fill in what the model's own says of temperature, top-k or penalties.
+    own, model.generation_config = (
+        model.generation_config,
+        GenerationConfig(
+            max_new_tokens=options.max_new_tokens, do_sample=False, eos_token_id=sorted(stops), pad_token_id=pad_id
+        ),
+    )
+    try:
+        with policy.plain_attention():
+            yield model
+    finally:
+        model.generation_config = own
+
+
+def through_stop(ids: list[int], stops: set[int]) -> tuple[list[int], bool]:
+    """The tokens up to the first stop and it, and whether there is one.
+
+    Example:
+        >>> through_stop([5, 6, 2, 0, 0], {2}), through_stop([5, 6], {2})
+        (([5, 6, 2], True), ([5, 6], False))
+    """
+    end = next((i for i, token in enumerate(ids) if token in stops), None)
+    return (ids, False) if end is None else (ids[: end + 1], True)
+
+
+def row_seed(seed: int, number: int) -> int:
+    """Seed of the random numbers of one prompt, whichever rank and batch it is in."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint32)[0])
+
+
+def write_table(trainer: Trainer, rows: list[list[Any]], step: int) -> None:
+    """Give a table of `COLUMNS` to every logger that takes one; for others to a file."""
+    needs_file = not trainer.loggers
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_text("val/generations", markdown_table(COLUMNS, rows), step)
+        elif hasattr(logger, "log_table"):
+            logger.log_table("val/generations", columns=COLUMNS, data=rows, step=step)
+        else:
+            needs_file = True
+    if needs_file:
+        path = Path(trainer.default_root_dir) / "generations.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            for row in rows:
+                line = {"step": step, **dict(zip(COLUMNS, row, strict=True))}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table whose cells show their text as it is, whatever Markdown or HTML stands in it.
+
+    Example:
+        >>> print(markdown_table(["prompt"], [["a|b"]]))
+        | prompt |
+        | --- |
+        | a&#124;b |
+    """
+    lines = [list(columns), ["---"] * len(columns), *([_cell(value) for value in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    text = html.escape(str(value), quote=False)
+    # As entities, because Markdown knows a backslash before some characters only.
+    text = re.sub(r"[^\w\s&;,.]", lambda match: f"&#{ord(match[0])};", text)
+    return re.sub(r"\r\n|\r|\n", "<br>", text.replace("_", "&#95;"))
+
+
+def first_prompts(prompts: Iterable[list[int]], count: int) -> list[list[int]]:
+    """The first `count` different ones, or all.
+
+    Example:
+        >>> first_prompts([[5, 6], [5, 6], [7], [8]], 2)
+        [[5, 6], [7]]
+    """
+    different: dict[tuple[int, ...], None] = {}
+    for ids in prompts:
+        different.setdefault(tuple(ids))
+        if len(different) == count:
+            break
+    return [list(ids) for ids in different]
+
+
+def _reference(module: PreferenceLitModule) -> Reference | None:
+    """What this run has in memory; adapters can be switched off whatever the loss reads."""
+    own: Reference | None = module._reference
+    if own is None and module.policy_config.lora is not None:
+        return AdapterOffReference(module.built_policy)
+    return own
+
+
+def _pad_id(tokenizer: Any) -> int:
+    pad = tokenizer.pad_token_id
+    return int(tokenizer.eos_token_id if pad is None else pad)
+
+
+def _device(model: Any) -> torch.device:
+    device: torch.device = model.get_input_embeddings().weight.device
+    return device
+
+
+def _gathered(mine: list[Answer]) -> list[Answer]:
+    """What all ranks have."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return mine
+    parts: list[list[Answer]] = [[] for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(parts, mine)
+    return [answer for part in parts for answer in part]
