@@ -159,6 +159,7 @@ class PreferenceLitModule(LightningModule):
     def step(self, batch: PreferenceBatch) -> tuple[Tensor, StepOutput]:
         """One micro-batch's share of its optimizer step's loss, and what callbacks read."""
         logps = self(batch)
+        entropies = self.built_policy.take_entropies()
         reference = batch.ref_logps
         if reference is None and self._reference is not None:
             # Outside `inference_mode` tensors of either mode mix freely, and no graph is wanted.
@@ -170,7 +171,8 @@ class PreferenceLitModule(LightningModule):
         if batch.filler:
             share = share * 0.0
         kl = None if reference is None else sum_by_answer(kl_terms(logps.detach() - reference), batch)
-        return share, StepOutput(_detached(pairs), _detached(output), share.detach(), kl)
+        entropy = None if entropies is None else sum_by_answer(entropies, batch)
+        return share, StepOutput(_detached(pairs), _detached(output), share.detach(), kl, entropy)
 
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> dict[str, Any]:
         """Loss for the backward pass, scaled so that the gradient is that of the global batch.

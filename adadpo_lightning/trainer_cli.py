@@ -16,6 +16,7 @@ from adadpo_lightning.callbacks import (
     LikelihoodDisplacement,
     PreferenceMetrics,
     PreferenceProgressBar,
+    RunCheckpoint,
     WritePredictions,
 )
 from adadpo_lightning.cli import check_output_dir, whole_class_options
@@ -75,7 +76,7 @@ class PreferenceCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the output directory, which loggers, checkpoints and config share, and the checkpoint callback."""
         parser.add_argument("--output_dir", type=str, default="runs/default", help="Directory that the run writes to.")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.set_defaults(CHECKPOINT_DEFAULTS)
         parser.link_arguments("output_dir", "trainer.default_root_dir")
         parser.link_arguments("output_dir", "checkpoint.dirpath", compute_fn=_checkpoint_dir)
@@ -139,6 +140,8 @@ def _quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message=r".*treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=r".*infer the batch indices.*PlanLoader.*")
     warnings.filterwarnings("ignore", message=r".*is_gradient_checkpointing.*")  # peft asks transformers so
+    # What is logged is a mean over all ranks already.
+    warnings.filterwarnings("ignore", message=r".*sync_dist=True.*")
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     logger.addFilter(lambda record: "Tip:" not in record.getMessage())
 

@@ -190,9 +190,12 @@ class StepOutput:
         kl: Per answer the sum over tokens of ``exp(-d) - 1 + d``, d the per-token log-ratio to the reference, nats,
             shape (2B,), chosen answers first; None without a reference. An estimate of KL(policy to reference) on the
             data's tokens, which the policy did not draw.
+        entropy: Per answer the sum over tokens of the policy's entropy, nats, shape (2B,), chosen answers first; None
+            if it was not asked for.
     """
 
     pairs: PairLogps
     loss: LossOutput
     share: Tensor
     kl: Tensor | None = None
+    entropy: Tensor | None = None

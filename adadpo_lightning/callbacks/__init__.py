@@ -1,5 +1,6 @@
 """Lightning callbacks: what a run logs, shows and writes."""
 
+from adadpo_lightning.callbacks.checkpoint import RunCheckpoint
 from adadpo_lightning.callbacks.displacement import LikelihoodDisplacement
 from adadpo_lightning.callbacks.export import ExportHF
 from adadpo_lightning.callbacks.generation import GenerationCallback
@@ -15,5 +16,6 @@ __all__ = [
     "ParameterGradientBalance",
     "PreferenceMetrics",
     "PreferenceProgressBar",
+    "RunCheckpoint",
     "WritePredictions",
 ]

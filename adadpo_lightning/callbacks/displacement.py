@@ -54,15 +54,16 @@ class LikelihoodDisplacement(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Score the validation pairs, unless a reference or a checkpoint has what is needed."""
+        module: Any = pl_module
         data = getattr(trainer, "datamodule", None)
-        wanted = self.baseline and not pl_module.loss.needs_reference and pl_module.loss.needs_rejected
+        wanted = self.baseline and not module.loss.needs_reference and module.loss.needs_rejected
         if not wanted or self._initial or data is None or not trainer.enable_validation:
             return
         mine: dict[int, tuple[float, float]] = {}
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             for batch in data.val_dataloader():
                 placed = trainer.strategy.batch_to_device(batch)
-                _, output = pl_module.step(placed)
+                _, output = module.step(placed)
                 if not batch.filler:
                     sides = zip(output.pairs.chosen.tolist(), output.pairs.rejected.tolist(), strict=True)
                     mine.update(zip(batch.row_ids.tolist(), sides, strict=True))
@@ -94,13 +95,13 @@ class LikelihoodDisplacement(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at the drift of validation pairs where training pairs have none."""
-        if not pl_module.loss.needs_reference:
+        if not _needs_reference(pl_module):
             self._look(trainer, pl_module, "val")
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Look at the drift of training pairs, at the steps at which it is logged."""
         logged = trainer._logger_connector.should_update_logs and not trainer.fit_loop._should_accumulate()
-        if logged and pl_module.loss.needs_reference:
+        if logged and _needs_reference(pl_module):
             self._look(trainer, pl_module, "train")
 
     def _look(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
@@ -112,6 +113,11 @@ class LikelihoodDisplacement(Callback):
         if displaced(self._history, self.hint_nats):
             self.hint = False
             rank_zero_info(explain(*self._history[-1], adaptive=isinstance(module.loss, Adaptive)))
+
+
+def _needs_reference(module: Any) -> bool:
+    needed: bool = module.loss.needs_reference
+    return needed
 
 
 def displaced(history: Sequence[tuple[float, float]], nats: float) -> bool:

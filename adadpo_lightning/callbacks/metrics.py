@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
     from torch import Tensor
 
+    from adadpo_lightning.models.policy import PolicyModel
     from adadpo_lightning.types import PreferenceBatch, StepOutput
 
 IN_PROGRESS_BAR = ("loss", "rewards/accuracies", "rewards/margins", "grad_balance/ratio")
@@ -40,11 +41,11 @@ class PreferenceMetrics(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Watch the gradient."""
         if self.gradient_norms:
-            pl_module.built_policy.gradient_observer = self._observe
+            _policy(pl_module).gradient_observer = self._observe
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Watch it no more."""
-        pl_module.built_policy.gradient_observer = None
+        _policy(pl_module).gradient_observer = None
 
     def _observe(self, batch: PreferenceBatch, gradient: Tensor) -> None:
         self._squares = gradient_squares(batch, gradient.detach())
@@ -110,6 +111,12 @@ class PreferenceMetrics(Callback):
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the means of the whole set."""
         self._log("test", pl_module)
+
+
+def _policy(module: LightningModule) -> PolicyModel:
+    policy: Any = module.built_policy
+    built: PolicyModel = policy
+    return built
 
 
 def _gradient_scale(trainer: Trainer) -> Tensor | float:

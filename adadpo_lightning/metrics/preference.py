@@ -46,6 +46,10 @@ def step_statistics(step: StepOutput, batch: PreferenceBatch, beta: float = 1.0)
     statistics["logps/chosen_per_token"] = (pairs.chosen.sum(), pairs.chosen_len.sum())
     if loss.log_balance is not None:
         statistics |= _contrast(step, count) | _divergence(step, beta, count)
+    if step.entropy is not None:
+        for side, total in zip(("chosen", "rejected"), step.entropy.chunk(2), strict=True):
+            lengths = pairs.chosen_len if side == "chosen" else pairs.rejected_len
+            statistics[f"entropy/{side}"] = (total.sum(), lengths.sum())
     return {name: (total * 0.0, 0.0) for name, (total, _) in statistics.items()} if batch.filler else statistics
 
 
@@ -66,8 +70,9 @@ def _contrast(step: StepOutput, count: int) -> Statistics:
     }
     statistics: Statistics = {name: (v.sum(), count) for name, v in per_pair.items() if v is not None}
     statistics["logps/rejected_per_token"] = (pairs.rejected.sum(), pairs.rejected_len.sum())
-    moments = correlation_moments(chosen - rejected, pairs.chosen_len - pairs.rejected_len)
-    return statistics | {name: (moment, count) for name, moment in zip(_MOMENTS, moments.unbind(), strict=True)}
+    moments: Tensor = correlation_moments(chosen - rejected, pairs.chosen_len - pairs.rejected_len)
+    statistics |= dict(zip(_MOMENTS, ((moment, count) for moment in moments), strict=True))
+    return statistics
 
 
 def _divergence(step: StepOutput, beta: float, count: int) -> Statistics:
@@ -79,11 +84,12 @@ def _divergence(step: StepOutput, beta: float, count: int) -> Statistics:
     # The reference is the policy of step 0.
     drift_chosen, drift_rejected = pairs.chosen - pairs.ref_chosen, pairs.rejected - pairs.ref_rejected
     margin = beta * (drift_chosen - drift_rejected)
-    return {
+    statistics: Statistics = {
         "kl/chosen": (kl_chosen.sum(), pairs.chosen_len.sum()),
         "kl/rejected": (kl_rejected.sum(), pairs.rejected_len.sum()),
         "kl/margin": (margin.sum(), count),
-    } | displacement(drift_chosen, drift_rejected, count)
+    }
+    return statistics | displacement(drift_chosen, drift_rejected, count)
 
 
 def displacement(drift_chosen: Tensor, drift_rejected: Tensor, count: int) -> Statistics:

@@ -49,7 +49,8 @@ def register(*, opaque: bool = False) -> None:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     if opaque:
-        ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, torch.compiler.disable(packed_attention))
+        hidden: Any = torch.compiler.disable(packed_attention)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, hidden)
     elif IMPLEMENTATION not in ALL_ATTENTION_FUNCTIONS:
         ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, packed_attention)
 

@@ -63,6 +63,8 @@ class PolicyConfig:
         packed_attention: Attention of the packed layout: ``segments`` and ``tree`` run anywhere, ``varlen`` and
             ``flex`` on CUDA; ``auto`` chooses by the device.
         head_chunk_size: Tokens for which logits exist at one time.
+        token_entropy: Take the entropy of each prediction from the logits while they are there, for ``entropy/...``;
+            not with an adapter on the head.
         gradient_checkpointing: Recompute each block's activations in the backward pass to save memory; ``selective``
             keeps attention's results and every second matrix product, which are dear to recompute.
         offload_activations: Keep activations in CPU memory until the backward pass.
@@ -82,6 +84,7 @@ class PolicyConfig:
     layout: Literal["auto", "packed", "padded"] = "auto"
     packed_attention: Literal["auto", "segments", "tree", "varlen", "flex"] = "auto"
     head_chunk_size: int = 1024
+    token_entropy: bool = False
     gradient_checkpointing: bool | Literal["selective"] = False
     offload_activations: bool = False
     compile: bool = False

@@ -43,6 +43,7 @@ def token_logps(
     bias: Tensor | None = None,
     chunk_size: int = 1024,
     transform: LogitTransform | None = None,
+    entropies: Tensor | None = None,
 ) -> Tensor:
     """Log-probability of each target under ``softmax(transform(hidden @ weight.T + bias))``.
 
@@ -61,6 +62,7 @@ def token_logps(
         bias: The head's bias, shape (V,).
         chunk_size: Tokens a chunk.
         transform: What the architecture does to its logits.
+        entropies: Filled with the entropy of each softmax in nats, shape (N,), type of the result; without gradient.
 
     Returns:
         Log-probabilities in nats, shape (N,), float32 or, for float64 input, float64.
@@ -76,7 +78,7 @@ def token_logps(
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     result: Tensor = _ChunkedLogps.apply(  # type: ignore[no-untyped-call]  # torch types Function.apply as untyped
-        hidden, weight, bias, targets, chunk_size, transform or LogitTransform()
+        hidden, weight, bias, targets, chunk_size, transform or LogitTransform(), entropies
     )
     return result
 
@@ -127,6 +129,7 @@ class _ChunkedLogps(torch.autograd.Function):
         targets: Tensor,
         chunk_size: int,
         transform: LogitTransform,
+        entropies: Tensor | None,
     ) -> Tensor:
         chunks = _Chunks(hidden, weight, bias, chunk_size, transform)
         logps = hidden.new_empty(len(hidden), dtype=_wide(hidden.dtype))
@@ -135,6 +138,8 @@ class _ChunkedLogps(torch.autograd.Function):
             logits = chunks.logits(part)
             torch.log_softmax(logits, -1, out=logits)
             logps[part] = logits.gather(1, targets[part, None]).squeeze(1)
+            if entropies is not None:
+                entropies[part] = torch.special.entr(logits.exp()).sum(-1)
         ctx.save_for_backward(hidden, weight, bias, targets)
         ctx.chunk_size, ctx.transform = chunk_size, transform
         # The last chunk and its memory stay: the backward pass begins with it and goes on in the same place.
@@ -173,6 +178,7 @@ class _ChunkedLogps(torch.autograd.Function):
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight.dtype),
             None if grad_bias is None else grad_bias.to(bias.dtype),
+            None,
             None,
             None,
             None,

@@ -49,6 +49,8 @@ class PolicyModel(nn.Module):
         self.layout: Literal["packed", "padded"] = choose_layout(config.layout, self.causal_lm)
         # Called in the backward pass with the batch and the gradient at each scored token's hidden state, (N, D).
         self.gradient_observer: Callable[[PreferenceBatch, Tensor], None] | None = None
+        self.token_entropy = config.token_entropy
+        self._entropies: Tensor | None = None
         self._plain_attention = self.causal_lm.config._attn_implementation
         if self.layout == "packed":
             attention.register(opaque=config.compile)
@@ -110,6 +112,11 @@ class PolicyModel(nn.Module):
             hidden.register_hook(hook)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return self._logps(hidden, batch.targets)
 
+    def take_entropies(self) -> Tensor | None:
+        """Entropies of the last forward's predictions, nats, (N,), once; None if they were not asked for."""
+        entropies, self._entropies = self._entropies, None
+        return entropies
+
     def hidden_states(self, batch: PreferenceBatch) -> Tensor:
         """Last hidden states of the backbone, shape (rows, length, D)."""
         if batch.packed:
@@ -126,6 +133,9 @@ class PolicyModel(nn.Module):
     def _logps(self, hidden: Tensor, targets: Tensor) -> Tensor:
         head = self.causal_lm.get_output_embeddings()
         if type(head) is nn.Linear:
+            if self.token_entropy:
+                wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+                self._entropies = torch.empty(len(hidden), dtype=wide, device=hidden.device)
             return token_logps(
                 hidden,
                 head.weight,
@@ -133,6 +143,7 @@ class PolicyModel(nn.Module):
                 bias=head.bias,
                 chunk_size=self.head_chunk_size,
                 transform=self.transform,
+                entropies=self._entropies,
             )
         # A head with an adapter on it is no plain matrix: run the module itself, chunk by chunk.
         size = self.head_chunk_size

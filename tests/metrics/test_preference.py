@@ -1,5 +1,7 @@
 """Metrics against plain numpy, written out from the definitions."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -121,6 +123,15 @@ def test_loss_is_the_mean_over_steps_of_the_whole_step():
         means.update(step_statistics(step, batch))
     split = torch.cat([first[0].loss.per_pair, second[0].loss.per_pair]).mean()
     assert means.compute()["loss"] == pytest.approx(float((split + third[0].loss.per_pair.mean()) / 2))
+
+
+def test_entropy_is_a_token_mean():
+    step, batch, *_ = make_step(3, 0, build_loss("dpo"))
+    entropy = torch.arange(1.0, 7.0)
+    statistics = step_statistics(replace(step, entropy=entropy), batch)
+    metrics = {name: float(total) / float(weight) for name, (total, weight) in statistics.items()}
+    assert metrics["entropy/chosen"] == pytest.approx(6.0 / int(batch.chosen_len.sum()))
+    assert metrics["entropy/rejected"] == pytest.approx(15.0 / int(batch.rejected_len.sum()))
 
 
 def test_fillers_count_nothing():

@@ -223,3 +223,18 @@ def test_logit_transform(kind, values, transform):
     from transformers import AutoConfig
 
     assert logit_transform(AutoConfig.for_model(kind, **values)) == transform
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_entropies_are_those_of_full_logits_and_change_no_gradient(layout):
+    plain, _ = build(layout, dtype="float64")
+    policy, _ = build(layout, dtype="float64", token_entropy=True)
+    b = batch(layout)
+    grads = [torch.autograd.grad(p(b).square().sum(), list(p.parameters())) for p in (plain, policy)]
+    assert all(torch.equal(a, c) for a, c in zip(*grads, strict=True))
+    entropies = policy.take_entropies()
+    hidden = policy.hidden_states(b).flatten(0, 1)[b.predict]
+    logps = policy.causal_lm.get_output_embeddings()(hidden).log_softmax(-1)
+    torch.testing.assert_close(entropies, -(logps.exp() * logps).sum(-1), rtol=1e-9, atol=1e-9)
+    assert policy.take_entropies() is None
+    assert plain.take_entropies() is None
