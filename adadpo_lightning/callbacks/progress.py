@@ -1,35 +1,191 @@
-"""A progress bar that shows what matters in a preference run."""
+"""What a terminal, or a log file in its place, shows while a run goes on."""
 
 from __future__ import annotations
 
+import math
+import time
+from collections.abc import Mapping
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
+from lightning.pytorch.callbacks.progress.rich_progress import CustomTimeColumn
+
+from adadpo_lightning.data.datamodule import PreferenceDataModule
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
+    from rich.progress import ProgressColumn, Task
+    from rich.text import Text
 
 SHORT_NAMES = {
     "train/loss": "loss",
     "train/rewards/accuracies": "accuracy",
     "train/rewards/margins": "margin",
     "train/grad_balance/ratio": "balance",
+    "train/tokens_per_second": "tokens/s",
+    "train/pairs_per_second": "pairs/s",
+    "train/memory_gib": "GiB",
     "val/loss": "val_loss",
     "val/rewards/accuracies": "val_accuracy",
+    "val/rewards/margins": "val_margin",
 }
 
 
-class PreferenceProgressBar(TQDMProgressBar):
-    """Shows loss, accuracy, margin and gradient balance under short names.
+def short_metrics(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """The metrics of a progress bar under short names, in a fixed order.
+
+    Example:
+        >>> short_metrics({"train/tokens_per_second": 12345.6, "train/loss": 0.69314})
+        {'loss': '0.693', 'tokens/s': '12,346'}
+    """
+    return {short: _number(float(metrics[name])) for name, short in SHORT_NAMES.items() if name in metrics}
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e12 else f"{value:.3g}"
+
+
+class RunTime:
+    """How long a run has to go, by the steps it has taken since it was started or resumed, validations included."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        data = getattr(trainer, "datamodule", None)
+        known = isinstance(data, PreferenceDataModule)
+        self.steps = float(data.optimizer_steps if known else trainer.estimated_stepping_batches)
+        self.first = trainer.global_step
+        self.start = time.monotonic()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.start
+
+    def remaining(self, step: int) -> float | None:
+        """Seconds to go after `step` optimizer steps; None while there is nothing to go by."""
+        done = step - self.first
+        return self.elapsed / done * (self.steps - step) if done > 0 and math.isfinite(self.steps) else None
+
+
+def clock(seconds: float | None) -> str:
+    """Seconds as a time of day is written.
+
+    Example:
+        >>> clock(3723.4), clock(None)
+        ('1:02:03', '-:--:--')
+    """
+    return "-:--:--" if seconds is None else str(timedelta(seconds=int(seconds)))
+
+
+class PreferenceProgressBar(RichProgressBar):
+    """For terminals: one bar over the optimizer steps of the whole run, with the time that is left of it.
+
+    Shows loss, accuracy, reward margin, gradient balance, tokens and pairs a second and, on CUDA, peak memory. They
+    are read at the steps at which they are logged: to read them at each batch, as Lightning's bars do, waits for the
+    device each time.
 
     Args:
-        refresh_rate: Batches between two refreshes.
+        refresh_rate: Refreshes a second.
     """
 
     def __init__(self, refresh_rate: int = 10) -> None:
         super().__init__(refresh_rate=refresh_rate)
+        self.run_time: RunTime | None = None
+        self.remaining: float | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self.run_time, self.remaining = RunTime(trainer), None
+        super().on_train_start(trainer, pl_module)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the bar of the run at its first epoch."""
+        if self.is_enabled and self.progress is not None and self.train_progress_bar_id is None:
+            self._initialize_train_progress_bar_id()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+        """Move the bar at the end of an optimizer step; read metrics where they have just been logged."""
+        if self.run_time is None or trainer.fit_loop._should_accumulate():
+            return
+        self.remaining = self.run_time.remaining(trainer.global_step)
+        self._update(self.train_progress_bar_id, trainer.global_step)
+        if trainer._logger_connector.should_update_logs:
+            self._update_metrics(trainer, pl_module)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """The metrics of the bar, in a fixed order."""
-        metrics = super().get_metrics(trainer, pl_module)
-        return {short: f"{metrics[name]:.3g}" for name, short in SHORT_NAMES.items() if name in metrics}
+        return dict(short_metrics(super().get_metrics(trainer, pl_module)))
+
+    def configure_columns(self, trainer: Trainer) -> list[Any]:
+        """Description, bar, steps, and the time of the run."""
+        description, bar, steps, *_ = super().configure_columns(trainer)
+        return [description, bar, steps, _TimeColumn(self)]
+
+    def _initialize_train_progress_bar_id(self) -> None:
+        if self.run_time is not None:
+            description = f"{'Training':{len(self.validation_description)}}"
+            self.train_progress_bar_id = self._add_task(self.run_time.steps, description)
+            self._update(self.train_progress_bar_id, self.trainer.global_step)
+
+
+class _TimeColumn(CustomTimeColumn):
+    """Elapsed and remaining time; for training that of the whole run."""
+
+    def __init__(self, bar: PreferenceProgressBar) -> None:
+        super().__init__(style=bar.theme.time)
+        self.bar = bar
+
+    def render(self, task: Task) -> Text:
+        from rich.text import Text
+
+        if self.bar.run_time is None or task.id != self.bar.train_progress_bar_id:
+            return super().render(task)
+        return Text(f"{clock(self.bar.run_time.elapsed)}, {clock(self.bar.remaining)} to go", style=self.style)
+
+
+class ProgressLines(ProgressBar):
+    """For log files, notebooks and pipes: a line at each step at which metrics are logged, one for each validation.
+
+    A bar that is drawn over itself leaves thousands of its states in a log file, or none.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._enabled = True
+        self._time: RunTime | None = None
+
+    def enable(self) -> None:
+        """Print lines; Lightning calls this on rank zero."""
+        self._enabled = True
+
+    def disable(self) -> None:
+        """Print nothing; Lightning calls this on all other ranks."""
+        self._enabled = False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._time = RunTime(trainer)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
+        """Print what has just been logged."""
+        logged = trainer._logger_connector.should_update_logs and not trainer.fit_loop._should_accumulate()
+        if self._enabled and logged and self._time is not None:
+            remaining = clock(self._time.remaining(trainer.global_step))
+            self._line(trainer, pl_module, "train/", f"{remaining} to go")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print a validation during training; a validation on its own ends with Lightning's table."""
+        if self._enabled and self._time is not None and trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._line(trainer, pl_module, "val/")
+
+    def _line(self, trainer: Trainer, module: LightningModule, stage: str, *more: str) -> None:
+        metrics = {k: v for k, v in self.get_metrics(trainer, module).items() if k.startswith(stage)}
+        step = f"step {trainer.global_step}" + (f"/{self._time.steps:.0f}" if self._time is not None else "")
+        print("  ".join([step, *(f"{k} {v}" for k, v in short_metrics(metrics).items()), *more]), flush=True)
+
+
+def progress_bar() -> ProgressBar:
+    """The bar where a person looks at a terminal, else lines."""
+    from rich.console import Console
+
+    return PreferenceProgressBar() if Console().is_terminal else ProgressLines()

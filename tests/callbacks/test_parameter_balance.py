@@ -56,11 +56,11 @@ class Rows(Callback):
         self.squares.append(sum(float(p.grad.square().sum()) for p in pl_module.parameters() if p.grad is not None))
 
 
-def fit(lit, pairs_file, callbacks, micro=8, **options):
+def fit(lit, pairs_file, callbacks, micro=8, val=None, **options):
     seed_everything(0)
     options = {"max_steps": 4, "enable_checkpointing": False, "log_every_n_steps": 1, "logger": False, **options}
     trainer = Trainer(**{**QUIET, **options}, callbacks=callbacks)
-    trainer.fit(lit, datamodule=data(pairs_file, micro_batch_size=micro))
+    trainer.fit(lit, datamodule=data(pairs_file, micro_batch_size=micro, val=val))
     return trainer
 
 
@@ -259,6 +259,9 @@ def run(folder, name, *, ranks, probed=True):
         [*([ParameterGradientBalance(2)] if probed else []), rows],
         # One process: all pairs that the ranks probe, in one micro-batch.
         micro=micro if ranks > 1 else 2 * micro,
+        val=str(folder / "pairs.jsonl"),  # a forward pass alone leaves weights gathered
+        val_check_interval=2,
+        limit_val_batches=1,
         max_steps=5,  # the last step has 5 pairs: other counts on either rank
         gradient_clip_val=0.5,
         devices=ranks,

@@ -1,0 +1,72 @@
+"""How fast a run is and how much memory it takes."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import Callback
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+    from adadpo_lightning.types import PreferenceBatch
+
+
+class Throughput(Callback):
+    """Logs ``train/tokens_per_second`` and ``train/pairs_per_second`` over all ranks, and ``train/memory_gib`` on CUDA.
+
+    Each is of the time since the last log line, at ``trainer.log_every_n_steps``; validation and what comes with it
+    (answers, checkpoints) are left out of the time. Tokens are those of the prompt, counted once a pair, and of both
+    answers. Memory is the most that PyTorch has held on any rank since the process began.
+    """
+
+    def __init__(self) -> None:
+        self._tokens = 0
+        self._pairs = 0
+        self._since = 0.0
+        self._paused: float | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._tokens, self._pairs, self._paused = 0, 0, None
+        self._since = _now(pl_module.device)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock."""
+        self._paused = _now(pl_module.device)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Let the clock go on after a validation."""
+        if self._paused is not None:
+            self._since += _now(pl_module.device) - self._paused
+            self._paused = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PreferenceBatch, batch_idx: int
+    ) -> None:
+        """Count on the host, and log at the steps at which Lightning writes."""
+        if not batch.filler:
+            self._tokens += sum(map(sum, batch.segments))
+            self._pairs += len(batch)
+        if trainer._logger_connector.should_update_logs and not trainer.fit_loop._should_accumulate():
+            self._log(trainer, pl_module)
+
+    def _log(self, trainer: Trainer, module: LightningModule) -> None:
+        counts: Any = torch.tensor([self._tokens, self._pairs], dtype=torch.float64, device=module.device)
+        tokens, pairs = trainer.strategy.reduce(counts, reduce_op="sum").tolist()
+        now = _now(module.device)
+        seconds, self._since = now - self._since, now
+        self._tokens, self._pairs = 0, 0
+        rates = {"train/tokens_per_second": tokens / seconds, "train/pairs_per_second": pairs / seconds}
+        if module.device.type == "cuda":
+            peak: Any = torch.tensor(torch.cuda.max_memory_allocated(module.device) / 2**30, device=module.device)
+            rates["train/memory_gib"] = float(trainer.strategy.reduce(peak, reduce_op="max"))
+        module.log_dict(rates, prog_bar=True, on_step=True, on_epoch=False, batch_size=1)
+
+
+def _now(device: torch.device) -> float:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()
