@@ -437,7 +437,7 @@ def draw(measured: dict[str, Any], path: Path) -> None:
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_yticks(range(len(bars)), [f"{name}, {lengths}" for name, lengths in bars])
     axes[0].invert_yaxis()
-    axes[1].legend(loc="lower right", frameon=True)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(COLOURS), frameon=False)
     figure.savefig(path)
     figure.savefig(path.with_suffix(".png"), dpi=130)
 
