@@ -51,6 +51,8 @@ def _dispatch(args: list[str]) -> None:
     own = _own_commands()
     if not args or args[0] in ("-h", "--help"):
         _print_help(own)
+    elif args[0] == "plot":
+        _plot(args[1:], own["plot"])
     elif args[0] in own:
         from jsonargparse import auto_cli
 
@@ -67,12 +69,13 @@ def _dispatch(args: list[str]) -> None:
 
 
 def _own_commands() -> dict[str, Callable[..., None]]:
-    from adadpo_lightning.commands import evaluate, export, generate, inspect_data, losses, quickstart
+    from adadpo_lightning.commands import evaluate, export, generate, inspect_data, losses, plot, quickstart
 
     return {
         "losses": losses,
         "export": export,
         "quickstart": quickstart,
+        "plot": plot,
         "generate": generate,
         "evaluate": evaluate,
         "inspect-data": inspect_data,
@@ -88,6 +91,24 @@ def _print_help(own: dict[str, Callable[..., None]]) -> None:
     for name, command in own.items():
         print(f"  {name:<14}{(command.__doc__ or '').splitlines()[0]}")
     print("\nCOMMAND --help lists its options; --debug shows the traceback of an error.")
+
+
+def _plot(args: list[str], command: Callable[..., None]) -> None:
+    """Take runs without an option's name in front, as many as there are."""
+    from argparse import ArgumentParser
+
+    parser = ArgumentParser("adadpo_lightning plot", description=(command.__doc__ or "").splitlines()[0])
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="output directory of a run, or one that holds several")
+    parser.add_argument("--output", default="figures", metavar="DIR", help="directory to write to (default: figures)")
+    parser.add_argument(
+        "--metric",
+        dest="metrics",
+        action="append",
+        metavar="NAME",
+        help="balance, logps, margin, accuracy, kl, or any logged metric such as grad_norm/total; may be repeated "
+        "(default: all of the named ones that there are)",
+    )
+    command(**vars(parser.parse_args(args)))
 
 
 def _fit(args: list[str]) -> None:

@@ -57,6 +57,21 @@ def quickstart(output_dir: str | None = None, seed: int = 0) -> None:
     run_quickstart(output_dir, seed, main)
 
 
+def plot(runs: list[str], output: str = "figures", metrics: list[str] | None = None) -> None:
+    """Figures (PNG and SVG) of one or several runs: gradient balance, log-probabilities, margin, accuracy, KL.
+
+    Args:
+        runs: Output directories of runs, or directories that hold several.
+        output: Directory to write to.
+        metrics: What to draw: balance, logps, margin, accuracy, kl, or any logged metric such as grad_norm/total; null
+            draws all of the named ones that there are.
+    """
+    from adadpo_lightning.plotting.figures import plot_runs
+
+    for path in plot_runs(runs, output, metrics or ()):
+        print(path)
+
+
 def generate(
     model: str,
     prompts: str,

@@ -13,12 +13,17 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from adadpo_lightning.callbacks import (
+    GradientNorm,
     LikelihoodDisplacement,
     PreferenceMetrics,
-    PreferenceProgressBar,
     RunCheckpoint,
+    RunSummary,
+    TensorBoardDashboard,
+    Throughput,
     WritePredictions,
 )
+from adadpo_lightning.callbacks.progress import progress_bar
+from adadpo_lightning.callbacks.tensorboard import log_config
 from adadpo_lightning.cli import check_output_dir, whole_class_options
 from adadpo_lightning.data.datamodule import PreferenceDataModule
 from adadpo_lightning.module import PreferenceLitModule
@@ -36,18 +41,19 @@ CHECKPOINT_DEFAULTS = {
 }
 
 
-DEFAULT_CALLBACKS = (PreferenceMetrics, LikelihoodDisplacement)
+DEFAULT_CALLBACKS = (PreferenceMetrics, LikelihoodDisplacement, GradientNorm, Throughput, TensorBoardDashboard)
 
 
 class SaveRunConfig(SaveConfigCallback):
     """Writes the whole parsed config to ``<output_dir>/config.yaml``: what was run, ready to be run again."""
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write it once, on rank zero; a resumed run keeps the first."""
+        """Write it once, on rank zero, and show it in TensorBoard; a resumed run keeps the first file."""
         path = Path(trainer.default_root_dir) / "config.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             self.parser.save(self.config, str(path))
+        log_config(trainer, path.read_text(encoding="utf-8"))
 
 
 class PreferenceCLI(LightningCLI):
@@ -119,7 +125,11 @@ class PreferenceCLI(LightningCLI):
         defaults = [make() for make in DEFAULT_CALLBACKS if not any(isinstance(c, make) for c in configured)]
         callbacks = [*defaults, *callbacks]
         if config.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in configured):
-            callbacks.append(PreferenceProgressBar())
+            callbacks.append(progress_bar())
+        if config.get("enable_model_summary") is not False:
+            # In the place of Lightning's own, which a config may still ask for.
+            callbacks.append(RunSummary())
+            config["enable_model_summary"] = bool(config.get("enable_model_summary"))
         if self.subcommand == "predict":
             callbacks.append(WritePredictions())
         if config.get("enable_checkpointing") is False:

@@ -4,18 +4,27 @@ from adadpo_lightning.callbacks.checkpoint import RunCheckpoint
 from adadpo_lightning.callbacks.displacement import LikelihoodDisplacement
 from adadpo_lightning.callbacks.export import ExportHF
 from adadpo_lightning.callbacks.generation import GenerationCallback
+from adadpo_lightning.callbacks.gradient_norm import GradientNorm
 from adadpo_lightning.callbacks.metrics import PreferenceMetrics
 from adadpo_lightning.callbacks.parameter_balance import ParameterGradientBalance
 from adadpo_lightning.callbacks.predictions import WritePredictions
-from adadpo_lightning.callbacks.progress import PreferenceProgressBar
+from adadpo_lightning.callbacks.progress import PreferenceProgressBar, ProgressLines
+from adadpo_lightning.callbacks.summary import RunSummary
+from adadpo_lightning.callbacks.tensorboard import TensorBoardDashboard
+from adadpo_lightning.callbacks.throughput import Throughput
 
 __all__ = [
     "ExportHF",
     "GenerationCallback",
+    "GradientNorm",
     "LikelihoodDisplacement",
     "ParameterGradientBalance",
     "PreferenceMetrics",
     "PreferenceProgressBar",
+    "ProgressLines",
     "RunCheckpoint",
+    "RunSummary",
+    "TensorBoardDashboard",
+    "Throughput",
     "WritePredictions",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,8 @@ from adadpo_lightning.data.datamodule import PreferenceDataModule
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
-    from rich.progress import ProgressColumn, Task
+    from rich.console import RenderableType
+    from rich.progress import Task
     from rich.text import Text
 
 SHORT_NAMES = {
@@ -42,6 +43,13 @@ def short_metrics(metrics: Mapping[str, Any]) -> dict[str, str]:
     return {short: _number(float(metrics[name])) for name, short in SHORT_NAMES.items() if name in metrics}
 
 
+def _metric_lines(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """A line for each stage that has been logged."""
+    stages = {stage: {k: v for k, v in metrics.items() if k.startswith(stage)} for stage in ("train/", "val/")}
+    lines = {stage: "  ".join(map(" ".join, short_metrics(own).items())) for stage, own in stages.items()}
+    return {stage: line for stage, line in lines.items() if line}
+
+
 def _number(value: float) -> str:
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e12 else f"{value:.3g}"
 
@@ -50,9 +58,9 @@ class RunTime:
     """How long a run has to go, by the steps it has taken since it was started or resumed, validations included."""
 
     def __init__(self, trainer: Trainer) -> None:
-        data = getattr(trainer, "datamodule", None)
+        data: Any = getattr(trainer, "datamodule", None)
         known = isinstance(data, PreferenceDataModule)
-        self.steps = float(data.optimizer_steps if known else trainer.estimated_stepping_batches)
+        self.steps: float = data.optimizer_steps if known else trainer.estimated_stepping_batches
         self.first = trainer.global_step
         self.start = time.monotonic()
 
@@ -82,7 +90,7 @@ class PreferenceProgressBar(RichProgressBar):
 
     Shows loss, accuracy, reward margin, gradient balance, tokens and pairs a second and, on CUDA, peak memory. They
     are read at the steps at which they are logged: to read them at each batch, as Lightning's bars do, waits for the
-    device each time.
+    device each time. They stand below the bar, where a narrow terminal has room.
 
     Args:
         refresh_rate: Refreshes a second.
@@ -92,10 +100,11 @@ class PreferenceProgressBar(RichProgressBar):
         super().__init__(refresh_rate=refresh_rate)
         self.run_time: RunTime | None = None
         self.remaining: float | None = None
+        self.shown = ""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
-        self.run_time, self.remaining = RunTime(trainer), None
+        self.run_time, self.remaining, self.shown = RunTime(trainer), None, ""
         super().on_train_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -112,9 +121,22 @@ class PreferenceProgressBar(RichProgressBar):
         if trainer._logger_connector.should_update_logs:
             self._update_metrics(trainer, pl_module)
 
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """The metrics of the bar, in a fixed order."""
-        return dict(short_metrics(super().get_metrics(trainer, pl_module)))
+    def _update_metrics(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.is_enabled:
+            self.shown = "\n".join(_metric_lines(self.get_metrics(trainer, pl_module)).values())
+            self.refresh()
+
+    def _init_progress(self, trainer: Trainer) -> None:
+        super()._init_progress(trainer)
+        if self.progress is not None:
+            self.progress.get_renderables = self._renderables  # type: ignore[method-assign]  # Lightning makes it
+
+    def _renderables(self) -> Iterator[RenderableType]:
+        from rich.text import Text
+
+        if self.progress is not None:
+            yield self.progress.make_tasks_table(self.progress.tasks)
+            yield Text(self.shown, style=self.theme.metrics)
 
     def configure_columns(self, trainer: Trainer) -> list[Any]:
         """Description, bar, steps, and the time of the run."""
@@ -179,9 +201,9 @@ class ProgressLines(ProgressBar):
             self._line(trainer, pl_module, "val/")
 
     def _line(self, trainer: Trainer, module: LightningModule, stage: str, *more: str) -> None:
-        metrics = {k: v for k, v in self.get_metrics(trainer, module).items() if k.startswith(stage)}
+        metrics = _metric_lines(self.get_metrics(trainer, module)).get(stage, "")
         step = f"step {trainer.global_step}" + (f"/{self._time.steps:.0f}" if self._time is not None else "")
-        print("  ".join([step, *(f"{k} {v}" for k, v in short_metrics(metrics).items()), *more]), flush=True)
+        print("  ".join([step, metrics, *more]), flush=True)
 
 
 def progress_bar() -> ProgressBar:

@@ -1,0 +1,1 @@
+"""Figures of runs, from the logs that they leave."""
