@@ -50,10 +50,10 @@ def run_estimate(args: Sequence[str]) -> None:
     own, rest = _parser().parse_known_args(list(args))
     cli = ParsedCLI.run(["fit", *rest])
     ranks = own.ranks or _ranks(cli.trainer_options)
-    lengths, source, pairs = _lengths(cli.model, cli.datamodule, own.lengths)
+    lengths, source, epoch = _lengths(cli.model, cli.datamodule, own.lengths)
     run = run_shape(cli.model, cli.datamodule, cli.trainer_options, ranks, lengths)
     result = estimate(run)
-    print("\n".join(report(run, result, source, own.device_gib, cli.datamodule.global_batch_size, pairs)))
+    print("\n".join(report(run, result, source, own.device_gib, cli.datamodule.global_batch_size, epoch)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -85,8 +85,8 @@ def _ranks(trainer: dict[str, Any]) -> int:
 
 def _lengths(
     module: PreferenceLitModule, data: PreferenceDataModule, given: tuple[int, int, int] | None
-) -> tuple[Lengths, str, int | None]:
-    """Pairs of the largest micro-batch, where they come from, and how many pairs an epoch has."""
+) -> tuple[Lengths, str, tuple[int, int] | None]:
+    """Pairs of the largest micro-batch, where they come from, and how many pairs and tokens an epoch has."""
     if given is not None:
         size = data.micro_batch_size if data.max_tokens is None else max(1, data.max_tokens // sum(given))
         return [given] * size, f"{size} pairs of {given} tokens, as given", None
@@ -102,7 +102,11 @@ def _lengths(
         raise UserError("data.train", "there are no training pairs", "give --lengths")
     rows = max((batch.rows for batch in plan.rank_batches(0, 0)), key=lambda rows: int(total[list(rows)].sum()))
     picked = np.stack([prompt, chosen, rejected], axis=1)[list(rows)]
-    return [tuple(row) for row in picked.tolist()], "the largest micro-batch of data.train", len(total)
+    return (
+        [tuple(row) for row in picked.tolist()],
+        "the largest micro-batch of data.train",
+        (len(total), int(total.sum())),
+    )
 
 
 def run_shape(
@@ -143,7 +147,7 @@ def run_shape(
 
 
 def report(
-    run: RunShape, result: Estimate, source: str, device_gib: float, global_batch: int, pairs: int | None
+    run: RunShape, result: Estimate, source: str, device_gib: float, global_batch: int, epoch: tuple[int, int] | None
 ) -> list[str]:
     """The lines of the table.
 
@@ -153,7 +157,7 @@ def report(
         source: Where the lengths come from.
         device_gib: Memory of a device.
         global_batch: Pairs an optimizer step.
-        pairs: Pairs an epoch, if they are known.
+        epoch: Pairs and tokens an epoch, if they are known.
     """
     lines = [
         f"{result.parameters / 1e9:.3f} B parameters, {result.trainable / 1e9:.3f} B trained",
@@ -168,9 +172,13 @@ def report(
     if result.host_gib:
         lines.append(f"  in CPU memory     {result.host_gib:8.2f}")
     lines += ["", f"work of a step: {result.step_flops / 1e15:.3g} PFLOP over all ranks, were all pairs that long"]
-    if pairs is not None:
+    if epoch is not None:
+        pairs, tokens = epoch
         steps = -(-pairs // global_batch)
-        lines.append(f"work of an epoch: {steps} steps, at most {steps * result.step_flops / 1e15:.3g} PFLOP")
+        lines.append(
+            f"an epoch: {steps} steps, {tokens} tokens ({tokens / steps:.0f} a step), "
+            f"at most {steps * result.step_flops / 1e15:.3g} PFLOP"
+        )
     # The allocator's gaps, the CUDA context and NCCL's buffers are not in the table.
     if result.total <= 0.9 * device_gib:
         return [*lines, "", "fits, with a tenth to spare"]

@@ -140,6 +140,29 @@ def test_fit_writes_config_checkpoints_and_curves(run):
     assert losses[0] == pytest.approx(0.693147, abs=1e-5)
 
 
+def test_best_checkpoints_by_a_metric_and_early_stopping(run, tmp_path):
+    _, args = run
+    options = [
+        "--trainer.max_epochs=6",
+        "--model.optimizer.lr=1e-2",
+        "--checkpoint.monitor=val/rewards/margins",
+        "--checkpoint.mode=max",
+        "--checkpoint.save_top_k=2",
+        # No loss falls by 1000: the first validation is the best, and the third ends the run.
+        "--trainer.callbacks+=EarlyStopping",
+        "--trainer.callbacks.monitor=val/loss",
+        "--trainer.callbacks.min_delta=1000",
+        "--trainer.callbacks.patience=2",
+    ]
+    assert main(["fit", *args, *options, f"--output_dir={tmp_path}"]) == 0
+    kept = {path.name for path in (tmp_path / "checkpoints").glob("*.ckpt")}
+    assert kept == {"step10.ckpt", "step15.ckpt", "last.ckpt"}  # five steps an epoch; the margin grows
+    state = torch.load(tmp_path / "checkpoints/last.ckpt", weights_only=True)
+    assert (state["epoch"], state["global_step"]) == (2, 15)
+    saved = next(value for name, value in state["callbacks"].items() if name.startswith("RunCheckpoint"))
+    assert saved["best_model_path"].endswith("step15.ckpt")
+
+
 def test_fit_does_not_write_over_a_run(run, capsys):
     out, args = run
     before = (out / "config.yaml").read_bytes()

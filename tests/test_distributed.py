@@ -9,13 +9,13 @@ import pytest
 import torch
 
 
-def fit(out, model_dir, pairs_file, processes, micro_batch_size):
+def fit(out, model_dir, pairs_file, loss, processes, micro_batch_size):
     """Train through the command line, in processes of its own."""
     args = [
         "fit",
         f"--model.policy.path={model_dir}",
         "--model.policy.dtype=float64",
-        "--model.loss=adacpo",
+        f"--model.loss={loss}",
         "--model.optimizer.lr=1e-2",
         f"--data.train={pairs_file}",
         f"--data.val={pairs_file}",
@@ -45,15 +45,19 @@ def column(rows, name):
 
 
 @pytest.mark.distributed
-def test_two_processes_equal_one(tmp_path, model_dir, pairs_file):
-    one, rows_of_one = fit(tmp_path / "one", model_dir, pairs_file, 1, 4)
-    two, rows_of_two = fit(tmp_path / "two", model_dir, pairs_file, 2, 2)
+@pytest.mark.parametrize("loss", ["dpo", "adacpo"])
+def test_two_processes_equal_one(tmp_path, model_dir, pairs_file, loss):
+    one, rows_of_one = fit(tmp_path / "one", model_dir, pairs_file, loss, 1, 4)
+    two, rows_of_two = fit(tmp_path / "two", model_dir, pairs_file, loss, 2, 2)
     assert one.keys() == two.keys()
     for name, value in one.items():
         # float64; AdamW divides by the root of tiny moments, which magnifies rounding.
         torch.testing.assert_close(two[name], value, rtol=1e-7, atol=1e-8)
     for stage in ("train", "val"):
-        for name in ("loss", "nll_loss", "rewards/margins", "rewards/accuracies", "grad_balance/ratio", "logps/chosen"):
+        names = ["loss", "rewards/margins", "rewards/accuracies", "grad_balance/ratio", "logps/chosen"]
+        names += ["nll_loss"] if loss == "adacpo" else ["displacement/chosen", "kl/chosen"]
+        names += ["grad_norm/chosen", "grad_norm/rejected", "grad_norm/prompt"] if stage == "train" else []
+        for name in names:
             tag = f"{stage}/{name}"
             assert column(rows_of_two, tag) == pytest.approx(column(rows_of_one, tag), rel=1e-5, abs=1e-6)
             assert len(column(rows_of_one, tag)) == (5 if stage == "train" else 1)

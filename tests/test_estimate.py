@@ -170,7 +170,7 @@ def test_lengths_are_read_from_the_data(model_dir, pairs_file, capsys):
     assert main(["estimate", *options, *sizes, "--ranks", "1"]) == 0
     shown = capsys.readouterr().out
     assert "4 pair(s)" in shown
-    assert "work of an epoch: 5 steps" in shown
+    assert "an epoch: 5 steps, " in shown
 
 
 def test_what_is_not_known_is_asked_for(model_dir, pairs_file, capsys):

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 Layout = dict[str, dict[str, list[Any]]]
 
 _BOTH = "(train|val)/"
+# TensorBoard's table of hyper-parameters starts with five columns; these come first.
+_FIRST = ("beta", "tau", "lam", "global_batch_size", "loss", "lr", "seed")
 
 
 class TensorBoardDashboard(Callback):
@@ -196,6 +198,7 @@ def hyperparameters(trainer: Trainer, module: PreferenceLitModule) -> dict[str, 
 
 
 def _write_hyperparameters(writer: SummaryWriter, values: dict[str, Any], loss: PreferenceLoss, stage: str) -> None:
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
     from torch.utils.tensorboard import summary
 
     metrics = ["loss", "logps/chosen_per_token"]
@@ -208,7 +211,13 @@ def _write_hyperparameters(writer: SummaryWriter, values: dict[str, Any], loss: 
     columns = {**values, "ceiling": 0.0} if loss.needs_rejected and not isinstance(loss, Adaptive) else values
     # TensorBoard itself takes each metric's last value from the run's curve, so the names are enough.
     hparams: Any = summary.hparams
-    for part in (hparams(columns, names)[0], *hparams(values, names)[1:]):
+    experiment, start, end = hparams(columns, names)[0], *hparams(values, names)[1:]
+    plugin = experiment.value[0].metadata.plugin_data
+    content = HParamsPluginData.FromString(plugin.content)
+    for info in content.experiment.hparam_infos:
+        info.differs = info.name in _FIRST
+    plugin.content = content.SerializeToString()
+    for part in (experiment, start, end):
         cast("Any", writer)._get_file_writer().add_summary(part)
 
 

@@ -153,6 +153,8 @@ def test_hyperparameters_name_what_tells_runs_apart_and_metrics_that_exist(run, 
     assert expected.items() <= values.items()
     assert "ceiling=2.0" in values["loss_options"]
     assert {info.name for info in experiment.hparam_infos} == set(values)
+    first = {info.name for info in experiment.hparam_infos if info.differs}
+    assert first == {"beta", "global_batch_size", "loss", "lr", *({"seed"} & set(values))}
     metrics = {info.name.tag for info in experiment.metric_infos}
     assert {"val/loss", "val/rewards/accuracies", "val/kl/chosen"} <= metrics
     assert metrics <= set(accumulator.Tags()["scalars"])
