@@ -47,6 +47,7 @@ CASES = {
     "cached": Case("adadpo", reference="cached"),
     "hsdp": Case("dpo", strategy={"replicas": 2}),
     "offload": Case("dpo", model="tied", strategy={"cpu_offload": True}),
+    "saving": Case("adacpo", policy={"gradient_checkpointing": "selective", "offload_activations": True}),
     "padded": Case("ipo", policy={"layout": "padded"}),
     "unclipped": Case("dpo", clip=None),
     "dies": Case("simpo", save=True, dies=True),

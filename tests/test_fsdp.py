@@ -13,7 +13,7 @@ from tests.tiny import make_model_dir, make_rows, write_rows
 
 pytestmark = pytest.mark.distributed
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "USE_LIBUV": "0"}
-WHOLE_RUNS = ["dpo", "adadpo", "cpo", "lora", "cached", "hsdp", "offload", "padded"]
+WHOLE_RUNS = ["dpo", "adadpo", "cpo", "lora", "cached", "hsdp", "offload", "saving", "padded"]
 RESUMED_RUNS = ["dpo-resumed", "lora-resumed"]
 
 

@@ -211,7 +211,8 @@ def _write_hyperparameters(writer: SummaryWriter, values: dict[str, Any], loss: 
     columns = {**values, "ceiling": 0.0} if loss.needs_rejected and not isinstance(loss, Adaptive) else values
     # TensorBoard itself takes each metric's last value from the run's curve, so the names are enough.
     hparams: Any = summary.hparams
-    experiment, start, end = hparams(columns, names)[0], *hparams(values, names)[1:]
+    experiment, _, _ = hparams(columns, names)
+    _, start, end = hparams(values, names)
     plugin = experiment.value[0].metadata.plugin_data
     content = HParamsPluginData.FromString(plugin.content)
     for info in content.experiment.hparam_infos:
