@@ -24,6 +24,7 @@ TRAINER_COMMANDS = {
     "predict": "rewards and log-probabilities of every pair, as JSON lines",
 }
 ESTIMATE = "memory on each rank and work of a step that a config of fit would take"
+STUDY = "a grid of fit runs over losses, learning rates, betas and seeds, and its report"
 DOCTOR = "versions, devices and, for a config of fit, a check of its first step and its memory"
 
 
@@ -61,10 +62,12 @@ def _dispatch(args: list[str]) -> None:
         _with_parser_errors(args, _estimate)
     elif args[0] == "doctor":
         _with_parser_errors(args, _doctor)
+    elif args[0] == "study":
+        _with_parser_errors(args, _study)
     elif args[0] in TRAINER_COMMANDS:
         _with_parser_errors(args, _fit)
     else:
-        known = [*TRAINER_COMMANDS, "estimate", "doctor", *own]
+        known = [*TRAINER_COMMANDS, "estimate", "doctor", "study", *own]
         raise UserError("command", f"unknown command {args[0]!r}", did_you_mean(args[0], known))
 
 
@@ -88,6 +91,7 @@ def _print_help(own: dict[str, Callable[..., None]]) -> None:
         print(f"  {name:<14}{text}")
     print(f"  {'estimate':<14}{ESTIMATE}")
     print(f"  {'doctor':<14}{DOCTOR}")
+    print(f"  {'study':<14}{STUDY}")
     for name, command in own.items():
         print(f"  {name:<14}{(command.__doc__ or '').splitlines()[0]}")
     print("\nCOMMAND --help lists its options; --debug shows the traceback of an error.")
@@ -127,6 +131,12 @@ def _doctor(args: list[str]) -> None:
     from adadpo_lightning.doctor import run_doctor
 
     run_doctor(args[1:])
+
+
+def _study(args: list[str]) -> None:
+    from adadpo_lightning.study_command import run_study_command
+
+    run_study_command(args[1:], main)
 
 
 def _with_parser_errors(args: list[str], command: Callable[[list[str]], None]) -> None:

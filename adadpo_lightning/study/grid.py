@@ -1,0 +1,238 @@
+"""A study as data: its arms, its grid, the cells of that grid, and in which order they can be run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+from adadpo_lightning.errors import UserError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train, run over the whole grid or a part of it.
+
+    Args:
+        loss: Key of the loss.
+        twin_of: The plain arm that this one is the adaptive twin of; the report compares the two.
+        control: What this arm is a control for: static, null, policy, or a word of your own.
+        against: The arm that a control is compared with; null takes the first plain arm.
+        options: Options of the loss beside the swept one.
+        strength: The option that `betas` sweeps: beta, or tau (ipo), lam (orpo).
+        coefficient_of: Take floor = ceiling = the mean coefficient that this arm's run of the same cell had.
+        training_seed: Another number draws another order of the pairs over the same warm-up model and pairs.
+        learning_rates: Instead of the study's.
+        betas: Instead of the study's.
+    """
+
+    loss: str
+    twin_of: str | None = None
+    control: str | None = None
+    against: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    strength: str = "beta"
+    coefficient_of: str | None = None
+    training_seed: int = 0
+    learning_rates: list[float] | None = None
+    betas: list[float] | None = None
+
+
+@dataclass(frozen=True)
+class EmbeddedTaskConfig:
+    """Size of the embedded task.
+
+    Args:
+        corpus_size: Rows of the warm-up corpus.
+        warmup_steps: Optimizer steps of the warm-up, 32 rows each.
+        prompts: Prompts that training pairs are sampled for.
+        heldout_prompts: Prompts of the evaluation.
+    """
+
+    corpus_size: int = 20_000
+    warmup_steps: int = 1200
+    prompts: int = 4096
+    heldout_prompts: int = 1000
+
+
+@dataclass(frozen=True)
+class JudgedPrompts:
+    """How a trained policy of a study on your own data is judged, by the subcommands ``generate`` and ``evaluate``.
+
+    Args:
+        prompts: As ``--prompts`` of ``generate``.
+        baseline: Responses of the opponent, as ``--baseline`` of ``evaluate``.
+        judge: As ``--judge``.
+        judge_options: As ``--judge_options``.
+        generate: Further options of ``generate``, such as temperature.
+        evaluate: Further options of ``evaluate``, such as difficulty.
+    """
+
+    prompts: str
+    baseline: str
+    judge: str
+    judge_options: dict[str, Any] = field(default_factory=dict)
+    generate: dict[str, Any] = field(default_factory=dict)
+    evaluate: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """A grid of ordinary ``fit`` runs over losses, learning rates, betas and seeds.
+
+    Args:
+        output_dir: Directory of the study; the same command goes on where it was stopped.
+        learning_rates: Swept for every arm.
+        betas: Swept for every arm.
+        seeds: Pipeline seeds: on the embedded task each redraws warm-up, pairs, training and evaluation, on your own
+            data the order of the pairs and what is random in training.
+        arms: The ways to train, by name.
+        name: Title of the report.
+        task: embedded makes warm-up model and pairs itself; preference runs on the model and data of `fit_configs`.
+        embedded: Size of the embedded task.
+        fit_configs: Configs of ``fit`` under every cell, in order; null takes the quickstart's for the embedded task.
+        fit_options: Options of ``fit`` under every cell by their dotted names, such as data.max_length.
+        evaluation: How a policy is judged (task preference); null leaves it at the logged metrics.
+        keep_models: Keep the exported policy of every cell.
+        paper: Published figures by headline, shown in a column of their own.
+
+    Raises:
+        UserError: If the grid is empty, or an arm names a loss or another arm that there is not.
+    """
+
+    output_dir: str
+    learning_rates: list[float]
+    betas: list[float]
+    seeds: list[int]
+    arms: dict[str, Arm]
+    name: str = "study"
+    task: Literal["embedded", "preference"] = "embedded"
+    embedded: EmbeddedTaskConfig = field(default_factory=EmbeddedTaskConfig)
+    fit_configs: list[str] | None = None
+    fit_options: dict[str, Any] = field(default_factory=dict)
+    evaluation: JudgedPrompts | None = None
+    keep_models: bool = False
+    paper: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check what can be checked before anything runs."""
+        for name in ("learning_rates", "betas", "seeds", "arms"):
+            if not getattr(self, name):
+                raise UserError(name, "expected at least one, got none")
+            values = list(getattr(self, name))
+            if len(set(values)) < len(values):
+                raise UserError(name, f"expected each value once, got {values}")
+        if self.task == "preference" and not self.fit_configs:
+            raise UserError("fit_configs", "task preference needs configs of fit with model and data, got none")
+        if self.task == "embedded" and self.evaluation is not None:
+            raise UserError("evaluation", "the embedded task has its own", "leave it out, or take task: preference")
+        for name, arm in self.arms.items():
+            _check_arm(name, arm, self.arms)
+
+    @property
+    def root(self) -> Path:
+        """The study's directory."""
+        return Path(self.output_dir)
+
+
+def _check_arm(name: str, arm: Arm, arms: dict[str, Arm]) -> None:
+    from adadpo_lightning.losses import available_losses, build_loss
+
+    if arm.loss not in available_losses():
+        raise UserError(f"arms.{name}.loss", f"unknown loss {arm.loss!r}", did_you_mean(arm.loss, available_losses()))
+    build_loss(arm.loss, **arm.options)  # names an unknown option itself
+    for key in ("twin_of", "against", "coefficient_of"):
+        other = getattr(arm, key)
+        if other is not None and (other not in arms or other == name):
+            raise UserError(f"arms.{name}.{key}", f"no other arm is called {other!r}", did_you_mean(other, arms))
+    if any(mark in name for mark in "/\\ ") or name.startswith("."):
+        raise UserError(f"arms.{name}", "expected a name without spaces and slashes: it names directories")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: an arm at one point of the grid, under one seed."""
+
+    arm: str
+    loss: str
+    lr: float
+    beta: float
+    seed: int
+    options: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Name of its directory and of its job."""
+        return f"{self.arm}_lr{self.lr:g}_beta{self.beta:g}_seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one process does: prepare a seed's warm-up model and pairs, or run a cell.
+
+    Args:
+        name: Of the job, unique in the study.
+        seed: Pipeline seed.
+        needs: Jobs that must have succeeded before.
+        cell: What to run; None prepares the seed.
+    """
+
+    name: str
+    seed: int
+    needs: tuple[str, ...] = ()
+    cell: Cell | None = None
+
+
+def cells_of(study: StudyConfig) -> Iterator[Cell]:
+    """All cells, seed by seed."""
+    for seed, (name, arm) in product(study.seeds, study.arms.items()):
+        for lr, beta in product(arm.learning_rates or study.learning_rates, arm.betas or study.betas):
+            yield Cell(name, arm.loss, lr, beta, seed, {**arm.options, arm.strength: beta})
+
+
+def jobs_of(study: StudyConfig) -> list[Job]:
+    """All jobs in an order in which they can be run one after another.
+
+    Raises:
+        UserError: If an arm takes its coefficient from one that is not run at the same point.
+    """
+    prepare = {seed: Job(f"prepare_seed{seed}", seed) for seed in study.seeds} if study.task == "embedded" else {}
+    plain: list[Job] = []
+    dependent: list[Job] = []
+    cells = {cell.name: cell for cell in cells_of(study)}
+    for cell in cells.values():
+        needs = (prepare[cell.seed].name,) if prepare else ()
+        source = study.arms[cell.arm].coefficient_of
+        if source is None:
+            plain.append(Job(cell.name, cell.seed, needs, cell))
+            continue
+        other = source_cell(cell, source).name
+        if other not in cells:
+            raise UserError(f"arms.{cell.arm}.coefficient_of", f"{source} is not run at lr {cell.lr}, beta {cell.beta}")
+        dependent.append(Job(cell.name, cell.seed, (*needs, other), cell))
+    return [*prepare.values(), *plain, *dependent]
+
+
+def source_cell(cell: Cell, arm: str) -> Cell:
+    """The cell of another arm at the same point."""
+    return Cell(arm, cell.loss, cell.lr, cell.beta, cell.seed, cell.options)
+
+
+def as_document(study: StudyConfig) -> dict[str, Any]:
+    """The study in plain data: what ``study.yaml`` holds and ``--config`` reads again."""
+    return asdict(study)
+
+
+def find_job(study: StudyConfig, name: str) -> Job:
+    """The job of that name.
+
+    Raises:
+        UserError: If there is none.
+    """
+    jobs: Sequence[Job] = jobs_of(study)
+    for job in jobs:
+        if job.name == name:
+            return job
+    raise UserError("job", f"the study has no job {name!r}", did_you_mean(name, [job.name for job in jobs]))

@@ -1,0 +1,98 @@
+"""A whole small study: seeds prepared, cells trained by `fit`, judged, and not run again."""
+
+import json
+
+import pytest
+
+from adadpo_lightning.cli import main
+from adadpo_lightning.errors import UserError
+from adadpo_lightning.study.cell import COEFFICIENT, fit_arguments, logged, run_job
+from adadpo_lightning.study.grid import Arm, Cell, EmbeddedTaskConfig, StudyConfig, jobs_of
+from adadpo_lightning.study.run import status_of
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    root = tmp_path_factory.mktemp("study")
+    arms = {
+        "dpo": Arm("dpo"),
+        "adadpo": Arm("adadpo", twin_of="dpo"),
+        "static": Arm("adadpo", control="static", coefficient_of="adadpo"),
+        "null": Arm("dpo", control="null", training_seed=1),
+    }
+    study = StudyConfig(
+        output_dir=str(root),
+        learning_rates=[1e-3],
+        betas=[0.1],
+        seeds=[3],
+        arms=arms,
+        embedded=EmbeddedTaskConfig(corpus_size=256, warmup_steps=20, prompts=64, heldout_prompts=32),
+        fit_options={"trainer.log_every_n_steps": 1},
+    )
+    for job in jobs_of(study):
+        run_job(study, job, main)
+    return study
+
+
+def result(study, arm):
+    return json.loads((study.root / "cells" / f"{arm}_lr0.001_beta0.1_seed3" / "result.json").read_text())
+
+
+def test_every_job_is_done_and_says_what_it_measured(study):
+    assert {status_of(study, job) for job in jobs_of(study)} == {"done"}
+    found = result(study, "adadpo")
+    assert found["cell"]["options"] == {"beta": 0.1}
+    assert {"gold_win_rate", "judge_win_rate_lc", "kl", "val/rewards/accuracies"} <= found["metrics"].keys()
+    assert 0 <= found["metrics"]["gold_win_rate"] <= 1
+
+
+def test_arms_start_from_the_same_model_and_see_the_same_pairs(study):
+    def first(arm, name):
+        return logged(study.root / "cells" / f"{arm}_lr0.001_beta0.1_seed3" / "run")[name][0]
+
+    # At the first step policy and reference are the same: only another order of pairs changes the log-probabilities.
+    assert first("dpo", "train/logps/chosen") == pytest.approx(first("adadpo", "train/logps/chosen"), rel=1e-6)
+    assert first("dpo", "train/logps/chosen") != pytest.approx(first("null", "train/logps/chosen"), rel=1e-6)
+
+
+def test_static_takes_the_mean_coefficient_of_the_adaptive_run(study):
+    values = logged(study.root / "cells" / "adadpo_lr0.001_beta0.1_seed3" / "run")[COEFFICIENT]
+    options = result(study, "static")["cell"]["options"]
+    assert options["floor"] == options["ceiling"] == pytest.approx(sum(values) / len(values))
+    coefficients = logged(study.root / "cells" / "static_lr0.001_beta0.1_seed3" / "run")[COEFFICIENT]
+    assert coefficients == pytest.approx([options["floor"]] * len(coefficients))
+
+
+def test_one_reference_cache_serves_all_cells(study):
+    caches = [path for path in (study.root / "reference_cache").iterdir() if path.is_dir()]
+    assert len(caches) == 2  # training and validation pairs
+
+
+def test_models_are_not_kept_unless_asked(study):
+    assert not list(study.root.glob("cells/*/run/export"))
+
+
+def test_a_preference_study_builds_the_fit_command_of_its_configs(tmp_path):
+    study = StudyConfig(
+        output_dir=str(tmp_path),
+        task="preference",
+        fit_configs=["base.yaml", "data.yaml"],
+        fit_options={"data.max_length": 512, "trainer.precision": "bf16-mixed"},
+        learning_rates=[5e-7],
+        betas=[2.0],
+        seeds=[1],
+        arms={"simpo": Arm("simpo", options={"gamma_beta_ratio": 0.5})},
+    )
+    cell = Cell("simpo", "simpo", 5e-7, 2.0, 1, {"gamma_beta_ratio": 0.5, "beta": 2.0})
+    arguments = fit_arguments(study, cell, cell.options, tmp_path / "run")
+    assert arguments[1:3] == ["--config=base.yaml", "--config=data.yaml"]
+    assert "--model.loss=SimPO" in arguments
+    assert "--model.loss.gamma_beta_ratio=0.5" in arguments
+    assert "--auto_resume=true" in arguments
+    assert "--trainer.precision=bf16-mixed" in arguments
+    assert not any(argument.startswith("--model.reference") for argument in arguments)  # simpo has none
+
+
+def test_a_run_without_a_csv_log_is_an_error(tmp_path):
+    with pytest.raises(UserError, match=r"holds no csv/version"):
+        logged(tmp_path)
