@@ -11,7 +11,9 @@ from adadpo_lightning.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from jsonargparse import ArgumentParser
+    from jsonargparse import ArgumentParser, Namespace
+
+    from adadpo_lightning.study.grid import StudyConfig
 
 
 def run_study_command(args: Sequence[str], main: Callable[[Sequence[str]], int]) -> None:
@@ -25,13 +27,11 @@ def run_study_command(args: Sequence[str], main: Callable[[Sequence[str]], int])
         UserError: If the study is not well-formed, or some of its jobs failed.
     """
     from adadpo_lightning.study.cell import run_job
-    from adadpo_lightning.study.grid import StudyConfig, find_job
+    from adadpo_lightning.study.grid import find_job
     from adadpo_lightning.study.run import run_study, save_study
     from adadpo_lightning.study.slurm import write_slurm
 
-    parser = _parser()
-    parsed = parser.instantiate(parser.parse_args(list(args)))
-    study = StudyConfig(**{each.name: parsed[each.name] for each in fields(StudyConfig)})
+    study, parsed = parse_study(args)
     if parsed.job is not None:
         run_job(study, find_job(study, parsed.job), main)
         return
@@ -47,6 +47,19 @@ def run_study_command(args: Sequence[str], main: Callable[[Sequence[str]], int])
     print(f"report: {write_report(study.root, study.root / 'report')}")
     if failed:
         raise UserError("study", f"{failed} jobs failed or wait for one that did", "the same command tries them again")
+
+
+def parse_study(args: Sequence[str]) -> tuple[StudyConfig, Namespace]:
+    """The study that options and config files describe, and the options beside it.
+
+    Raises:
+        UserError: If the study is not well-formed.
+    """
+    from adadpo_lightning.study.grid import StudyConfig
+
+    parser = _parser()
+    parsed = parser.instantiate(parser.parse_args(list(args)))
+    return StudyConfig(**{each.name: parsed[each.name] for each in fields(StudyConfig)}), parsed
 
 
 def _parser() -> ArgumentParser:

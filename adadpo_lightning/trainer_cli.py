@@ -7,14 +7,17 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from adadpo_lightning.callbacks import (
+    GracefulStop,
     GradientNorm,
     LikelihoodDisplacement,
+    NonFiniteGuard,
     PreferenceMetrics,
     RunCheckpoint,
     RunSummary,
@@ -27,6 +30,7 @@ from adadpo_lightning.callbacks.tensorboard import log_config
 from adadpo_lightning.cli import check_output_dir, whole_class_options
 from adadpo_lightning.data.datamodule import PreferenceDataModule
 from adadpo_lightning.module import PreferenceLitModule
+from adadpo_lightning.resume import check_same_run, resolve_checkpoint
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule
@@ -41,7 +45,15 @@ CHECKPOINT_DEFAULTS = {
 }
 
 
-DEFAULT_CALLBACKS = (PreferenceMetrics, LikelihoodDisplacement, GradientNorm, Throughput, TensorBoardDashboard)
+DEFAULT_CALLBACKS = (
+    NonFiniteGuard,
+    PreferenceMetrics,
+    LikelihoodDisplacement,
+    GradientNorm,
+    Throughput,
+    TensorBoardDashboard,
+    GracefulStop,
+)
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -51,8 +63,8 @@ class SaveRunConfig(SaveConfigCallback):
         """Write it once, on rank zero, and show it in TensorBoard; a resumed run keeps the first file."""
         path = Path(trainer.default_root_dir) / "config.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            self.parser.save(self.config, str(path))
+        if not path.exists() or self.config.get("ckpt_path") is None:
+            self.parser.save(self.config, str(path), overwrite=True)
         log_config(trainer, path.read_text(encoding="utf-8"))
 
 
@@ -82,6 +94,10 @@ class PreferenceCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the output directory, which loggers, checkpoints and config share, and the checkpoint callback."""
         parser.add_argument("--output_dir", type=str, default="runs/default", help="Directory that the run writes to.")
+        resume = "Go on from the newest whole checkpoint of output_dir, or start where there is none."
+        parser.add_argument("--auto_resume", type=bool, default=False, help=resume)
+        changed = "Go on although the config differs from the run's in what matters."
+        parser.add_argument("--allow_changed_config", type=bool, default=False, help=changed)
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.set_defaults(CHECKPOINT_DEFAULTS)
         parser.link_arguments("output_dir", "trainer.default_root_dir")
@@ -96,11 +112,18 @@ class PreferenceCLI(LightningCLI):
         """Nothing: the config decides, not hyper-parameters found in a checkpoint."""
 
     def before_instantiate_classes(self) -> None:
-        """Stop before anything is written over."""
-        if self.subcommand == "fit":
-            output_dir, ckpt_path = self._get(self.config, "output_dir"), self._get(self.config, "ckpt_path")
-            if not self._get(self.config, "trainer").get("fast_dev_run"):
-                check_output_dir(output_dir, resuming=ckpt_path is not None)
+        """Find the checkpoint to go on from; stop before anything is written over."""
+        config: Any = self.config[str(self.subcommand)]
+        fits = self.subcommand == "fit"
+        auto = fits and config.auto_resume
+        config.ckpt_path = resolve_checkpoint(config.ckpt_path, config.output_dir, auto_resume=auto)
+        if not fits or config.trainer.fast_dev_run:
+            return
+        check_output_dir(config.output_dir, resuming=config.ckpt_path is not None or auto)
+        saved = Path(config.output_dir) / "config.yaml"
+        if config.ckpt_path is not None and saved.is_file() and not config.allow_changed_config:
+            now = self._parser("fit").dump(config, skip_validation=True)
+            check_same_run(*(yaml.safe_load(text) for text in (saved.read_text(encoding="utf-8"), now)))
 
     def instantiate_classes(self) -> None:
         """Build module, datamodule and trainer (by the method that jsonargparse does not deprecate)."""

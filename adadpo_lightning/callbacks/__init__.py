@@ -4,8 +4,10 @@ from adadpo_lightning.callbacks.checkpoint import RunCheckpoint
 from adadpo_lightning.callbacks.displacement import LikelihoodDisplacement
 from adadpo_lightning.callbacks.export import ExportHF
 from adadpo_lightning.callbacks.generation import GenerationCallback
+from adadpo_lightning.callbacks.graceful_stop import GracefulStop
 from adadpo_lightning.callbacks.gradient_norm import GradientNorm
 from adadpo_lightning.callbacks.metrics import PreferenceMetrics
+from adadpo_lightning.callbacks.non_finite import NonFiniteError, NonFiniteGuard
 from adadpo_lightning.callbacks.parameter_balance import ParameterGradientBalance
 from adadpo_lightning.callbacks.predictions import WritePredictions
 from adadpo_lightning.callbacks.progress import PreferenceProgressBar, ProgressLines
@@ -16,8 +18,11 @@ from adadpo_lightning.callbacks.throughput import Throughput
 __all__ = [
     "ExportHF",
     "GenerationCallback",
+    "GracefulStop",
     "GradientNorm",
     "LikelihoodDisplacement",
+    "NonFiniteError",
+    "NonFiniteGuard",
     "ParameterGradientBalance",
     "PreferenceMetrics",
     "PreferenceProgressBar",

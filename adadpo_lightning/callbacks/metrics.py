@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback
 
-from adadpo_lightning.metrics.aggregate import WeightedMeans
+from adadpo_lightning.metrics.aggregate import WeightedMeans, summed_over_ranks
 from adadpo_lightning.metrics.gradients import gradient_squares
 from adadpo_lightning.metrics.preference import finish, gradient_statistics, step_statistics
 
@@ -37,9 +37,23 @@ class PreferenceMetrics(Callback):
         self.gradient_norms = gradient_norms
         self._means: dict[str, WeightedMeans] = {}
         self._squares: Tensor | None = None
+        self._at_last_step: dict[str, Any] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Sums over all ranks since the last log line, as they were after the last optimizer step."""
+        return summed_over_ranks(self._at_last_step)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint, so that the first log line of a resumed run lacks no pair."""
+        self._at_last_step = dict(state_dict)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Watch the gradient."""
+        """Watch the gradient; take up the sums of a checkpoint."""
+        if self._at_last_step:
+            means = self._means["train"] = WeightedMeans().to(pl_module.device)
+            means.restore(
+                self._at_last_step if trainer.is_global_zero else {**self._at_last_step, "sums": 0, "weights": 0}
+            )
         if self.gradient_norms:
             _policy(pl_module).gradient_observer = self._observe
 
@@ -91,6 +105,9 @@ class PreferenceMetrics(Callback):
             self._log("train", pl_module)
             rate = trainer.optimizers[0].param_groups[0]["lr"]
             pl_module.log("train/learning_rate", rate, on_step=True, on_epoch=False, batch_size=1)
+        if not trainer.fit_loop._should_accumulate():
+            means = self._means.get("train")
+            self._at_last_step = {} if means is None else means.snapshot()
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PreferenceBatch, *args: Any

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -62,7 +64,29 @@ class WeightedMeans(Metric):
         ]
         return torch.stack(tensors)
 
+    def snapshot(self) -> dict[str, Any]:
+        """This rank's sums and weights, which later updates leave alone."""
+        return {"names": list(self.names), "sums": self.sums, "weights": self.weights}
+
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        """Take up a `snapshot`; ``sums`` and ``weights`` of 0 take up its names alone."""
+        self.names = tuple(snapshot["names"])
+        self._allocate(len(self.names))
+        self.sums = self.sums + snapshot["sums"]
+        self.weights = self.weights + snapshot["weights"]
+
     def compute(self) -> dict[str, float]:
         """The means by name, as numbers on the host; names that no weight fell on are left out."""
         weights, sums = self.weights.tolist(), self.sums.tolist()
         return {name: s / w for name, s, w in zip(self.names, sums, weights, strict=True) if w > 0}
+
+
+def summed_over_ranks(snapshot: Mapping[str, Any]) -> dict[str, Any]:
+    """A `WeightedMeans.snapshot` of all ranks together, on the host; every rank must call it."""
+    if not snapshot:
+        return {}
+    sums = torch.stack([snapshot["sums"], snapshot["weights"]])
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(sums)
+    total, weights = sums.cpu()
+    return {"names": snapshot["names"], "sums": total, "weights": weights}

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 
+from adadpo_lightning.checkpoint_io import shard_digests, write_manifest
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.models.export_shards import is_sharded
 from adadpo_lightning.strategies.parallelize import Sharding
@@ -119,7 +120,10 @@ class FSDP2(ModelParallelStrategy):
         self.barrier("earlier remains are gone")
         super().save_checkpoint(checkpoint, partial, storage_options)
         self.barrier("all shards are written")
+        digests: list[dict[str, list[int]]] = [{} for _ in range(self.world_size)]
+        torch.distributed.all_gather_object(digests, shard_digests(partial, self.global_rank))
         if self.is_global_zero:
+            write_manifest(partial, {name: digest for part in digests for name, digest in part.items()})
             if target.exists():
                 target.rename(old)
             partial.rename(target)

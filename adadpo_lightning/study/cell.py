@@ -122,7 +122,7 @@ def fit_arguments(study: StudyConfig, cell: Cell, options: dict[str, Any], outpu
         f"--seed_everything={order}",
         f"--data.seed={order}",
         f"--model.loss={loss_class(cell.loss).__name__}",
-        *(f"--model.loss.{name}={json.dumps(value)}" for name, value in options.items()),
+        *(f"--model.loss.{name}={_value(value)}" for name, value in options.items()),
         f"--model.optimizer.lr={cell.lr}",
     ]
     if build_loss(cell.loss, **options).needs_reference:

@@ -167,7 +167,8 @@ def run_in_process(command: Sequence[str], result: Path, environment: dict[str, 
     if status == 0 and result.is_file():
         return None
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    error = f"exit {status}: {lines[-1] if lines else 'no output'} ({log})"
+    said = next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1] if lines else "no output")
+    error = f"exit {status}: {said} ({log})"
     cell = job.cell
     described = {} if cell is None else {name: getattr(cell, name) for name in ("arm", "loss", "lr", "beta", "seed")}
     failed = {"status": "failed", "error": error, "seconds": 0.0, "cell": described, "run": "run", "metrics": {}}

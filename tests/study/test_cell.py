@@ -81,13 +81,13 @@ def test_a_preference_study_builds_the_fit_command_of_its_configs(tmp_path):
         learning_rates=[5e-7],
         betas=[2.0],
         seeds=[1],
-        arms={"simpo": Arm("simpo", options={"gamma_beta_ratio": 0.5})},
+        arms={"simpo": Arm("adasimpo", options={"space": "policy"})},
     )
-    cell = Cell("simpo", "simpo", 5e-7, 2.0, 1, {"gamma_beta_ratio": 0.5, "beta": 2.0})
+    cell = Cell("simpo", "adasimpo", 5e-7, 2.0, 1, {"space": "policy", "beta": 2.0})
     arguments = fit_arguments(study, cell, cell.options, tmp_path / "run")
     assert arguments[1:3] == ["--config=base.yaml", "--config=data.yaml"]
-    assert "--model.loss=SimPO" in arguments
-    assert "--model.loss.gamma_beta_ratio=0.5" in arguments
+    assert "--model.loss=AdaSimPO" in arguments
+    assert "--model.loss.space=policy" in arguments
     assert "--auto_resume=true" in arguments
     assert "--trainer.precision=bf16-mixed" in arguments
     assert not any(argument.startswith("--model.reference") for argument in arguments)  # simpo has none

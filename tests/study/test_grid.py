@@ -8,9 +8,11 @@ import time
 import pytest
 
 from adadpo_lightning.errors import UserError
+from adadpo_lightning.quickstart import find_config
 from adadpo_lightning.study.grid import Arm, Job, StudyConfig, cells_of, find_job, jobs_of
 from adadpo_lightning.study.run import run_study, save_study, schedule, status_of
 from adadpo_lightning.study.slurm import layers_of, write_slurm
+from adadpo_lightning.study_command import parse_study
 
 
 def study(tmp_path=None, **options):
@@ -31,6 +33,12 @@ def test_cells_are_the_product_over_arms_grid_and_seeds():
     ipo = next(cell for cell in cells if cell.arm == "ipo")
     assert ipo.options == {"tau": 0.1}
     assert ipo.name == "ipo_lr0.0001_beta0.1_seed0"
+
+
+@pytest.mark.parametrize(("name", "jobs"), [("embedded_grid", 345), ("embedded_twins", 183), ("paper_grid", 34)])
+def test_shipped_studies_are_well_formed(name, jobs):
+    shipped = parse_study([f"--config={find_config(f'study/{name}.yaml')}"])[0]
+    assert len(jobs_of(shipped)) == jobs
 
 
 def test_jobs_come_after_what_they_need():

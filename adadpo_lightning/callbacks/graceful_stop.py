@@ -1,0 +1,135 @@
+"""SIGTERM and SIGINT: finish the micro-batch, save, say how to go on, and end."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from copy import deepcopy
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities import rank_zero_only
+
+from adadpo_lightning.callbacks.checkpoint import RunCheckpoint
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class GracefulStop(Checkpoint):
+    """Ends a run on SIGTERM or SIGINT without losing a finished optimizer step.
+
+    After the micro-batch that is being computed (or the validation that is running) ``last.ckpt`` is saved. In the
+    middle of an optimizer step the checkpoint is that of the step's begin: weights and optimizer have not moved since,
+    and the resumed run computes its micro-batches again, so that its gradient is exact. The exit status is 128 plus
+    the number of the signal. A second signal ends the process at once.
+
+    With several ranks a signal to any one stops all of them at the same micro-batch: they tell each other through a
+    gloo group, one micro-batch late, and never wait for the device.
+
+    It is a `Checkpoint` callback so that it comes after all others, which have then seen the micro-batch.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}
+        self._group: Any = None
+        self._flag = torch.zeros(1, dtype=torch.int32)
+        self._asked: Any = None
+        self._stopping = False
+        self._at_last_step: dict[str, Any] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen to the signals. Lightning's own handlers would end the run without a checkpoint."""
+        self._at_last_step = deepcopy(trainer.fit_loop.state_dict())
+        if trainer.world_size > 1:
+            self._group = dist.new_group(backend="gloo")
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            os._exit(128 + number)
+        self.received = signal.Signals(number)
+        # No `print`: the signal may have come in the middle of one.
+        os.write(2, f"\n{self.received.name}: saving after this micro-batch; once more ends the run now.\n".encode())
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """Save and end, if this or another rank was told to."""
+        if not trainer.fit_loop._should_accumulate():
+            self._at_last_step = deepcopy(trainer.fit_loop.state_dict())
+        # After an epoch's last step its validation comes first: a checkpoint in between would leave it out.
+        if self._told(trainer) and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self._stop(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save and end, if this or another rank was told to since the last micro-batch but one."""
+        self._at_last_step = deepcopy(trainer.fit_loop.state_dict())
+        if self._told(trainer):
+            self._stop(trainer)
+
+    def _told(self, trainer: Trainer) -> bool:
+        if self._group is None:
+            return self.received is not None
+        told = False
+        if self._asked is not None:
+            self._asked.wait()
+            told = bool(self._flag.item())
+        self._flag.fill_(0 if self.received is None else self.received.value)
+        self._asked = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        return told
+
+    def _stop(self, trainer: Trainer) -> None:
+        if self._asked is not None:
+            self._asked.wait()
+        number = self.received or signal.Signals(int(self._flag.item()) or signal.SIGTERM)
+        saver = next((c for c in trainer.checkpoint_callbacks if isinstance(c, RunCheckpoint)), None)
+        self._stopping = True
+        if saver is not None:
+            path = saver.save_now(trainer)
+            _say(f"{number.name}: saved {path} at step {trainer.global_step}. Go on with:\n  {resume_command()}")
+        else:
+            _say(f"{number.name}: stopped at step {trainer.global_step}; checkpoints are switched off, none was saved.")
+        for logger in trainer.loggers:
+            logger.save()
+        raise SystemExit(128 + number)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """In the middle of an optimizer step put the position back to where it began."""
+        if self._stopping and trainer.fit_loop._should_accumulate():
+            checkpoint["loops"]["fit_loop"] = self._at_last_step
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the signals back."""
+        self._release()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the signals back."""
+        self._release()
+
+    def _release(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+
+def resume_command() -> str:
+    """The command line of this process with what makes it go on."""
+    arguments, skip = [], False
+    for argument in sys.argv[1:]:
+        if not (skip or argument.startswith(("--ckpt_path", "--auto_resume"))):
+            arguments.append(argument)
+        skip = argument in ("--ckpt_path", "--auto_resume")
+    return shlex.join(["python", "-m", "adadpo_lightning", *arguments, "--ckpt_path", "last"])
+
+
+_say: Callable[[str], None] = rank_zero_only(lambda text: print(text, file=sys.stderr, flush=True))

@@ -1,0 +1,254 @@
+"""A loss or gradient that is not finite never reaches the weights, and is said with its step, pairs and layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback
+from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.distributed.tensor import DTensor
+
+from adadpo_lightning.errors import UserError
+from adadpo_lightning.resume import newest_whole
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+    from torch import Tensor
+    from torch.optim import Optimizer
+
+    from adadpo_lightning.types import PreferenceBatch
+
+Policy = Literal["raise", "skip", "rollback"]
+SHOWN = 20
+
+
+class NonFiniteError(UserError):
+    """Training has met a loss or a gradient that is not finite; the weights are those before that step."""
+
+
+@dataclass
+class StepRecord:
+    """What is kept of an optimizer step until it is known to be finite.
+
+    Args:
+        batches: Its micro-batches on this rank.
+        losses: Their loss per pair, each (B,).
+        norms: Norm of each parameter's gradient.
+        names: Names of these parameters.
+        finite: Whether all of these norms are, on all ranks; a scalar on the device or on its way to the host.
+        copied: Says when `finite` has arrived; None on the CPU.
+    """
+
+    batches: list[PreferenceBatch] = field(default_factory=list)
+    losses: list[Tensor] = field(default_factory=list)
+    norms: list[Tensor] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    finite: Tensor | None = None
+    copied: Any = None
+
+
+class NonFiniteGuard(Callback):
+    """Looks at every optimizer step's gradient before it is applied.
+
+    A step whose gradient is not finite changes neither weights nor moments, whatever the policy. On the CPU it is found
+    at once. On CUDA the fused optimizer skips it by itself and the host reads the verdict when the next step is
+    done, without waiting for the device. An optimizer that is not fused costs one wait a step on CUDA. With float16 and
+    a loss scaler, gradients beyond its range are the scaler's business, and only the loss is looked at. Under
+    Lightning's FSDP1 strategy, which shows no rank the whole gradient, only the loss is looked at too.
+
+    Args:
+        policy: ``raise`` ends the run; ``skip`` goes on with the next step and counts ``train/skipped_steps``;
+            ``rollback`` also takes weights and optimizer from the newest whole checkpoint.
+        max_in_a_row: With ``skip`` and ``rollback``, so many bad steps in a row end the run all the same.
+
+    Raises:
+        NonFiniteError: Naming the step, the rows of its pairs and the layer.
+    """
+
+    def __init__(self, policy: Policy = "raise", max_in_a_row: int = 5) -> None:
+        if policy not in get_args(Policy):
+            raise UserError("NonFiniteGuard.policy", f"expected one of {', '.join(get_args(Policy))}, got {policy!r}")
+        if max_in_a_row < 1:
+            raise UserError("NonFiniteGuard.max_in_a_row", f"expected at least 1, got {max_in_a_row}")
+        self.policy: Policy = policy
+        self.max_in_a_row = max_in_a_row
+        self.skipped = 0
+        self._in_a_row = 0
+        self._record = StepRecord()
+        self._waiting: list[tuple[int, StepRecord]] = []
+
+    def state_dict(self) -> dict[str, int]:
+        """How many steps were skipped."""
+        return {"skipped": self.skipped}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on counting."""
+        self.skipped = state_dict["skipped"]
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: PreferenceBatch, batch_idx: int
+    ) -> None:
+        """Keep the micro-batch until its step is done."""
+        self._record.batches.append(batch)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Make the optimizer leave out a step whose gradient is not finite."""
+        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        if scaled or isinstance(trainer.strategy, FSDPStrategy):
+            return
+        named = [(name, p) for name, p in pl_module.named_parameters() if p.grad is not None]
+        norms = list(torch._foreach_norm([p.grad for _, p in named if p.grad is not None]))
+        finite = torch.linalg.vector_norm(torch.stack(norms)).isfinite() if norms else torch.tensor(True)
+        if isinstance(finite, DTensor):
+            finite = finite.full_tensor()
+        self._record.names, self._record.norms = [name for name, _ in named], norms
+        if optimizer.defaults.get("fused"):
+            optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # how a GradScaler tells it
+            self._record.finite, self._record.copied = _to_host(finite)
+            return
+        self._record.finite = finite
+        if not bool(finite):
+            for _, parameter in named:
+                parameter.grad = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PreferenceBatch, batch_idx: int
+    ) -> None:
+        """Look at the step, where it is done and its verdict has arrived."""
+        if outputs:
+            self._record.losses.append(outputs["step"].loss.per_pair)
+        if trainer.fit_loop._should_accumulate():
+            return
+        self._waiting.append((trainer.global_step, self._record))
+        self._record = StepRecord()
+        last = 1 if self._waiting[-1][1].copied is not None else 0
+        while len(self._waiting) > last:
+            self._look(trainer, pl_module, *self._waiting.pop(0))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at what is still on its way."""
+        while self._waiting:
+            self._look(trainer, pl_module, *self._waiting.pop(0))
+
+    def _look(self, trainer: Trainer, module: LightningModule, step: int, record: StepRecord) -> None:
+        if record.copied is not None:
+            record.copied.synchronize()
+        finite = record.finite
+        if finite is None:  # nobody looked at the gradient
+            finite = torch.stack([loss.isfinite().all() for loss in record.losses]).all()
+        if bool(finite):
+            self._in_a_row = 0
+            return
+        self.skipped += 1
+        self._in_a_row += 1
+        problem = describe(module, record)
+        if self.policy == "raise" or self._in_a_row > self.max_in_a_row:
+            raise NonFiniteError(
+                f"step {step}",
+                problem,
+                "look at these rows, lower model.optimizer.lr, or let the run go on with the callback "
+                "adadpo_lightning.callbacks.NonFiniteGuard, policy: skip or rollback",
+            )
+        went_back = self._roll_back(trainer) if self.policy == "rollback" else ""
+        rank_zero_warn(f"step {step} left out: {problem}{went_back}")
+        module.log("train/skipped_steps", float(self.skipped), on_step=True, on_epoch=False, batch_size=1)
+
+    def _roll_back(self, trainer: Trainer) -> str:
+        saver: Any = trainer.checkpoint_callback
+        path = newest_whole(Path(saver.dirpath))[0] if saver is not None and saver.dirpath else None
+        if path is None:
+            return "; there is no checkpoint yet to go back to"
+        checkpoint = trainer.strategy.load_checkpoint(path, weights_only=True)
+        trainer.strategy.load_model_state_dict(checkpoint, strict=trainer.lightning_module.strict_loading)
+        trainer.strategy.load_optimizer_state_dict(checkpoint)
+        # The checkpoint's rate is that of its step.
+        for config in trainer.lr_scheduler_configs:
+            for group, rate in zip(
+                config.scheduler.optimizer.param_groups, config.scheduler.get_last_lr(), strict=True
+            ):
+                group["lr"] = rate
+        return f"; weights and optimizer are those of {path}"
+
+
+def _to_host(flag: Tensor) -> tuple[Tensor, Any]:
+    """A copy of a flag on its way to the host, and the event that says when it is there."""
+    if flag.device.type != "cuda":
+        return flag, None
+    host = torch.empty((), dtype=flag.dtype, pin_memory=True)
+    host.copy_(flag, non_blocking=True)
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's own
+    event.record()
+    return host, event
+
+
+def describe(module: LightningModule, record: StepRecord) -> str:
+    """Which pairs and which layer a bad step is about; every rank must call it."""
+    rows = _united([row for batch in record.batches for row in batch.row_ids.tolist()])
+    pairs = zip(record.batches, record.losses, strict=True)
+    bad = _united(
+        [row for batch, losses in pairs for row in batch.row_ids[~losses.isfinite().to(batch.row_ids.device)].tolist()]
+    )
+    if bad:
+        layer = _united([name for name in [first_bad_module(module, record.batches)] if name])
+        where = f", first seen in the output of {layer[0]}" if layer else ""
+        return f"the loss is not finite for the pairs of rows {_shown(bad)}{where}"
+    where = _bad_gradient(record)
+    return f"the gradient is not finite{where}, while the loss is; the step's pairs are rows {_shown(rows)}"
+
+
+def _bad_gradient(record: StepRecord) -> str:
+    """The parameter with a bad gradient that is nearest to the loss: from there it spread to all before it."""
+    whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in record.norms]
+    bad = [name for name, norm in zip(record.names, whole, strict=True) if not norm.isfinite()]
+    return f" in {len(bad)} of {len(whole)} parameters, nearest to the loss in {bad[-1]}" if bad else ""
+
+
+def first_bad_module(module: LightningModule, batches: list[PreferenceBatch]) -> str | None:
+    """Run the micro-batches again and name the first part of the policy whose output is not finite."""
+    policy: Any = module.get_submodule("policy")
+    with torch.no_grad(), _watched(policy) as seen:
+        for batch in batches:
+            policy(batch)
+            if seen:
+                return seen[0]
+    return None
+
+
+@contextmanager
+def _watched(policy: torch.nn.Module) -> Iterator[list[str]]:
+    seen: list[str] = []
+
+    def watch(name: str) -> Callable[..., None]:
+        def look(_module: Any, _inputs: Any, output: Any) -> None:
+            first = output[0] if isinstance(output, tuple) and output else output
+            if isinstance(first, torch.Tensor) and first.is_floating_point() and not first.isfinite().all():
+                seen.append(name)
+
+        return look
+
+    handles = [part.register_forward_hook(watch(name)) for name, part in policy.named_modules() if name]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _united(mine: list[Any]) -> list[Any]:
+    if not (dist.is_available() and dist.is_initialized()):
+        return mine
+    parts: list[list[Any]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(parts, mine)
+    return [value for part in parts for value in part]
+
+
+def _shown(rows: list[int]) -> str:
+    listed = ", ".join(map(str, sorted(rows)[:SHOWN]))
+    return listed if len(rows) <= SHOWN else f"{listed} and {len(rows) - SHOWN} more"

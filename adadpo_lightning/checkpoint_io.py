@@ -1,0 +1,158 @@
+"""Checkpoints that are whole or not there: how they are written, and how a damaged one is told from a good one."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from adadpo_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+MANIFEST = "manifest.json"
+PARTIAL = ".partial"
+CHUNK = 1 << 22
+
+
+class WholeFileIO(TorchCheckpointIO):
+    """Writes beside the target, waits for the disk, and moves the file there: what has the name is whole.
+
+    A kill, a full disk or a lost machine leaves the file that was there before. The zip archive that ``torch.save``
+    writes has a CRC-32 of every record, so that `damage` needs no other file.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            UserError: If the disk is full or cannot be written; the earlier file is as it was.
+        """
+        if "://" in str(path):  # object stores put a file in its place only when it is whole
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        target = Path(path)
+        partial = target.with_name(f".{target.name}{PARTIAL}")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(target)
+            sync_folder(target.parent)
+        except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into a RuntimeError
+            partial.unlink(missing_ok=True)
+            raise UserError(
+                str(target),
+                f"the checkpoint could not be written: {_first_line(error)}",
+                "the checkpoints before it are untouched; make room and go on with --ckpt_path last",
+            ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    while isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):
+        error = error.__context__
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until a rename in `folder` is on the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def digest(path: Path) -> list[int]:
+    """Size and CRC-32 of a file."""
+    size = crc = 0
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            size, crc = size + len(chunk), zlib.crc32(chunk, crc)
+    return [size, crc]
+
+
+def write_manifest(folder: Path, digests: dict[str, list[int]]) -> None:
+    """Say what a checkpoint of shards consists of; written last, so that one without is not whole.
+
+    Args:
+        folder: The checkpoint.
+        digests: `digest` of each of its files by name.
+    """
+    partial = folder / f".{MANIFEST}{PARTIAL}"
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(digests, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(folder / MANIFEST)
+    sync_folder(folder)
+
+
+def shard_digests(folder: Path, rank: int) -> dict[str, list[int]]:
+    """Digests of the files that one rank wrote; those that belong to no rank are rank zero's."""
+    files = (path for path in sorted(folder.iterdir()) if path.is_file())
+    return {path.name: digest(path) for path in files if _writer(path.name) == rank}
+
+
+def _writer(name: str) -> int:
+    """The rank that wrote a file: torch.distributed.checkpoint calls them ``__<rank>_<number>.distcp``."""
+    head = name.removeprefix("__").partition("_")[0]
+    return int(head) if name.startswith("__") and head.isdigit() else 0
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint.
+
+    Args:
+        path: A file, or a directory of shards.
+
+    Returns:
+        None if it is whole, else the reason in a few words.
+    """
+    try:
+        return _damage_of_shards(path) if path.is_dir() else _damage_of_file(path)
+    except OSError as error:
+        return str(error)
+
+
+def _damage_of_file(path: Path) -> str | None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, RuntimeError, zlib.error) as error:
+        return f"it is cut short or overwritten ({error})"
+    return None if broken is None else f"the checksum of {broken} does not match"
+
+
+def _damage_of_shards(path: Path) -> str | None:
+    manifest = path / MANIFEST
+    if not manifest.is_file():
+        return f"it has no {MANIFEST}, so it was not finished"
+    try:
+        expected: dict[str, list[int]] = json.loads(manifest.read_text(encoding="utf-8"))
+        names: Iterable[str] = list(expected)
+    except (ValueError, AttributeError) as error:
+        return f"its {MANIFEST} cannot be read ({error})"
+    for name in names:
+        if not (path / name).is_file():
+            return f"{name} is missing"
+        if digest(path / name) != expected[name]:
+            return f"the checksum of {name} does not match"
+    return None
+
+
+def step_of(path: Path) -> int:
+    """The optimizer step at which a whole checkpoint was saved."""
+    file = path / "meta.pt" if path.is_dir() else path
+    # Mapped, not read: the step is a few bytes of what may be gigabytes.
+    state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    return int(state["global_step"])

@@ -1,0 +1,134 @@
+"""A run that was interrupted anywhere and resumed gives the numbers and the weights of one that was not."""
+
+import os
+import shutil
+import signal
+
+import pytest
+from lightning.pytorch.callbacks import Callback
+
+from adadpo_lightning.trainer_cli import PreferenceCLI
+from tests.robust.runs import PAIRS, arguments, assert_same, curves, run
+from tests.tiny import make_rows, write_rows
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    return write_rows(tmp_path_factory.mktemp("pairs") / "pairs.jsonl", make_rows(PAIRS))
+
+
+class Interrupt(Callback):
+    """Sends this process a signal at one micro-batch of training or validation."""
+
+    def __init__(self, at, number=signal.SIGTERM, validation=False):
+        self.at, self.number, self.validation, self.seen = at, number, validation, 0
+
+    def _count(self):
+        if self.seen == self.at:
+            os.kill(os.getpid(), self.number)
+        self.seen += 1
+
+    def on_train_batch_start(self, *args):
+        if not self.validation:
+            self._count()
+
+    def on_validation_batch_start(self, trainer, *args):
+        if self.validation and not trainer.sanity_checking:
+            self._count()
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Run a command line that is interrupted by a callback."""
+
+    def _interrupted(args, callback):
+        build = PreferenceCLI._instantiate_trainer
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                PreferenceCLI, "_instantiate_trainer", lambda self, c, callbacks: build(self, c, [callback, *callbacks])
+            )
+            return run(args)
+
+    return _interrupted
+
+
+KINDS = {
+    "dpo": ["--model.loss=dpo"],
+    "adadpo": [],
+    "adacpo": ["--model.loss=adacpo"],
+    "lora": ["--model.policy.lora.r=2", "--model.policy.lora.target_modules=[q_proj,v_proj]"],
+    "cached": ["--model.reference=cached"],
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, model_dir, pairs):
+    """Uninterrupted runs, made once each."""
+    done = {}
+
+    def _whole(kind):
+        if kind not in done:
+            out = done[kind] = tmp_path_factory.mktemp(kind)
+            assert run(arguments(model_dir, pairs, out, *options(kind, out))) == 0
+        return done[kind]
+
+    return _whole
+
+
+def options(kind, out):
+    return [*KINDS[kind], f"--model.reference_cache={out.parent / 'cache'}"]
+
+
+# Micro-batches: 4 make an optimizer step, 12 an epoch; validation comes after the 6th and the 12th of each.
+@pytest.mark.parametrize(
+    ("kind", "at"),
+    [("adadpo", at) for at in (0, 3, 5, 6, 11, 12, 21)] + [(k, 9) for k in ("dpo", "adacpo", "lora", "cached")],
+)
+def test_resumed_equals_uninterrupted(tmp_path, model_dir, pairs, whole, interrupted, capsys, kind, at):
+    expected = whole(kind)
+    args = arguments(model_dir, pairs, tmp_path, *options(kind, expected))
+    assert interrupted(args, Interrupt(at)) == 128 + signal.SIGTERM
+    said = capsys.readouterr().err
+    assert f"SIGTERM: saved {tmp_path}/checkpoints/last.ckpt at step {(at + 1) // 4}. Go on with:" in said
+    assert run([*args, "--ckpt_path=last"]) == 0
+    assert_same(tmp_path, expected)
+
+
+def test_a_signal_during_validation_waits_for_its_end(tmp_path, model_dir, pairs, whole, interrupted):
+    expected = whole("adadpo")
+    args = arguments(model_dir, pairs, tmp_path, *options("adadpo", expected))
+    stop = Interrupt(2, signal.SIGINT, validation=True)
+    assert interrupted(args, stop) == 128 + signal.SIGINT
+    assert any(name == "val/loss" for name, _ in curves(tmp_path))
+    assert run([*args, "--auto_resume=true"]) == 0
+    assert_same(tmp_path, expected)
+
+
+def test_interrupted_many_times(tmp_path, model_dir, pairs, whole, interrupted):
+    expected = whole("adadpo")
+    args = arguments(model_dir, pairs, tmp_path, *options("adadpo", expected), "--auto_resume=true")
+    statuses = [interrupted(args, Interrupt(5)) for _ in range(6)]
+    assert statuses == [128 + signal.SIGTERM] * 5 + [0]
+    assert_same(tmp_path, expected)
+
+
+def test_resumed_from_every_kind_of_checkpoint(tmp_path, model_dir, pairs, whole):
+    """Of a step, of a validation and of an epoch's end."""
+    expected = whole("adadpo")
+    args = arguments(model_dir, pairs, tmp_path / "steps", *options("adadpo", expected))
+    assert run([*args, "--checkpoint.every_n_train_steps=1", "--checkpoint.save_top_k=-1"]) == 0
+    saved = sorted((tmp_path / "steps/checkpoints").glob("step*.ckpt"))
+    assert len(saved) == 6
+    for checkpoint in saved[:-1]:
+        out = tmp_path / checkpoint.stem
+        shutil.copytree(tmp_path / "steps/csv", out / "csv")
+        resumed = arguments(model_dir, pairs, out, *options("adadpo", expected), f"--ckpt_path={checkpoint}")
+        assert run(resumed) == 0
+        assert_same(out, expected)
+
+
+def test_the_same_seed_gives_the_same_bits_and_workers_change_nothing(tmp_path, model_dir, pairs, whole):
+    expected = whole("adadpo")
+    args = arguments(model_dir, pairs, tmp_path, *options("adadpo", expected), "--data.num_workers=2")
+    assert run(args) == 0
+    assert_same(tmp_path, expected)
