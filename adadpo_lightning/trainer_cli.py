@@ -42,6 +42,8 @@ CHECKPOINT_DEFAULTS = {
     "checkpoint.auto_insert_metric_name": False,
     "checkpoint.save_last": True,
     "checkpoint.save_top_k": 1,
+    # A resumed run goes on with its own files: no last-v1.ckpt beside last.ckpt.
+    "checkpoint.enable_version_counter": False,
 }
 
 

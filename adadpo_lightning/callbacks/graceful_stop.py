@@ -7,7 +7,6 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable
 from copy import deepcopy
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -15,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.utilities import rank_zero_only
 
 from adadpo_lightning.callbacks.checkpoint import RunCheckpoint
+from adadpo_lightning.console import say
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -96,9 +95,9 @@ class GracefulStop(Checkpoint):
         self._stopping = True
         if saver is not None:
             path = saver.save_now(trainer)
-            _say(f"{number.name}: saved {path} at step {trainer.global_step}. Go on with:\n  {resume_command()}")
+            say(f"{number.name}: saved {path} at step {trainer.global_step}. Go on with:\n  {resume_command()}")
         else:
-            _say(f"{number.name}: stopped at step {trainer.global_step}; checkpoints are switched off, none was saved.")
+            say(f"{number.name}: stopped at step {trainer.global_step}; checkpoints are switched off, none was saved.")
         for logger in trainer.loggers:
             logger.save()
         raise SystemExit(128 + number)
@@ -130,6 +129,3 @@ def resume_command() -> str:
             arguments.append(argument)
         skip = argument in ("--ckpt_path", "--auto_resume")
     return shlex.join(["python", "-m", "adadpo_lightning", *arguments, "--ckpt_path", "last"])
-
-
-_say: Callable[[str], None] = rank_zero_only(lambda text: print(text, file=sys.stderr, flush=True))
