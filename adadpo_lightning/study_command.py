@@ -44,7 +44,7 @@ def run_study_command(args: Sequence[str], main: Callable[[Sequence[str]], int])
     failed = 0 if parsed.report_only else run_study(study, workers)
     from adadpo_lightning.study.report import write_report
 
-    print(f"report: {write_report(study.root, study.root / 'report')}")
+    print(f"report: {write_report(study, study.root / 'report')}")
     if failed:
         raise UserError("study", f"{failed} jobs failed or wait for one that did", "the same command tries them again")
 

@@ -18,7 +18,7 @@ class Arm:
     Args:
         loss: Key of the loss.
         twin_of: The plain arm that this one is the adaptive twin of; the report compares the two.
-        control: What this arm is a control for: static, null, policy, or a word of your own.
+        control: What this arm is a control for, in a word of your own, such as noise or static.
         against: The arm that a control is compared with; null takes the first plain arm.
         options: Options of the loss beside the swept one.
         strength: The option that `betas` sweeps: beta, or tau (ipo), lam (orpo).
