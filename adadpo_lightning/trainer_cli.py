@@ -54,7 +54,6 @@ DEFAULT_CALLBACKS = (
     GradientNorm,
     Throughput,
     TensorBoardDashboard,
-    GracefulStop,
 )
 
 
@@ -157,6 +156,8 @@ class PreferenceCLI(LightningCLI):
             config["enable_model_summary"] = bool(config.get("enable_model_summary"))
         if self.subcommand == "predict":
             callbacks.append(WritePredictions())
+        if not any(isinstance(c, GracefulStop) for c in configured):
+            callbacks.append(GracefulStop())
         if config.get("enable_checkpointing") is False:
             callbacks = [c for c in callbacks if not isinstance(c, ModelCheckpoint)]
         return super()._instantiate_trainer(config, callbacks)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch import Callback
 
 from adadpo_lightning.callbacks.checkpoint import RunCheckpoint
 from adadpo_lightning.console import say
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class GracefulStop(Checkpoint):
+class GracefulStop(Callback):
     """Ends a run on SIGTERM or SIGINT without losing a finished optimizer step.
 
     After the micro-batch that is being computed (or the validation that is running) ``last.ckpt`` is saved. In the
@@ -35,7 +35,7 @@ class GracefulStop(Checkpoint):
     With several ranks a signal to any one stops all of them at the same micro-batch: they tell each other through a
     gloo group, one micro-batch late, and never wait for the device.
 
-    It is a `Checkpoint` callback so that it comes after all others, which have then seen the micro-batch.
+    It belongs behind all other callbacks, which have then seen the micro-batch.
     """
 
     def __init__(self) -> None:

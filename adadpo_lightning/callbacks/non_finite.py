@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.distributed.tensor import DTensor
@@ -161,8 +162,8 @@ class NonFiniteGuard(Callback):
         module.log("train/skipped_steps", float(self.skipped), on_step=True, on_epoch=False, batch_size=1)
 
     def _roll_back(self, trainer: Trainer) -> str:
-        saver: Any = trainer.checkpoint_callback
-        path = newest_whole(Path(saver.dirpath))[0] if saver is not None and saver.dirpath else None
+        folders = [c.dirpath for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.dirpath]
+        path = newest_whole(Path(folders[0]))[0] if folders else None
         if path is None:
             return "; there is no checkpoint yet to go back to"
         checkpoint = trainer.strategy.load_checkpoint(path, weights_only=True)
