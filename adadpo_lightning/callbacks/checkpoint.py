@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from adadpo_lightning.checkpoint_io import WholeFileIO
@@ -17,9 +19,15 @@ class RunCheckpoint(ModelCheckpoint):
     """Saves ``last.ckpt`` at the end of training too, and whenever it is asked to.
 
     Lightning's own saves after validations, and the steps after the last of these would be in no checkpoint.
+
+    What it saves is always the state after a whole optimizer step whose metrics are logged: a checkpoint from the
+    middle of a step, where a validation or a signal may fall, says that the step has yet to begin. Weights and
+    optimizer have not moved since, gradients are in no checkpoint, and so a resumed run computes them again.
     """
 
-    _after_validation: tuple[Any, Any, int] | None = None
+    _due: tuple[Any, Any, int] | None = None
+    _at_last_step: dict[str, Any] | None = None
+    _position_of_last_step = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write files by `WholeFileIO`, unless the trainer was given a plugin of its own."""
@@ -27,35 +35,79 @@ class RunCheckpoint(ModelCheckpoint):
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeFileIO()
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Before its first step a resumed run is where its checkpoint is."""
+        # Not a copy: the module may yet translate the position to this run's ranks and micro-batches.
+        self._at_last_step = checkpoint["loops"]["fit_loop"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember the position in the data, here and at every optimizer step."""
+        super().on_train_start(trainer, pl_module)
+        if self._at_last_step is None:
+            self._remember(trainer)
+
+    def _remember(self, trainer: Trainer) -> None:
+        self._at_last_step = deepcopy(trainer.fit_loop.state_dict())
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save if it is time to, but not between an epoch's last step and its validation.
+        """Save a little later, if it is time to: this step is not logged yet."""
+        if not trainer.fit_loop._should_accumulate():
+            self._remember(trainer)
+            self._due = (outputs, batch, batch_idx)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Save what is due."""
+        self._save_due(trainer, pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save what is due, but not between an epoch's last step and its validation.
 
         Resumed from there, Lightning would leave the validation out.
         """
-        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-            self._after_validation = (outputs, batch, batch_idx)
-        else:
-            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self._save_due(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what waited for the validation."""
+        self._remember(trainer)
         super().on_train_epoch_end(trainer, pl_module)
-        if self._after_validation is not None:
-            super().on_train_batch_end(trainer, pl_module, *self._after_validation)
-            self._after_validation = None
+        self._save_due(trainer, pl_module)
+
+    def _save_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        due, self._due = self._due, None
+        if due is not None:
+            self._position_of_last_step = True
+            super().on_train_batch_end(trainer, pl_module, *due)
+            self._position_of_last_step = False
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the last step, unless it is saved."""
         if self.save_last and not self._should_skip_saving_checkpoint(trainer):
-            self.save_now(trainer)
+            self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def save_now(self, trainer: Trainer) -> str:
-        """Save ``last.ckpt`` at the present step; every rank must call it.
+        """Save ``last.ckpt`` as of the last whole step, in the middle of training; every rank must call it.
 
         Returns:
             Its path.
         """
+        self._position_of_last_step = True
         self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+        self._position_of_last_step = False
         return self.last_model_path
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Put the position in the data to where the last whole step ended."""
+        inside = self._position_of_last_step or trainer.fit_loop._should_accumulate()
+        if self._at_last_step is not None and inside:
+            checkpoint["loops"]["fit_loop"] = self._at_last_step
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        """Save, with everything that was logged up to here on the disk before."""
+        for logger in trainer.loggers:
+            logger.save()
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.flush()
+        super()._save_checkpoint(trainer, filepath)

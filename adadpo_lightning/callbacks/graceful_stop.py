@@ -7,7 +7,6 @@ import shlex
 import signal
 import sys
 import threading
-from copy import deepcopy
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +33,6 @@ class GracefulStop(Callback):
 
     With several ranks a signal to any one stops all of them at the same micro-batch: they tell each other through a
     gloo group, one micro-batch late, and never wait for the device.
-
-    It belongs behind all other callbacks, which have then seen the micro-batch.
     """
 
     def __init__(self) -> None:
@@ -44,12 +41,9 @@ class GracefulStop(Callback):
         self._group: Any = None
         self._flag = torch.zeros(1, dtype=torch.int32)
         self._asked: Any = None
-        self._stopping = False
-        self._at_last_step: dict[str, Any] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen to the signals. Lightning's own handlers would end the run without a checkpoint."""
-        self._at_last_step = deepcopy(trainer.fit_loop.state_dict())
         if trainer.world_size > 1:
             self._group = dist.new_group(backend="gloo")
         if threading.current_thread() is threading.main_thread():
@@ -62,17 +56,13 @@ class GracefulStop(Callback):
         # No `print`: the signal may have come in the middle of one.
         os.write(2, f"\n{self.received.name}: saving after this micro-batch; once more ends the run now.\n".encode())
 
-    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """Save and end, if this or another rank was told to."""
-        if not trainer.fit_loop._should_accumulate():
-            self._at_last_step = deepcopy(trainer.fit_loop.state_dict())
-        # After an epoch's last step its validation comes first: a checkpoint in between would leave it out.
-        if self._told(trainer) and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        """Save and end before the next micro-batch, if this or another rank was told to."""
+        if self._told(trainer):
             self._stop(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save and end, if this or another rank was told to since the last micro-batch but one."""
-        self._at_last_step = deepcopy(trainer.fit_loop.state_dict())
+        """Save and end after an epoch's validation."""
         if self._told(trainer):
             self._stop(trainer)
 
@@ -92,20 +82,12 @@ class GracefulStop(Callback):
             self._asked.wait()
         number = self.received or signal.Signals(int(self._flag.item()) or signal.SIGTERM)
         saver = next((c for c in trainer.checkpoint_callbacks if isinstance(c, RunCheckpoint)), None)
-        self._stopping = True
         if saver is not None:
             path = saver.save_now(trainer)
             say(f"{number.name}: saved {path} at step {trainer.global_step}. Go on with:\n  {resume_command()}")
         else:
             say(f"{number.name}: stopped at step {trainer.global_step}; checkpoints are switched off, none was saved.")
-        for logger in trainer.loggers:
-            logger.save()
         raise SystemExit(128 + number)
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """In the middle of an optimizer step put the position back to where it began."""
-        if self._stopping and trainer.fit_loop._should_accumulate():
-            checkpoint["loops"]["fit_loop"] = self._at_last_step
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give the signals back."""

@@ -51,9 +51,9 @@ class PreferenceMetrics(Callback):
         """Watch the gradient; take up the sums of a checkpoint."""
         if self._at_last_step:
             means = self._means["train"] = WeightedMeans().to(pl_module.device)
-            means.restore(
-                self._at_last_step if trainer.is_global_zero else {**self._at_last_step, "sums": 0, "weights": 0}
-            )
+            # The sums are those of all ranks and count once.
+            means.restore(self._at_last_step | ({} if trainer.is_global_zero else {"sums": 0.0, "weights": 0.0}))
+            self._at_last_step = means.snapshot()
         if self.gradient_norms:
             _policy(pl_module).gradient_observer = self._observe
 

@@ -82,14 +82,14 @@ def options(kind, out):
 # Micro-batches: 4 make an optimizer step, 12 an epoch; validation comes after the 6th and the 12th of each.
 @pytest.mark.parametrize(
     ("kind", "at"),
-    [("adadpo", at) for at in (0, 3, 5, 6, 11, 12, 21)] + [(k, 9) for k in ("dpo", "adacpo", "lora", "cached")],
+    [("adadpo", at) for at in (0, 5, 7, 11, 21)] + [(k, 9) for k in ("dpo", "adacpo", "lora", "cached")],
 )
 def test_resumed_equals_uninterrupted(tmp_path, model_dir, pairs, whole, interrupted, capsys, kind, at):
     expected = whole(kind)
     args = arguments(model_dir, pairs, tmp_path, *options(kind, expected))
     assert interrupted(args, Interrupt(at)) == 128 + signal.SIGTERM
     said = capsys.readouterr().err
-    assert f"SIGTERM: saved {tmp_path}/checkpoints/last.ckpt at step {(at + 1) // 4}. Go on with:" in said
+    assert f"SIGTERM: saved {tmp_path}/checkpoints/last.ckpt at step {at // 4}. Go on with:" in said
     assert run([*args, "--ckpt_path=last"]) == 0
     assert_same(tmp_path, expected)
 
