@@ -5,10 +5,14 @@ Wiring only: which classes a config configures, where a run writes, and which er
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from difflib import get_close_matches
+from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
@@ -147,12 +151,19 @@ def _with_parser_errors(args: list[str], command: Callable[[list[str]], None]) -
     from adadpo_lightning.losses.registry import load_plugins
 
     load_plugins()
+    check_config_files(args)
     try:
         command([_loss_by_class(arg, args[i - 1]) for i, arg in enumerate(args)])
     except ArgumentError as error:
         raise UserError("config", _advised(str(error)), f"{args[0]} --help lists every option") from error
     except ValueError as error:
-        raise _user_error_in(error) or error from error
+        if found := _user_error_in(error):
+            raise found from error
+        if "Union subtypes" in str(error):  # jsonargparse, of a class that refused its values
+            raise UserError(
+                "config", _advised(_innermost(str(error))), f"{args[0]} --help lists every option"
+            ) from error
+        raise
 
 
 def _user_error_in(error: BaseException | None) -> UserError | None:
@@ -172,10 +183,65 @@ def _loss_by_class(arg: str, previous: str) -> str:
     return arg
 
 
+def _innermost(message: str) -> str:
+    """What the classes of a union have to say, without the union around it."""
+    errors = message.partition("Errors:")[2].partition("Given value type")[0] or message
+    said = [line.strip(" -") for line in errors.splitlines() if line.strip() and "Expected a <class" not in line]
+    return " ".join(said) or message
+
+
+def check_config_files(args: Sequence[str]) -> None:
+    """Look at the files that ``--config`` names, before a parser says what is wrong without saying where.
+
+    Raises:
+        UserError: If one cannot be read, or holds no mapping.
+    """
+    import yaml
+
+    named = [arg.partition("=")[2] for arg in args if arg.startswith("--config=")]
+    named += [value for flag, value in pairwise(args) if flag == "--config"]
+    for name in named:
+        path = Path(name)
+        if not path.is_file():
+            continue  # the parser says so, or it is no path
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise UserError(name, f"is no YAML: {' '.join(str(error).split())}", "mend the file") from error
+        if not isinstance(content, dict):
+            raise UserError(name, f"expected keys and values, got {type(content).__name__}", "see configs/base.yaml")
+
+
+def known_options() -> list[str]:
+    """Dotted names of the options of ``fit``, for advice."""
+    from inspect import signature
+
+    from adadpo_lightning.losses import available_losses, loss_class
+    from adadpo_lightning.models.loading import PolicyConfig
+    from adadpo_lightning.optim import OptimizerConfig, SchedulerConfig
+    from adadpo_lightning.trainer_cli import FIT_CLASSES
+
+    parts = {"model.policy": PolicyConfig, "model.optimizer": OptimizerConfig, "model.scheduler": SchedulerConfig}
+    classes: dict[str, Any] = {**FIT_CLASSES, **parts}
+    named = [f"{prefix}.{name}" for prefix, made in classes.items() for name in signature(made).parameters]
+    losses: set[str] = {name for key in available_losses() for name in signature(loss_class(key)).parameters}
+    return [*named, *(f"model.loss.{name}" for name in losses), "output_dir", "seed_everything", "ckpt_path", "config"]
+
+
+def _did_you_mean_option(message: str) -> str:
+    found = re.search(r"unrecognized arguments: --([\w.]+)|option '([\w.]+)'|Option '(\w+)' is not accepted", message)
+    if found is None:
+        return ""
+    name = found[1] or found[2] or f"model.loss.{found[3]}"
+    close = get_close_matches(name, known_options(), n=1, cutoff=0.7)
+    return f"\n  did you mean {close[0]}?" if close else ""
+
+
 def _advised(message: str) -> str:
-    """A parser's message; where the loss is at fault, with the losses there are."""
+    """A parser's message with the option that was meant; where the loss is at fault, with the losses there are."""
     from adadpo_lightning.losses import available_losses, loss_class
 
+    message += _did_you_mean_option(message)
     if '"model.loss"' not in message:
         return message
     names = ", ".join(f"{key} ({loss_class(key).__name__})" for key in available_losses())
@@ -221,3 +287,23 @@ def check_output_dir(output_dir: str, *, resuming: bool) -> None:
             f"{output_dir} already holds a run",
             "resume it with --ckpt_path last, or choose another directory",
         )
+    _check_writable(path)
+
+
+def _check_writable(path: Path) -> None:
+    """Make the directory, write a byte, and take away what was not there before."""
+    from lightning.pytorch.utilities import rank_zero_only
+
+    if getattr(rank_zero_only, "rank", 0):  # the ranks of one machine would take it away from each other
+        return
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=path) as file:
+            file.write(b"0")
+    except OSError as error:
+        raise UserError("output_dir", f"{path} cannot be written: {error.strerror}", "choose another path") from error
+    finally:
+        with suppress(OSError):
+            for folder in missing:
+                folder.rmdir()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -29,6 +31,7 @@ from adadpo_lightning.callbacks.progress import progress_bar
 from adadpo_lightning.callbacks.tensorboard import log_config
 from adadpo_lightning.cli import check_output_dir, whole_class_options
 from adadpo_lightning.data.datamodule import PreferenceDataModule
+from adadpo_lightning.errors import UserError
 from adadpo_lightning.module import PreferenceLitModule
 from adadpo_lightning.resume import check_same_run, resolve_checkpoint
 
@@ -57,6 +60,14 @@ DEFAULT_CALLBACKS = (
 )
 
 
+FIT_CLASSES = {
+    "data": PreferenceDataModule,
+    "model": PreferenceLitModule,
+    "trainer": Trainer,
+    "checkpoint": RunCheckpoint,
+}
+
+
 class SaveRunConfig(SaveConfigCallback):
     """Writes the whole parsed config to ``<output_dir>/config.yaml``: what was run, ready to be run again."""
 
@@ -71,6 +82,8 @@ class SaveRunConfig(SaveConfigCallback):
 
 class PreferenceCLI(LightningCLI):
     """``fit``, ``validate``, ``test`` and ``predict`` over `PreferenceLitModule` and `PreferenceDataModule`."""
+
+    _output_is_new = False
 
     @classmethod
     def run(cls, args: list[str]) -> Self:
@@ -101,6 +114,7 @@ class PreferenceCLI(LightningCLI):
         parser.add_argument("--allow_changed_config", type=bool, default=False, help=changed)
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.set_defaults(CHECKPOINT_DEFAULTS)
+        _take_paths_as_they_are(parser)
         parser.link_arguments("output_dir", "trainer.default_root_dir")
         parser.link_arguments("output_dir", "checkpoint.dirpath", compute_fn=_checkpoint_dir)
 
@@ -120,11 +134,21 @@ class PreferenceCLI(LightningCLI):
         config.ckpt_path = resolve_checkpoint(config.ckpt_path, config.output_dir, auto_resume=auto)
         if not fits or config.trainer.fast_dev_run:
             return
+        self._output_is_new = not Path(config.output_dir).exists()
         check_output_dir(config.output_dir, resuming=config.ckpt_path is not None or auto)
         saved = Path(config.output_dir) / "config.yaml"
         if config.ckpt_path is not None and saved.is_file() and not config.allow_changed_config:
             now = self._parser("fit").dump(config, skip_validation=True)
             check_same_run(*(yaml.safe_load(text) for text in (saved.read_text(encoding="utf-8"), now)))
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run it; a run that bad input ends before its first step leaves no directory behind."""
+        try:
+            super()._run_subcommand(subcommand)
+        except UserError:
+            if self._output_is_new and self.trainer.is_global_zero and self.trainer.global_step == 0:
+                shutil.rmtree(self.trainer.default_root_dir, ignore_errors=True)
+            raise
 
     def instantiate_classes(self) -> None:
         """Build module, datamodule and trainer (by the method that jsonargparse does not deprecate)."""
@@ -141,7 +165,13 @@ class PreferenceCLI(LightningCLI):
         wants_logs = self.subcommand in ("fit", "validate", "test")
         if trainer.get("logger") is None:
             kwargs["logger"] = default_loggers(output_dir) if wants_logs else False
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except UserError:
+            raise
+        except (MisconfigurationException, ValueError, TypeError) as error:
+            problem = str(error).splitlines()[0]
+            raise UserError("trainer", problem, "see `fit --help` for its options and their values") from error
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
         configured = config.get("callbacks") or []
@@ -180,6 +210,13 @@ def _quiet_libraries() -> None:
     warnings.filterwarnings("ignore", message=r".*sync_dist=True.*")
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     logger.addFilter(lambda record: "Tip:" not in record.getMessage())
+
+
+def _take_paths_as_they_are(parser: LightningArgumentParser) -> None:
+    """Keep the parser from reading data files as configs of `SourceConfig`: it takes minutes for a large file."""
+    for action in parser._actions:
+        if str(action.dest).startswith("data.") and hasattr(action, "_enable_path"):
+            action._enable_path = False
 
 
 def _checkpoint_dir(output_dir: str) -> str:

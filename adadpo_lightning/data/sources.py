@@ -97,7 +97,7 @@ def decode(values: dict[str, Any], *, is_json: bool) -> dict[str, Any] | None:
         return None
     try:
         row = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadRow("malformed JSON", _first_line(error)) from error
     if not isinstance(row, dict):
         raise BadRow("malformed JSON", f"expected an object, got {type(row).__name__}")

@@ -125,6 +125,8 @@ def load_tokenizer(config: PolicyConfig) -> PreTrainedTokenizerBase:
 
     path = config.tokenizer_path
     revision = config.revision if path == config.path else None
+    if path == config.path:
+        _check_directory(path)
     try:
         return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError) as error:
@@ -270,7 +272,7 @@ def _pretrained_model(config: PolicyConfig) -> PreTrainedModel:
         raise UserError(
             "model.policy.path",
             f"no model could be loaded from {path!r}: {_first_line(error)}",
-            "give a directory with config.json and safetensors weights that fit it, or a hub id that can be reached",
+            _mending(error),
         ) from error
     if report["missing_keys"]:
         some = ", ".join(sorted(report["missing_keys"])[:3])
@@ -324,12 +326,21 @@ def _empty_model(config: PolicyConfig) -> PreTrainedModel:
         raise UserError(
             "model.policy.path",
             f"no model could be made from {path!r}: {_first_line(error)}",
-            "give a directory with config.json and safetensors weights that fit it, or a hub id that can be reached",
+            _mending(error),
         ) from error
     # As `from_pretrained` does: a model without a generation config has the defaults.
     with suppress(OSError):
         model.generation_config = GenerationConfig.from_pretrained(path, revision=config.revision)
     return model
+
+
+def _mending(error: BaseException) -> str:
+    """What to do about a model that does not load."""
+    if "custom code" in str(error):
+        return "read that code, and if you trust it set model.policy.trust_remote_code: true"
+    if "ignore_mismatched_sizes" in str(error):
+        return "weights and config.json differ in size, in the table above: give those that belong together"
+    return "give a directory with config.json and safetensors weights that fit it, or a hub id that can be reached"
 
 
 def _check_directory(path: str) -> None:

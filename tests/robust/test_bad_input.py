@@ -1,0 +1,104 @@
+"""Every case of bad input: exit code 2, an error that names the field and says how to mend it, nothing written."""
+
+import json
+import logging
+
+import pytest
+
+from adadpo_lightning.cli import main
+from adadpo_lightning.data.prepare import prepare
+from adadpo_lightning.data.sources import SourceConfig
+from adadpo_lightning.data.tokenize import TokenizeOptions
+from adadpo_lightning.errors import UserError
+from adadpo_lightning.models.loading import PolicyConfig, load_tokenizer
+from tests.robust.bad_input_cases import CASES, GOOD, rows
+
+
+def arguments(case, folder, model_dir):
+    """The command line of a case, and the output directory."""
+    options = (
+        {}
+        if case.bare
+        else {
+            "output_dir": folder / "out",
+            "model.policy.path": model_dir,
+            "model.loss": "adadpo",
+            "data.train": rows(),
+            "data.global_batch_size": 4,
+            "data.micro_batch_size": 2,
+            "data.max_length": 40,
+            "trainer.accelerator": "cpu",
+            "trainer.devices": 1,
+            "trainer.max_steps": 1,
+            "trainer.enable_progress_bar": "false",
+        }
+    )
+    options |= case.options
+    given = {name: value(folder, model_dir) if callable(value) else value for name, value in options.items()}
+    return [case.command, *(f"--{name}={value}" for name, value in given.items() if value is not None)]
+
+
+def test_there_are_enough_cases():
+    assert len(CASES) >= 80
+    assert len({case.name for case in CASES}) == len(CASES)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.replace(" ", "_"))
+def test_bad_input_is_named_and_nothing_is_written(case, tmp_path, model_dir, capsys, monkeypatch):
+    # Lightning's log handler may hold the captured stream of an earlier test.
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    inputs, work = tmp_path / "in", tmp_path / "work"
+    inputs.mkdir()
+    work.mkdir()
+    monkeypatch.chdir(work)
+    args = arguments(case, inputs, model_dir)
+    before = sorted(path for path in tmp_path.rglob("*"))
+    assert main(args) == 2
+    said = capsys.readouterr().err
+    assert "error: " in said
+    assert "Traceback" not in said
+    message = said[said.index("error: ") :]
+    assert case.names in message
+    assert case.says in message
+    assert len(message) < 3000
+    after = [path for path in sorted(tmp_path.rglob("*")) if path not in before]
+    assert not [path for path in after if ".cache" not in str(path)]
+
+
+def test_debug_shows_the_traceback(tmp_path, model_dir, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    case = next(case for case in CASES if case.name == "beta zero")
+    with pytest.raises(UserError, match="above 0"):
+        main([*arguments(case, tmp_path, model_dir), "--debug"])
+
+
+ODD = {
+    "byte order mark": "\ufeff" + "".join(json.dumps(row) + "\n" for row in GOOD),
+    "CRLF": "".join(json.dumps(row) + "\r\n" for row in GOOD),
+    "no newline at the end": "\n".join(json.dumps(row) for row in GOOD),
+    "blank lines between": "\n\n".join(json.dumps(row) for row in GOOD) + "\n\n\n",
+    "emoji and right-to-left": "".join(
+        json.dumps(
+            {"prompt": "a \U0001f600", "chosen": f"\u05e9\u05dc\u05d5\u05dd {i} yes", "rejected": f"b {i} no"},
+            ensure_ascii=False,
+        )
+        + "\n"
+        for i in range(4)
+    ),
+    "a huge line": "".join(
+        json.dumps({**row, "prompt": "a " * 500_000, "note": "x" * 1_000_000}) + "\n" for row in GOOD
+    ),
+    "duplicate rows": "".join(json.dumps(GOOD[0]) + "\n" for _ in range(4)),
+    "nested columns that nobody reads": "".join(
+        json.dumps({**row, "meta": {"a": [{"b": [1, {}]}]}}) + "\n" for row in GOOD
+    ),
+}
+
+
+@pytest.mark.parametrize("content", ODD.values(), ids=[name.replace(" ", "_") for name in ODD])
+def test_odd_input_that_is_good(content, tmp_path, model_dir):
+    path = tmp_path / "pairs.jsonl"
+    path.write_bytes(content.encode())
+    options = TokenizeOptions(max_length=40, truncation="keep_end", max_prompt_length=20)
+    prepared = prepare("train", [SourceConfig(str(path))], load_tokenizer(PolicyConfig(path=str(model_dir))), options)
+    assert len(prepared.pairs) == 4
