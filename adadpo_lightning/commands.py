@@ -35,8 +35,10 @@ def export(checkpoint: str, output: str, merge: bool = False) -> None:
         merge: Merge LoRA adapters into the base model and not write them as adapters.
     """
     from adadpo_lightning.models.export import export_checkpoint
+    from adadpo_lightning.models.model_card import write_card
 
     export_checkpoint(checkpoint, output, merge=merge)
+    write_card(Path(output), Path(checkpoint).resolve().parent.parent)
     print(f"exported to {output}")
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback
 
 from adadpo_lightning.models.export import export_policy
+from adadpo_lightning.models.model_card import write_card
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -29,3 +31,7 @@ class ExportHF(Callback):
         path = self.path or f"{trainer.default_root_dir}/export"
         policy: Any = pl_module.get_submodule("policy")
         export_policy(policy, pl_module.tokenizer, path, merge=self.merge, write=trainer.is_global_zero)
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.save()  # the card reads the CSV
+            write_card(Path(path), Path(trainer.default_root_dir))

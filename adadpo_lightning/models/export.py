@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from adadpo_lightning.checkpoint_io import damage
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.models.export_shards import converts_weights, export_shards, is_sharded, read_weights, write_live
 from adadpo_lightning.models.loading import LoraOptions, PolicyConfig, load_model, load_tokenizer
@@ -120,6 +121,10 @@ def export_checkpoint(checkpoint: str, output: str, *, merge: bool = False) -> N
     if not sharded and not source.is_file():
         raise UserError(
             "checkpoint", f"there is no file or directory of shards {checkpoint}", "give one from a run's checkpoints/"
+        )
+    if (reason := damage(source)) is not None:
+        raise UserError(
+            "checkpoint", f"{checkpoint} is damaged: {reason}", "give another one of the run's checkpoints/"
         )
     content = torch.load(
         source / "meta.pt" if sharded else source, map_location="cpu", weights_only=True, mmap=not sharded

@@ -1,0 +1,155 @@
+"""The README.md of an exported model: what it was made of, how, and what was measured; read off the run's own files."""
+
+from __future__ import annotations
+
+import csv
+import platform
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from adadpo_lightning._version import __version__
+
+CARD = "README.md"
+SHOWN = (
+    "val/loss",
+    "val/rewards/accuracies",
+    "val/rewards/margins",
+    "val/grad_balance/ratio",
+    "val/displacement/chosen",
+    "val/displacement/rejected",
+    "val/kl/chosen",
+)
+
+
+def write_card(folder: Path, run_dir: Path | None) -> Path:
+    """Write the model card of an export.
+
+    Args:
+        folder: The exported Hugging Face directory.
+        run_dir: Output directory of the run, with its ``config.yaml`` and ``csv``; None, or one that has neither, gives
+            a card that says so.
+
+    Returns:
+        The card.
+    """
+    saved = run_dir / "config.yaml" if run_dir is not None else None
+    config = yaml.safe_load(saved.read_text(encoding="utf-8")) if saved is not None and saved.is_file() else {}
+    metrics = last_metrics(run_dir) if run_dir is not None else {}
+    path = folder / CARD
+    path.write_text(card(config, metrics), encoding="utf-8")
+    return path
+
+
+def card(config: dict[str, Any], metrics: dict[str, float]) -> str:
+    """The card's text.
+
+    Args:
+        config: The run's config as ``config.yaml`` holds it; may be empty.
+        metrics: Last values of logged metrics by name.
+
+    Returns:
+        Markdown with the YAML header of the Hugging Face hub.
+    """
+    model, data = config.get("model", {}), config.get("data", {})
+    base = (model.get("policy") or {}).get("path")
+    trained = _sources(data.get("train"))
+    header: dict[str, Any] = {"library_name": "transformers", "tags": ["preference-optimization", "adadpo-lightning"]}
+    if base and is_hub_id(base):
+        header["base_model"] = base
+    if hubs := [name for name in trained if is_hub_id(name)]:
+        header["datasets"] = hubs
+    lines = [
+        "---",
+        yaml.safe_dump(header, sort_keys=False).strip(),
+        "---",
+        "",
+        f"# {public_name(base) if base else 'Model'}, trained with adadpo_lightning",
+        "",
+        f"- Base model: {public_name(base) if base else 'not recorded'}",
+        f"- Training data: {', '.join(map(public_name, trained)) or 'not recorded'}",
+        f"- Loss: {_loss(model.get('loss'))}",
+        "- Licence: not stated by the run; base model and data have their own.",
+        "",
+        "## Hyper-parameters",
+        "",
+        *_hyper_parameters(config),
+        "",
+        "## Metrics of the last validation",
+        "",
+        *([f"- `{name}`: {metrics[name]:.4g}" for name in SHOWN if name in metrics] or ["None was logged."]),
+        "",
+        "## Versions",
+        "",
+        *(f"- {name} {version}" for name, version in versions().items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a path is that of a repository on the hub: one slash, and no file or directory here.
+
+    Example:
+        >>> is_hub_id("meta-llama/Meta-Llama-3-8B-Instruct"), is_hub_id("/data/pairs.jsonl"), is_hub_id("pairs.jsonl")
+        (True, False, False)
+    """
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
+
+
+def public_name(name: str) -> str:
+    """A hub id as it is; of a local path the last part alone, because the rest is nobody's business."""
+    return f"`{name if is_hub_id(name) else Path(name).name}`"
+
+
+def _sources(train: Any) -> list[str]:
+    items = train if isinstance(train, list) else [train]
+    return [item if isinstance(item, str) else item["path"] for item in items if item]
+
+
+def _loss(spec: dict[str, Any] | None) -> str:
+    from adadpo_lightning.losses import available_losses, build_loss, loss_class
+
+    if not spec:
+        return "not recorded"
+    name = str(spec["class_path"]).rpartition(".")[2]
+    options = ", ".join(f"{key}={value}" for key, value in (spec.get("init_args") or {}).items())
+    known = next((key for key in available_losses() if loss_class(key).__name__ == name), None)
+    if known is None:
+        return f"{name} ({options})"
+    loss = build_loss(known)
+    return f"{name} ({options}); `{loss.formula}`; {loss.source}"
+
+
+def _hyper_parameters(config: dict[str, Any]) -> list[str]:
+    wanted = {
+        "model": ("reference", "optimizer", "scheduler"),
+        "data": ("global_batch_size", "max_length", "max_prompt_length", "truncation", "seed"),
+        "trainer": ("max_epochs", "max_steps", "precision", "gradient_clip_val"),
+    }
+    lines = [
+        f"- {section}.{name}: {config[section][name]}"
+        for section, names in wanted.items()
+        for name in names
+        if config.get(section, {}).get(name) is not None
+    ]
+    lora = ((config.get("model") or {}).get("policy") or {}).get("lora")
+    return [*lines, *([f"- model.policy.lora: rank {lora['r']}"] if lora else [])] or ["Not recorded."]
+
+
+def last_metrics(run_dir: Path) -> dict[str, float]:
+    """The last value of each metric in a run's CSV logs; empty where there are none."""
+    found: dict[str, float] = {}
+    for file in sorted(run_dir.glob("csv/version_*/metrics.csv"), key=lambda path: path.stat().st_mtime):
+        with file.open(encoding="utf-8", newline="") as lines:
+            for row in csv.DictReader(lines):
+                found |= {name: float(value) for name, value in row.items() if value}
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Versions of what made the model."""
+    from importlib.metadata import version
+
+    packages = {name: version(name) for name in ("torch", "transformers", "lightning")}
+    return {"adadpo_lightning": __version__, **packages, "Python": platform.python_version()}
