@@ -56,8 +56,8 @@ def _dispatch(args: list[str]) -> None:
     own = _own_commands()
     if not args or args[0] in ("-h", "--help"):
         _print_help(own)
-    elif args[0] == "plot":
-        _plot(args[1:], own["plot"])
+    elif args[0] in POSITIONAL:
+        POSITIONAL[args[0]](args[1:], own[args[0]])
     elif args[0] in own:
         from jsonargparse import auto_cli
 
@@ -76,7 +76,7 @@ def _dispatch(args: list[str]) -> None:
 
 
 def _own_commands() -> dict[str, Callable[..., None]]:
-    from adadpo_lightning.commands import evaluate, export, generate, inspect_data, losses, plot, quickstart
+    from adadpo_lightning.commands import evaluate, export, from_trl, generate, inspect_data, losses, plot, quickstart
 
     return {
         "losses": losses,
@@ -86,6 +86,7 @@ def _own_commands() -> dict[str, Callable[..., None]]:
         "generate": generate,
         "evaluate": evaluate,
         "inspect-data": inspect_data,
+        "from-trl": from_trl,
     }
 
 
@@ -117,6 +118,22 @@ def _plot(args: list[str], command: Callable[..., None]) -> None:
         "(default: all of the named ones that there are)",
     )
     command(**vars(parser.parse_args(args)))
+
+
+def _from_trl(args: list[str], command: Callable[..., None]) -> None:
+    """Take TRL's file without an option's name in front: ``--config`` would be read as a config of ours."""
+    from argparse import ArgumentParser
+
+    parser = ArgumentParser("adadpo_lightning from-trl", description=(command.__doc__ or "").splitlines()[0])
+    parser.add_argument("config", metavar="DPO_CONFIG", help="YAML or JSON: DPOConfig, ModelConfig and ScriptArguments")
+    parser.add_argument("--output", metavar="FILE", help="file to write (default: print it)")
+    parser.add_argument(
+        "--ranks", type=int, default=1, help="devices that TRL ran on, for the global batch (default 1)"
+    )
+    command(**vars(parser.parse_args(args)))
+
+
+POSITIONAL = {"plot": _plot, "from-trl": _from_trl}
 
 
 def _fit(args: list[str]) -> None:

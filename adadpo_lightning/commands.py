@@ -250,3 +250,23 @@ def inspect_data(
     if html is not None:
         Path(html).write_text(to_html(found, f"Preference data: {data}"), encoding="utf-8")
         print(f"written to {html}")
+
+
+def from_trl(config: str, output: str | None = None, ranks: int = 1) -> None:
+    """A config of TRL's DPO script as one of this package, and what of it has no counterpart.
+
+    Args:
+        config: YAML or JSON file with keys of DPOConfig, ModelConfig and ScriptArguments.
+        output: File to write; null prints it.
+        ranks: Devices that TRL ran on, for the global batch.
+    """
+    from adadpo_lightning.from_trl import from_trl_file
+
+    text, parts = from_trl_file(config, ranks)
+    if output is None:
+        print(text)
+        return
+    Path(output).write_text(text, encoding="utf-8")
+    for key, why in parts.dropped.items():
+        print(f"left out: {key} ({why})")
+    print("\n".join([*parts.differs, f"written to {output}"]))
