@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 # Tests run in two processes; more threads than cores only get in each other's way.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: quickstart test lint types bench clean
+.PHONY: quickstart test notebooks lint types audit docs bench clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -22,6 +22,17 @@ quickstart: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m "not slow and not gpu" --cov --cov-report=term
+
+# Runs all four notebooks, about three minutes.
+notebooks: $(VENV)/.installed-dev
+	$(TEST_ENV) $(BIN)/python -m pytest -m "slow or not slow" tests/test_notebooks.py
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/python scripts/make_docs.py
+
+# Known vulnerabilities of what is installed; where their service cannot be reached it says so and passes.
+audit: $(VENV)/.installed-dev
+	$(BIN)/python scripts/audit.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
