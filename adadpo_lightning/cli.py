@@ -168,6 +168,7 @@ def _with_parser_errors(args: list[str], command: Callable[[list[str]], None]) -
     from adadpo_lightning.losses.registry import load_plugins
 
     load_plugins()
+    args = [shipped_config(arg, previous) for arg, previous in zip(args, ["", *args], strict=False)]
     check_config_files(args)
     try:
         command([_loss_by_class(arg, args[i - 1]) for i, arg in enumerate(args)])
@@ -205,6 +206,19 @@ def _innermost(message: str) -> str:
     errors = message.partition("Errors:")[2].partition("Given value type")[0] or message
     said = [line.strip(" -") for line in errors.splitlines() if line.strip() and "Expected a <class" not in line]
     return " ".join(said) or message
+
+
+def shipped_config(arg: str, previous: str) -> str:
+    """Let ``--config`` take the name of a shipped config, such as loss/adadpo, from any directory."""
+    from adadpo_lightning.quickstart import find_config
+
+    flag, equals, name = arg.rpartition("=") if arg.startswith("--config=") else ("", "", arg)
+    if not (equals or previous == "--config") or Path(name).exists():
+        return arg
+    try:
+        return f"{flag}{equals}{find_config(name if name.endswith('.yaml') else f'{name}.yaml')}"
+    except UserError:
+        return arg  # the parser says that there is no such file
 
 
 def check_config_files(args: Sequence[str]) -> None:
