@@ -11,7 +11,7 @@ from adadpo_lightning.data.sources import SourceConfig
 from adadpo_lightning.data.tokenize import TokenizeOptions
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.models.loading import PolicyConfig, load_tokenizer
-from tests.robust.bad_input_cases import CASES, GOOD, rows
+from tests.robust.bad_input_cases import CASES, GOOD, Case, model_with, rows, tokenizer_without
 
 
 def arguments(case, folder, model_dir):
@@ -102,3 +102,10 @@ def test_odd_input_that_is_good(content, tmp_path, model_dir):
     options = TokenizeOptions(max_length=40, truncation="keep_end", max_prompt_length=20)
     prepared = prepare("train", [SourceConfig(str(path))], load_tokenizer(PolicyConfig(path=str(model_dir))), options)
     assert len(prepared.pairs) == 4
+
+
+def test_a_tokenizer_without_a_pad_token_serves(tmp_path, model_dir, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    case = Case("no pad", {"model.policy.path": model_with(tokenizer_without(pad_token=None))}, "", "")
+    assert main(arguments(case, tmp_path, model_dir)) == 0
+    assert (tmp_path / "out/checkpoints/last.ckpt").is_file()

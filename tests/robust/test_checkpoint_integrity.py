@@ -1,15 +1,18 @@
 """A damaged checkpoint is recognised and the one before it used; a changed config is said."""
 
 import random
+import resource
 import shutil
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 
 from adadpo_lightning.checkpoint_io import MANIFEST, WholeFileIO, damage, shard_digests, step_of, write_manifest
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.resume import check_same_run, newest_whole, resolve_checkpoint
-from tests.robust.runs import PAIRS, arguments, curves, run
+from adadpo_lightning.trainer_cli import PreferenceCLI
+from tests.robust.runs import PAIRS, arguments, assert_same, curves, run
 from tests.tiny import make_rows, write_rows
 
 
@@ -154,6 +157,42 @@ def test_a_full_disk_leaves_the_checkpoint_before(checkpoint, monkeypatch):
         WholeFileIO().save_checkpoint(state(4), checkpoint)
     assert checkpoint.read_bytes() == before
     assert [path.name for path in checkpoint.parent.iterdir()] == ["last.ckpt"]
+
+
+class SmallFiles(Callback):
+    """From one step on the system lets this process write no file that is as large as a checkpoint."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_start(self, trainer, *args):
+        if trainer.global_step == self.step:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, self.before[1]))
+
+    def __enter__(self):
+        self.before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        return self
+
+    def __exit__(self, *error):
+        resource.setrlimit(resource.RLIMIT_FSIZE, self.before)
+
+
+def test_a_run_that_can_write_no_more_stops_and_goes_on_when_it_can(tmp_path, model_dir, monkeypatch, capsys):
+    pairs = write_rows(tmp_path / "pairs.jsonl", make_rows(PAIRS))
+    saving = "--checkpoint.every_n_train_steps=1"
+    assert run(arguments(model_dir, pairs, tmp_path / "whole", saving)) == 0
+    build = PreferenceCLI._instantiate_trainer
+    args = arguments(model_dir, pairs, tmp_path / "out", saving, "--auto_resume=true")
+    with SmallFiles(3) as full, monkeypatch.context() as patch:
+        patch.setattr(PreferenceCLI, "_instantiate_trainer", lambda self, c, cs: build(self, c, [full, *cs]))
+        assert run(args) == 2
+    assert "the checkpoint could not be written: [Errno 27] File too large" in capsys.readouterr().err
+    found, damaged = newest_whole(tmp_path / "out/checkpoints")
+    assert step_of(found) == 3
+    assert not damaged
+    assert not list((tmp_path / "out/checkpoints").glob(".*"))
+    assert run(args) == 0
+    assert_same(tmp_path / "out", tmp_path / "whole", killed=True)
 
 
 @pytest.fixture(scope="module")
