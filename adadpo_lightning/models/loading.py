@@ -126,7 +126,7 @@ def load_tokenizer(config: PolicyConfig) -> PreTrainedTokenizerBase:
     path = config.tokenizer_path
     revision = config.revision if path == config.path else None
     if path == config.path:
-        _check_directory(path)
+        _check_exists(path)
     try:
         return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError) as error:
@@ -355,6 +355,12 @@ def _check_directory(path: str) -> None:
         raise UserError(
             "model.policy.path", f"the directory {path} has no config.json", "give a Hugging Face directory"
         )
+    _check_exists(path)
+
+
+def _check_exists(path: str) -> None:
+    """What can be no hub id has to be a directory."""
+    local = Path(path)
     if not local.is_dir() and (local.is_absolute() or path.startswith((".", "~"))):
         raise UserError("model.policy.path", f"there is no directory {path}", "give an existing directory or a hub id")
 

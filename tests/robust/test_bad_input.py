@@ -86,7 +86,7 @@ ODD = {
         for i in range(4)
     ),
     "a huge line": "".join(
-        json.dumps({**row, "prompt": "a " * 500_000, "note": "x" * 1_000_000}) + "\n" for row in GOOD
+        json.dumps({**row, "prompt": "a " * 100_000, "note": "x" * 1_000_000}) + "\n" for row in GOOD
     ),
     "duplicate rows": "".join(json.dumps(GOOD[0]) + "\n" for _ in range(4)),
     "nested columns that nobody reads": "".join(

@@ -93,7 +93,7 @@ CONFIG = st.recursive(
 )
 
 
-@settings(QUICK, max_examples=30)
+@settings(QUICK, max_examples=15)
 @given(document=st.dictionaries(st.sampled_from(NAMES), CONFIG, max_size=3) | CONFIG)
 def test_any_config(tmp_path_factory, document):
     path = tmp_path_factory.mktemp("config") / "c.yaml"
@@ -110,7 +110,7 @@ def test_any_config(tmp_path_factory, document):
     assert not (path.parent / "out").exists()
 
 
-@settings(QUICK, max_examples=30)
+@settings(QUICK, max_examples=15)
 @given(tokens=st.lists(st.text(string.ascii_letters + string.digits + "-=._[]{}:,", max_size=14), max_size=4))
 def test_any_command_line(tmp_path_factory, tokens):
     out = tmp_path_factory.mktemp("line") / "out"

@@ -3,12 +3,15 @@
 import json
 
 import pytest
+import yaml
 
 from adadpo_lightning.cli import main
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.study.cell import COEFFICIENT, fit_arguments, logged, run_job
-from adadpo_lightning.study.grid import Arm, Cell, EmbeddedTaskConfig, StudyConfig, jobs_of
+from adadpo_lightning.study.grid import Arm, Cell, EmbeddedTaskConfig, JudgedPrompts, StudyConfig, jobs_of
 from adadpo_lightning.study.run import status_of
+from tests.evaluation.test_judges import classifier_dir
+from tests.tiny import make_rows, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +99,42 @@ def test_a_preference_study_builds_the_fit_command_of_its_configs(tmp_path):
 def test_a_run_without_a_csv_log_is_an_error(tmp_path):
     with pytest.raises(UserError, match=r"holds no csv/version"):
         logged(tmp_path)
+
+
+def test_a_preference_study_trains_answers_and_is_judged(tmp_path, model_dir, monkeypatch):
+    """Your own model and data: fit, then `generate` and `evaluate` in processes of their own."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    pairs = write_rows(tmp_path / "pairs.jsonl", make_rows(12))
+    config = {
+        "model": {"policy": {"path": str(model_dir)}, "loss": {"class_path": "DPO"}},
+        "data": {"train": str(pairs), "val": str(pairs), "global_batch_size": 4, "max_length": 40},
+        "trainer": {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False},
+    }
+    (tmp_path / "fit.yaml").write_text(yaml.safe_dump(config))
+    classifier_dir(tmp_path / "judge", 1)
+    evaluation = JudgedPrompts(
+        prompts=str(pairs),
+        baseline=str(pairs),
+        judge="reward_model",
+        judge_options={"model": str(tmp_path / "judge"), "device": "cpu"},
+        generate={"max_new_tokens": 5, "device": "cpu"},
+        evaluate={"bootstrap": 0},
+    )
+    study = StudyConfig(
+        output_dir=str(tmp_path / "study"),
+        task="preference",
+        fit_configs=[str(tmp_path / "fit.yaml")],
+        evaluation=evaluation,
+        learning_rates=[1e-3],
+        betas=[0.1],
+        seeds=[0],
+        arms={"adadpo": Arm("adadpo")},
+    )
+    (job,) = jobs_of(study)
+    run_job(study, job, main)
+    found = json.loads((tmp_path / "study/cells" / job.name / "result.json").read_text())
+    assert found["status"] == "done"
+    assert found["metrics"]["n"] == 12
+    assert 0 <= found["metrics"]["win_rate"] <= 100
+    assert "val/rewards/accuracies" in found["metrics"]
+    assert len((tmp_path / "study/cells" / job.name / "responses.jsonl").read_text().splitlines()) == 12
