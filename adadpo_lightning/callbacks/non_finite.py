@@ -104,20 +104,14 @@ class NonFiniteGuard(Callback):
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
         if scaled or isinstance(trainer.strategy, FSDPStrategy):
             return
-        named = [(name, p) for name, p in pl_module.named_parameters() if p.grad is not None]
-        norms = list(torch._foreach_norm([p.grad for _, p in named if p.grad is not None]))
-        finite = torch.linalg.vector_norm(torch.stack(norms)).isfinite() if norms else torch.tensor(True)
-        if isinstance(finite, DTensor):
-            finite = finite.full_tensor()
-        self._record.names, self._record.norms = [name for name, _ in named], norms
+        self._record.names, self._record.norms, finite = gradient_norms(pl_module)
         if optimizer.defaults.get("fused"):
             optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # how a GradScaler tells it
             self._record.finite, self._record.copied = _to_host(finite)
             return
         self._record.finite = finite
         if not bool(finite):
-            for _, parameter in named:
-                parameter.grad = None
+            optimizer.zero_grad(set_to_none=True)  # without a gradient a parameter is left alone
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PreferenceBatch, batch_idx: int
@@ -127,9 +121,11 @@ class NonFiniteGuard(Callback):
             self._record.losses.append(outputs["step"].loss.per_pair)
         if trainer.fit_loop._should_accumulate():
             return
+        if self._record.finite is None:  # nobody looked at the gradient
+            self._record.finite, self._record.copied = _to_host(_finite_losses(self._record.losses))
         self._waiting.append((trainer.global_step, self._record))
         self._record = StepRecord()
-        last = 1 if self._waiting[-1][1].copied is not None else 0
+        last = 0 if self._waiting[-1][1].copied is None else 1
         while len(self._waiting) > last:
             self._look(trainer, pl_module, *self._waiting.pop(0))
 
@@ -141,10 +137,7 @@ class NonFiniteGuard(Callback):
     def _look(self, trainer: Trainer, module: LightningModule, step: int, record: StepRecord) -> None:
         if record.copied is not None:
             record.copied.synchronize()
-        finite = record.finite
-        if finite is None:  # nobody looked at the gradient
-            finite = torch.stack([loss.isfinite().all() for loss in record.losses]).all()
-        if bool(finite):
+        if bool(record.finite):
             self._in_a_row = 0
             return
         self.skipped += 1
@@ -176,6 +169,27 @@ class NonFiniteGuard(Callback):
             ):
                 group["lr"] = rate
         return f"; weights and optimizer are those of {path}"
+
+
+def gradient_norms(module: torch.nn.Module) -> tuple[list[str], list[Tensor], Tensor]:
+    """Norms of the gradients of a module's parameters.
+
+    Returns:
+        Names of the parameters that have a gradient, the norm of each, and whether all of these are finite on all
+        ranks: a scalar on their device.
+    """
+    named = [(name, p.grad) for name, p in module.named_parameters() if p.grad is not None]
+    norms = list(torch._foreach_norm([gradient for _, gradient in named]))
+    finite = torch.linalg.vector_norm(torch.stack(norms)).isfinite() if norms else torch.tensor(True)
+    return [name for name, _ in named], norms, finite.full_tensor() if isinstance(finite, DTensor) else finite
+
+
+def _finite_losses(losses: list[Tensor]) -> Tensor:
+    """Whether the losses of all ranks are finite; a scalar on the device, for which nobody waits."""
+    finite = torch.stack([loss.isfinite().all() for loss in losses]).all().float()
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(finite, op=dist.ReduceOp.MIN)
+    return finite
 
 
 def _to_host(flag: Tensor) -> tuple[Tensor, Any]:
