@@ -35,7 +35,9 @@ def test_cells_are_the_product_over_arms_grid_and_seeds():
     assert ipo.name == "ipo_lr0.0001_beta0.1_seed0"
 
 
-@pytest.mark.parametrize(("name", "jobs"), [("embedded_grid", 345), ("embedded_twins", 183), ("paper_grid", 34), ("real_text", 6)])
+@pytest.mark.parametrize(
+    ("name", "jobs"), [("embedded_grid", 345), ("embedded_twins", 183), ("paper_grid", 34), ("real_text", 6)]
+)
 def test_shipped_studies_are_well_formed(name, jobs):
     shipped = parse_study([f"--config={find_config(f'study/{name}.yaml')}"])[0]
     assert len(jobs_of(shipped)) == jobs
