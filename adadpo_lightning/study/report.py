@@ -141,13 +141,13 @@ def _list(values: Sequence[float]) -> str:
 def section(study: StudyConfig, results: Results, pair: Comparison) -> list[str]:
     """Everything about one plain loss and its twin."""
     others = comparisons(study, results, pair)
+    judged = any(results.has(measure) for measure in HEADLINES)
     return [
         f"## {pair.arm} against {pair.against}",
         "",
         *statements(results, pair, others),
         "",
-        *headlines(study, results, pair, others),
-        "",
+        *([*headlines(study, results, pair, others), ""] if judged else []),
         *effect_table(results, others),
     ]
 
@@ -155,9 +155,8 @@ def section(study: StudyConfig, results: Results, pair: Comparison) -> list[str]
 def statements(results: Results, pair: Comparison, others: Sequence[Comparison]) -> list[str]:
     """What the intervals say, in plain words."""
     said = []
-    for measure in JUDGED_BY:
-        if not results.has(measure):
-            continue
+    # Where nobody judged, the validation pairs are all there is.
+    for measure in [name for name in JUDGED_BY if results.has(name)] or ["accuracy"]:
         for other in others:
             found = effect(results, other.arm, other.against, measure)
             said.append(f"- {_sentence(other, MEASURES[measure].label, found)}")

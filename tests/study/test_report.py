@@ -183,3 +183,14 @@ def test_a_study_without_results_or_twins(tmp_path):
     )
     assert twin_pairs(only, read_results(only)) == []
     assert "## All cells" in write_report(only, tmp_path / "report").read_text()
+
+
+def test_without_a_judge_the_validation_pairs_speak(tmp_path):
+    study = make_study(tmp_path / "study")
+    for path in (tmp_path / "study").glob("cells/*/result.json"):
+        result = json.loads(path.read_text())
+        kept = {name: value for name, value in result["metrics"].items() if name.startswith("val/")}
+        path.write_text(json.dumps({**result, "metrics": kept}))
+    text = write_report(study, tmp_path / "report").read_text()
+    assert "**adadpo - dpo** (twin), reward accuracy: +0.0 points" in text
+    assert "Clopper-Pearson" not in text
