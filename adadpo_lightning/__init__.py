@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from adadpo_lightning.data.sources import SourceConfig
     from adadpo_lightning.losses import available_losses, build_loss, register_loss
     from adadpo_lightning.models.loading import LoraOptions, PolicyConfig
-    from adadpo_lightning.module import PreferenceLitModule
-    from adadpo_lightning.optim import OptimizerConfig, SchedulerConfig
+    from adadpo_lightning.training.module import PreferenceLitModule
+    from adadpo_lightning.training.optim import OptimizerConfig, SchedulerConfig
 
 __all__ = [
     "LoraOptions",
@@ -32,11 +32,11 @@ __all__ = [
 # Imported at first use: torch and Lightning take seconds, and `import adadpo_lightning` should not.
 _HOMES = {
     "LoraOptions": "models.loading",
-    "OptimizerConfig": "optim",
+    "OptimizerConfig": "training.optim",
     "PolicyConfig": "models.loading",
     "PreferenceDataModule": "data.datamodule",
-    "PreferenceLitModule": "module",
-    "SchedulerConfig": "optim",
+    "PreferenceLitModule": "training.module",
+    "SchedulerConfig": "training.optim",
     "SourceConfig": "data.sources",
     "available_losses": "losses",
     "build_loss": "losses",

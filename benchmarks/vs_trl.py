@@ -106,8 +106,8 @@ class Ours:
         from adadpo_lightning.losses import DPO
         from adadpo_lightning.metrics import WeightedMeans
         from adadpo_lightning.models.loading import PolicyConfig
-        from adadpo_lightning.module import PreferenceLitModule
-        from adadpo_lightning.optim import OptimizerConfig, build_optimizer
+        from adadpo_lightning.training.module import PreferenceLitModule
+        from adadpo_lightning.training.optim import OptimizerConfig, build_optimizer
         from adadpo_lightning.types import EncodedPair
 
         end = [1]

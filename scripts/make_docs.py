@@ -12,15 +12,16 @@ from typing import Any
 
 from docstring_parser import parse
 
-from adadpo_lightning import callbacks, commands, strategies
+from adadpo_lightning import callbacks, strategies
+from adadpo_lightning.cli import own as commands
+from adadpo_lightning.convert.from_trl import key_table
 from adadpo_lightning.data.datamodule import PreferenceDataModule
 from adadpo_lightning.data.sources import SourceConfig
-from adadpo_lightning.from_trl import key_table
 from adadpo_lightning.losses import available_losses, loss_class
 from adadpo_lightning.models.loading import LoraOptions, PolicyConfig
-from adadpo_lightning.module import PreferenceLitModule
-from adadpo_lightning.optim import OptimizerConfig, SchedulerConfig
 from adadpo_lightning.study.grid import Arm, EmbeddedTaskConfig, JudgedPrompts, StudyConfig
+from adadpo_lightning.training.module import PreferenceLitModule
+from adadpo_lightning.training.optim import OptimizerConfig, SchedulerConfig
 
 DOCS = Path(__file__).parent.parent / "docs"
 SECTIONS: dict[str, tuple[str, Any]] = {

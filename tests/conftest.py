@@ -27,7 +27,7 @@ def _one_thread():
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory):
     """A tiny random Llama with a chat tokenizer."""
-    from tests.tiny import make_model_dir
+    from tests.support.tiny import make_model_dir
 
     return make_model_dir(tmp_path_factory.mktemp("model"))
 
@@ -35,6 +35,6 @@ def model_dir(tmp_path_factory):
 @pytest.fixture(scope="session")
 def pairs_file(tmp_path_factory):
     """37 pairs: no multiple of any batch size in use."""
-    from tests.tiny import make_rows, write_rows
+    from tests.support.tiny import make_rows, write_rows
 
     return write_rows(tmp_path_factory.mktemp("pairs") / "pairs.jsonl", make_rows(37))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from adadpo_lightning.cli import known_options
+from adadpo_lightning.cli.app import known_options
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from adadpo_lightning.checkpoint_io import WholeFileIO
+from adadpo_lightning.checkpoints.integrity import WholeFileIO
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer

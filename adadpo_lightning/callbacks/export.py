@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback
 
-from adadpo_lightning.models.export import export_policy
-from adadpo_lightning.models.model_card import write_card
+from adadpo_lightning.checkpoints.export import export_policy
+from adadpo_lightning.checkpoints.model_card import write_card
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer

@@ -22,19 +22,19 @@ from adadpo_lightning.data.collate import collate
 from adadpo_lightning.data.datamodule import PreferenceDataModule
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.evaluation.formats import Prompt
-from adadpo_lightning.evaluation.generate import PromptTokenizer, SamplingOptions, SeededChoice
+from adadpo_lightning.generation.generate import PromptTokenizer, SamplingOptions, SeededChoice
 from adadpo_lightning.metrics.functional import kl_terms
 from adadpo_lightning.metrics.on_policy import on_policy_kl
-from adadpo_lightning.models.reference import AdapterOffReference, build_reference
-from adadpo_lightning.strategies.parallelize import sharding_of
+from adadpo_lightning.reference.live import AdapterOffReference, build_reference
+from adadpo_lightning.strategies.capabilities import sharding_of
 from adadpo_lightning.types import EncodedPair
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
     from adadpo_lightning.models.policy import PolicyModel
-    from adadpo_lightning.models.reference import Reference
-    from adadpo_lightning.module import PreferenceLitModule
+    from adadpo_lightning.reference.live import Reference
+    from adadpo_lightning.training.module import PreferenceLitModule
 
 COLUMNS = ["prompt", "response", "tokens", "finished"]
 

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback
 
 from adadpo_lightning.callbacks.checkpoint import RunCheckpoint
-from adadpo_lightning.console import say
+from adadpo_lightning.log import say
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer

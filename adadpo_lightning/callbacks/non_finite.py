@@ -16,8 +16,8 @@ from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.distributed.tensor import DTensor
 
+from adadpo_lightning.checkpoints.resume import newest_whole
 from adadpo_lightning.errors import UserError
-from adadpo_lightning.resume import newest_whole
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer

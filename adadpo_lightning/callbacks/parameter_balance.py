@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
 from adadpo_lightning.errors import UserError
-from adadpo_lightning.strategies.parallelize import decoder_blocks
+from adadpo_lightning.models.sharding import decoder_blocks
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from adadpo_lightning.losses import PreferenceLoss
     from adadpo_lightning.models.policy import PolicyModel
-    from adadpo_lightning.module import PreferenceLitModule
+    from adadpo_lightning.training.module import PreferenceLitModule
     from adadpo_lightning.types import PairLogps, PreferenceBatch
 
 SERVED = (SingleDeviceStrategy, DDPStrategy, ModelParallelStrategy)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
     from adadpo_lightning.losses import PreferenceLoss
-    from adadpo_lightning.module import PreferenceLitModule
+    from adadpo_lightning.training.module import PreferenceLitModule
 
 
 class RunSummary(Callback):

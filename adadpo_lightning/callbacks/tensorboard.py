@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
     from adadpo_lightning.losses import PreferenceLoss
-    from adadpo_lightning.module import PreferenceLitModule
+    from adadpo_lightning.training.module import PreferenceLitModule
     from adadpo_lightning.types import StepOutput
 
 Layout = dict[str, dict[str, list[Any]]]

@@ -11,7 +11,7 @@ import numpy as np
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_only
 
-from adadpo_lightning.data import run
+from adadpo_lightning.data import position as run
 from adadpo_lightning.data.loader import MicroBatches, PlanLoader
 from adadpo_lightning.data.plan import MicroBatch, StepPlan, eval_plan
 from adadpo_lightning.data.prepare import DataReport, Prepared, prepare, report_table, split_by_prompt
@@ -22,7 +22,7 @@ from adadpo_lightning.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from adadpo_lightning.models.reference_cache import ReferenceCache
+    from adadpo_lightning.reference.cache import ReferenceCache
 
 Sources = str | SourceConfig | list[str | SourceConfig]
 STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}

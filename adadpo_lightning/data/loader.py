@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from datasets import Dataset as ArrowDataset
 
     from adadpo_lightning.data.plan import MicroBatch
-    from adadpo_lightning.models.reference_cache import ReferenceCache
+    from adadpo_lightning.reference.cache import ReferenceCache
     from adadpo_lightning.types import PreferenceBatch
 
 

@@ -14,12 +14,12 @@ import numpy as np
 from adadpo_lightning.data.sources import SourceConfig
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.evaluation.formats import Response, read_objects, write_atomically
-from adadpo_lightning.evaluation.judges import Comparison
+from adadpo_lightning.evaluation.judges.base import Comparison
 from adadpo_lightning.evaluation.length_controlled import Anchor, Interval, Penalty, bootstrap, length_controlled
 from adadpo_lightning.evaluation.win_rate import mean_over_prompts
 
 if TYPE_CHECKING:
-    from adadpo_lightning.evaluation.judges import AnnotationsJudge, Judge
+    from adadpo_lightning.evaluation.judges.base import AnnotationsJudge, Judge
 
 LengthUnit = Literal["characters", "words", "tokens"]
 

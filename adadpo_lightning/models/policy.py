@@ -13,12 +13,12 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from adadpo_lightning.errors import UserError
-from adadpo_lightning.models import attention
 from adadpo_lightning.models.activations import offloading
+from adadpo_lightning.models.attention import registry as attention
+from adadpo_lightning.models.attention.layout import PackedLayout
 from adadpo_lightning.models.logprobs import LogitTransform, token_logps
-from adadpo_lightning.models.packing import PackedLayout
 from adadpo_lightning.models.selfcheck import check_forward
-from adadpo_lightning.strategies.parallelize import decoder_blocks
+from adadpo_lightning.models.sharding import decoder_blocks
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,10 +11,10 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from adadpo_lightning.checkpoint_io import shard_digests, write_manifest
+from adadpo_lightning.checkpoints.integrity import shard_digests, write_manifest
+from adadpo_lightning.checkpoints.shards import is_sharded
 from adadpo_lightning.errors import UserError
-from adadpo_lightning.models.export_shards import is_sharded
-from adadpo_lightning.strategies.parallelize import Sharding
+from adadpo_lightning.models.sharding import Sharding
 
 _log = logging.getLogger(__name__)
 # What gloo and NCCL say when another rank has ended or hangs.

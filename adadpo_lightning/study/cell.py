@@ -56,9 +56,9 @@ def run_job(study: StudyConfig, job: Job, main: Command) -> None:
 
 def prepare_seed(study: StudyConfig, seed: int, main: Command) -> dict[str, Any]:
     """Make the embedded task of one seed: corpus, warm-up model, pairs, and the samples that policies are judged by."""
-    from adadpo_lightning.data.embedded import make_pairs, make_task
-    from adadpo_lightning.evaluation.embedded import sample_pool
-    from adadpo_lightning.quickstart import find_config
+    from adadpo_lightning.embedded import make_pairs, make_task
+    from adadpo_lightning.embedded.evaluation import sample_pool
+    from adadpo_lightning.shipped import find_config
 
     folder, size = seed_folder(study, seed), study.embedded
     for part in ("task", "warmup", "pairs"):
@@ -111,7 +111,7 @@ def run_cell(study: StudyConfig, cell: Cell, main: Command) -> dict[str, Any]:
 def fit_arguments(study: StudyConfig, cell: Cell, options: dict[str, Any], output_dir: Path) -> list[str]:
     """The ``fit`` command of one cell."""
     from adadpo_lightning.losses import build_loss, loss_class
-    from adadpo_lightning.quickstart import find_config
+    from adadpo_lightning.shipped import find_config
 
     configs = study.fit_configs or [str(find_config("quickstart.yaml"))]
     order = cell.seed + 100_000 * study.arms[cell.arm].training_seed
@@ -200,7 +200,7 @@ def last_values(run_dir: Path) -> dict[str, float]:
 
 def judge_embedded(study: StudyConfig, cell: Cell, folder: Path) -> dict[str, float]:
     """Gold and judged win rates over the warm-up model's samples, the same for all cells of a seed."""
-    from adadpo_lightning.evaluation.embedded import evaluate_embedded
+    from adadpo_lightning.embedded.evaluation import evaluate_embedded
 
     seed = seed_folder(study, cell.seed)
     return evaluate_embedded(

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adadpo_lightning.errors import UserError
-from adadpo_lightning.plotting.figures import INK, PALE, colours, save
-from adadpo_lightning.plotting.read import read_tables
+from adadpo_lightning.runs.figures import INK, PALE, colours, save
+from adadpo_lightning.runs.logs import read_tables
 from adadpo_lightning.study.statistics import MEASURES, Point, Results, best_point, effect
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from adadpo_lightning.callbacks import RunCheckpoint
-from tests.test_module import QUIET, data, module
+from tests.training.test_module import QUIET, data, module
 
 
 def fit(model_dir, pairs_file, folder, **options):

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from adadpo_lightning.callbacks import LikelihoodDisplacement, PreferenceMetrics, displacement
-from tests.test_module import QUIET, data, module
+from tests.training.test_module import QUIET, data, module
 
 
 def fit(lit, pairs_file, callbacks, **options):

@@ -25,10 +25,10 @@ from adadpo_lightning.callbacks.generation import COLUMNS, markdown_table, write
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.metrics.on_policy import on_policy_kl
 from adadpo_lightning.models.loading import LoraOptions
-from adadpo_lightning.module import PreferenceLitModule
 from adadpo_lightning.strategies import FSDP2
-from tests.test_module import QUIET, data, module
-from tests.tiny import make_tokenizer
+from adadpo_lightning.training.module import PreferenceLitModule
+from tests.support.tiny import make_tokenizer
+from tests.training.test_module import QUIET, data, module
 
 
 class Keeping(GenerationCallback):

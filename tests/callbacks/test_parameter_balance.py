@@ -24,7 +24,7 @@ from adadpo_lightning.losses import build_loss
 from adadpo_lightning.models.loading import LoraOptions
 from adadpo_lightning.strategies import FSDP2
 from adadpo_lightning.types import PairLogps
-from tests.test_module import QUIET, data, module
+from tests.training.test_module import QUIET, data, module
 
 
 class Spy(Callback):

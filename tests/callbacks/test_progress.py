@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, Trainer
 from rich.console import Console
 
 from adadpo_lightning.callbacks import PreferenceMetrics, PreferenceProgressBar, ProgressLines, Throughput, progress
-from tests.test_module import QUIET, data, module
+from tests.training.test_module import QUIET, data, module
 
 
 def fit(model_dir, pairs_file, callbacks, **options):

@@ -8,8 +8,8 @@ from adadpo_lightning.callbacks import RunSummary
 from adadpo_lightning.callbacks.summary import run_lines
 from adadpo_lightning.losses import SFT, Mixture, build_loss
 from adadpo_lightning.models.loading import LoraOptions
-from tests.test_module import QUIET, data, module
-from tests.tiny import make_rows, make_tokenizer
+from tests.support.tiny import make_rows, make_tokenizer
+from tests.training.test_module import QUIET, data, module
 
 
 class Lines(Callback):

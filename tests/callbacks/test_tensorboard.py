@@ -18,11 +18,11 @@ from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
 from adadpo_lightning.callbacks import GradientNorm, PreferenceMetrics, TensorBoardDashboard, Throughput
 from adadpo_lightning.callbacks.tensorboard import _gathered, dashboard
+from adadpo_lightning.cli.trainer import SaveRunConfig
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.losses import available_losses, build_loss
-from adadpo_lightning.trainer_cli import SaveRunConfig
-from tests.test_cli import Parser
-from tests.test_module import QUIET, data, module
+from tests.cli.test_cli import Parser
+from tests.training.test_module import QUIET, data, module
 
 
 class Watch(Callback):

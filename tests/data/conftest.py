@@ -5,7 +5,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from tests.tiny import make_tokenizer
+from tests.support.tiny import make_tokenizer
 
 
 @pytest.fixture(autouse=True, scope="session")

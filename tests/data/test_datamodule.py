@@ -9,8 +9,8 @@ from adadpo_lightning.data import prepare as prepare_room
 from adadpo_lightning.data.datamodule import PreferenceDataModule
 from adadpo_lightning.data.sources import SourceConfig
 from adadpo_lightning.errors import UserError
-from tests.data.tokenizers import make
-from tests.tiny import WORDS, make_rows, make_tokenizer
+from tests.support.tiny import WORDS, make_rows, make_tokenizer
+from tests.support.tokenizers import make
 
 SIZES = {"global_batch_size": 4, "max_length": 64}
 

@@ -13,7 +13,7 @@ from adadpo_lightning.data.inspection import histogram, inspect_pairs, print_ins
 from adadpo_lightning.data.prepare import prepare
 from adadpo_lightning.data.sources import SourceConfig
 from adadpo_lightning.data.tokenize import TokenizeOptions
-from tests.tiny import make_tokenizer, write_rows
+from tests.support.tiny import make_tokenizer, write_rows
 
 ROWS = [
     {"prompt": "why cat", "chosen": "yes a dog", "rejected": "no"},

@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from adadpo_lightning.data.datamodule import PreferenceDataModule
 from adadpo_lightning.errors import UserError
-from tests.tiny import make_rows
+from tests.support.tiny import make_rows
 
 # 37 pairs in steps of 8 make 4 full steps of 4 micro-batches and a last one of 3: 19 micro-batches an epoch.
 PAIRS, STEP, MICRO, BATCHES, STEPS = 37, 8, 2, 19, 5

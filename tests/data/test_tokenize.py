@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from adadpo_lightning.data.schema import IDENTICAL, BadRow, PreferencePair
 from adadpo_lightning.data.tokenize import PROMPT_TOO_LONG, TOO_LONG, PairTokenizer, TokenizeOptions
 from adadpo_lightning.errors import UserError
-from tests.data.tokenizers import STYLES, make
+from tests.support.tokenizers import STYLES, make
 
 PAIR = PreferencePair("What is the capital of France?", "Paris.", "I am sorry, I can not do that.")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from adadpo_lightning.data.embedded import make_task
+from adadpo_lightning.embedded import make_task
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
+from adadpo_lightning.embedded.evaluation import evaluate_embedded, sample_pool
 from adadpo_lightning.errors import UserError
-from adadpo_lightning.evaluation.embedded import evaluate_embedded, sample_pool
 from adadpo_lightning.evaluation.win_rate import length_controlled_win_rate, mean_over_prompts, win_rate
 
 

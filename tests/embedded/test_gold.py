@@ -5,12 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adadpo_lightning.data.embedded import Grade, grade, judge
-from adadpo_lightning.data.embedded.grammar import FILLERS, draw_style, write_response
-from adadpo_lightning.data.embedded.kinds import KINDS
-from adadpo_lightning.data.embedded.prompts import draw_prompt
-from adadpo_lightning.data.embedded.sampling import Sample
-from adadpo_lightning.data.embedded.task import judged_pair, pair_statistics
+from adadpo_lightning.embedded import Grade, grade, judge
+from adadpo_lightning.embedded.grammar import FILLERS, draw_style, write_response
+from adadpo_lightning.embedded.kinds import KINDS
+from adadpo_lightning.embedded.prompts import draw_prompt
+from adadpo_lightning.embedded.sampling import Sample
+from adadpo_lightning.embedded.task import judged_pair, pair_statistics
 
 SEEDS = st.integers(0, 2**32 - 1)
 # True of the world: the cat is huge, blue and from europe; the dog is huge, red and from europe.

@@ -5,12 +5,13 @@ from functools import partial
 
 import pytest
 
-from adadpo_lightning import quickstart
+from adadpo_lightning import embedded
 from adadpo_lightning.cli import main
-from adadpo_lightning.data import embedded
+from adadpo_lightning.embedded import evaluation as evaluation
+from adadpo_lightning.embedded import quickstart
+from adadpo_lightning.embedded.quickstart import LOGGED, read_metrics, run_quickstart
 from adadpo_lightning.errors import UserError
-from adadpo_lightning.evaluation import embedded as evaluation
-from adadpo_lightning.quickstart import LOGGED, find_config, read_metrics, run_quickstart
+from adadpo_lightning.shipped import find_config
 
 SIZES = {"corpus_size": 40, "prompts": 40, "val_prompts": 6, "heldout_prompts": 6}
 

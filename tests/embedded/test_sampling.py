@@ -5,8 +5,8 @@ from collections import Counter
 import pytest
 import torch
 
-from adadpo_lightning.data.embedded import sampling
-from adadpo_lightning.data.embedded.sampling import encode_prompts, load_exported, sample_answers, score_answers
+from adadpo_lightning.embedded import sampling
+from adadpo_lightning.embedded.sampling import encode_prompts, load_exported, sample_answers, score_answers
 
 PROMPTS = ["what is 3 plus 4", "sort 4 1 9", "now what is 1 plus 1", "tell me 2 facts about oak", "sort 3 2 1 8"]
 

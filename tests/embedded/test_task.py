@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from adadpo_lightning.data.embedded import EmbeddedTask, grade, make_pairs, make_task
-from adadpo_lightning.data.embedded.prompts import parse_prompt
+from adadpo_lightning.embedded import EmbeddedTask, grade, make_pairs, make_task
+from adadpo_lightning.embedded.prompts import parse_prompt
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.models.loading import PolicyConfig, load_model, load_tokenizer
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from adadpo_lightning.data.embedded.grammar import draw_style, write_response
-from adadpo_lightning.data.embedded.prompts import draw_prompt
-from adadpo_lightning.data.embedded.sampling import encode_prompts
-from adadpo_lightning.data.embedded.tokenizer import SPECIAL_TOKENS, build_model_config, build_tokenizer, vocabulary
 from adadpo_lightning.data.schema import PreferencePair
 from adadpo_lightning.data.tokenize import PairTokenizer, TokenizeOptions
+from adadpo_lightning.embedded.grammar import draw_style, write_response
+from adadpo_lightning.embedded.prompts import draw_prompt
+from adadpo_lightning.embedded.sampling import encode_prompts
+from adadpo_lightning.embedded.tokenizer import SPECIAL_TOKENS, build_model_config, build_tokenizer, vocabulary
 
 
 @pytest.fixture(scope="module")

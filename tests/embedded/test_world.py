@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adadpo_lightning.data.embedded.kinds import (
+from adadpo_lightning.embedded.kinds import (
     KINDS,
     ComparePrompt,
     FactsPrompt,
@@ -13,8 +13,8 @@ from adadpo_lightning.data.embedded.kinds import (
     SortPrompt,
     SumPrompt,
 )
-from adadpo_lightning.data.embedded.prompts import OPENINGS, draw_prompt, draw_prompts, parse_prompt
-from adadpo_lightning.data.embedded.world import (
+from adadpo_lightning.embedded.prompts import OPENINGS, draw_prompt, draw_prompts, parse_prompt
+from adadpo_lightning.embedded.world import (
     CATEGORIES,
     ENTITIES,
     ENTITY_PROPERTIES,

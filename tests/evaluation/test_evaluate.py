@@ -9,7 +9,7 @@ from adadpo_lightning.cli import main
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.evaluation.evaluate import EvaluationOptions, evaluate_responses, match_responses
 from adadpo_lightning.evaluation.formats import Response
-from adadpo_lightning.evaluation.judges import AnnotationsJudge
+from adadpo_lightning.evaluation.judges.base import AnnotationsJudge
 from adadpo_lightning.evaluation.length_controlled import Anchor, length_controlled
 
 RNG = np.random.default_rng(0)

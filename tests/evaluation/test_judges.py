@@ -8,12 +8,12 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from adadpo_lightning.data.embedded.gold import grade
+from adadpo_lightning.embedded.gold import grade
 from adadpo_lightning.errors import UserError
-from adadpo_lightning.evaluation import judges
 from adadpo_lightning.evaluation.formats import Response
-from adadpo_lightning.evaluation.judges import AnnotationsJudge, Comparison, available_judges, build_judge
-from tests.tiny import make_rows, make_tokenizer
+from adadpo_lightning.evaluation.judges import base as judges
+from adadpo_lightning.evaluation.judges.base import AnnotationsJudge, Comparison, available_judges, build_judge
+from tests.support.tiny import make_rows, make_tokenizer
 
 
 def test_packages_bring_judges_of_their_own(monkeypatch):

@@ -9,7 +9,7 @@ import torch
 from adadpo_lightning.losses import CPO, DPO, IPO, ORPO, SFT, Mixture, SimPO
 from adadpo_lightning.losses.testing import sample_pairs
 from adadpo_lightning.types import PairLogps
-from tests.tiny import make_rows
+from tests.support.tiny import make_rows
 
 pytest.importorskip("trl")
 

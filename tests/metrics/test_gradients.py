@@ -11,9 +11,9 @@ from adadpo_lightning.losses import build_loss
 from adadpo_lightning.metrics.gradients import gradient_squares
 from adadpo_lightning.models.loading import PolicyConfig
 from adadpo_lightning.models.policy import PolicyModel
-from adadpo_lightning.module import pair_logps
+from adadpo_lightning.training.module import pair_logps
 from adadpo_lightning.types import EncodedPair, PairLogps
-from tests.test_module import QUIET, data, module
+from tests.training.test_module import QUIET, data, module
 
 PAIRS = [
     EncodedPair([7, 8, 9], [10, 11, 12, 2], [13, 2], 0),

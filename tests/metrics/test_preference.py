@@ -9,7 +9,7 @@ import torch
 from adadpo_lightning.losses import build_loss
 from adadpo_lightning.metrics import WeightedMeans, step_statistics
 from adadpo_lightning.metrics.preference import finish
-from adadpo_lightning.module import pair_logps, sum_by_answer
+from adadpo_lightning.training.module import pair_logps, sum_by_answer
 from adadpo_lightning.types import PreferenceBatch, StepOutput
 
 

@@ -6,8 +6,8 @@ import torch
 from adadpo_lightning.losses import build_loss
 from adadpo_lightning.metrics import WeightedMeans, step_statistics
 from adadpo_lightning.models.loading import PolicyConfig
-from adadpo_lightning.module import PreferenceLitModule
-from tests.models.test_packed import CONFIGS, batch_of, make_pairs, policy
+from adadpo_lightning.training.module import PreferenceLitModule
+from tests.models.attention.test_packed import CONFIGS, batch_of, make_pairs, policy
 
 pytestmark = pytest.mark.gpu
 LENGTHS = [(40, 25, 61), (1, 52, 1), (74, 1, 33), (13, 48, 18)]
@@ -56,7 +56,7 @@ def test_default_backend_in_bfloat16_is_as_near_to_float32_as_the_padded_layout(
 
 def test_a_step_never_waits_for_the_device(tmp_path):
     """Forward, loss, backward and metrics of the packed layout, once its index tensors are there."""
-    from tests.tiny import make_model_dir
+    from tests.support.tiny import make_model_dir
 
     path = make_model_dir(tmp_path / "model", hidden=64)
     module = PreferenceLitModule(PolicyConfig(path=str(path), dtype="bfloat16"), build_loss("adadpo"))

@@ -6,11 +6,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from adadpo_lightning.data.collate import collate
 from adadpo_lightning.errors import UserError
-from adadpo_lightning.models.attention import IMPLEMENTATION
+from adadpo_lightning.models.attention.registry import IMPLEMENTATION
 from adadpo_lightning.models.loading import LoraOptions, PolicyConfig, load_model
 from adadpo_lightning.models.logprobs import LogitTransform
 from adadpo_lightning.models.policy import PolicyModel, logit_transform
-from adadpo_lightning.models.reference import AdapterOffReference, FrozenReference, build_reference
+from adadpo_lightning.reference.live import AdapterOffReference, FrozenReference, build_reference
 from adadpo_lightning.types import EncodedPair
 
 TINY = {

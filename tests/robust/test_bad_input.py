@@ -11,7 +11,7 @@ from adadpo_lightning.data.sources import SourceConfig
 from adadpo_lightning.data.tokenize import TokenizeOptions
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.models.loading import PolicyConfig, load_tokenizer
-from tests.robust.bad_input_cases import CASES, GOOD, Case, model_with, rows, tokenizer_without
+from tests.support.bad_input_cases import CASES, GOOD, Case, model_with, rows, tokenizer_without
 
 
 def arguments(case, folder, model_dir):

@@ -14,7 +14,7 @@ from adadpo_lightning.data.schema import BadRow, PreferencePair
 from adadpo_lightning.data.sources import SourceConfig
 from adadpo_lightning.data.tokenize import PairTokenizer, TokenizeOptions
 from adadpo_lightning.errors import UserError
-from tests.tiny import make_tokenizer
+from tests.support.tiny import make_tokenizer
 
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 TEXT = st.text(max_size=30) | st.sampled_from(["<eos>", "<user>", "\ufdd0", "\x00", "a b", "\u202e", "{{ 1 }}"])

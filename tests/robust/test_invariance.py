@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from adadpo_lightning.data.collate import collate
 from adadpo_lightning.losses import SFT, Mixture, available_losses, build_loss
 from adadpo_lightning.models.loading import PolicyConfig
-from adadpo_lightning.module import PreferenceLitModule
+from adadpo_lightning.training.module import PreferenceLitModule
 from adadpo_lightning.types import EncodedPair
-from tests.models.test_packed import with_exact_norms
+from tests.models.attention.test_packed import with_exact_norms
 
 
 def make_pairs(seed=0, count=8):

@@ -12,10 +12,10 @@ import time
 import pytest
 import torch
 
-from adadpo_lightning.checkpoint_io import WholeFileIO
-from adadpo_lightning.resume import newest_whole
-from tests.robust.runs import PAIRS, arguments, assert_same, main_of_child, run
-from tests.tiny import make_rows, write_rows
+from adadpo_lightning.checkpoints.integrity import WholeFileIO
+from adadpo_lightning.checkpoints.resume import newest_whole
+from tests.support.runs import PAIRS, arguments, assert_same, main_of_child, run
+from tests.support.tiny import make_rows, write_rows
 
 SAVING = ["--checkpoint.every_n_train_steps=1", "--auto_resume=true", "--trainer.logger=CSVLogger"]
 

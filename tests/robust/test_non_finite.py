@@ -5,10 +5,10 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from adadpo_lightning.callbacks import NonFiniteGuard
+from adadpo_lightning.cli.trainer import PreferenceCLI
 from adadpo_lightning.errors import UserError
-from adadpo_lightning.trainer_cli import PreferenceCLI
-from tests.robust.runs import PAIRS, arguments, curves, run, weights
-from tests.tiny import make_rows, write_rows
+from tests.support.runs import PAIRS, arguments, curves, run, weights
+from tests.support.tiny import make_rows, write_rows
 
 LAYER = "model.model.layers.0.mlp.down_proj"
 

@@ -7,9 +7,9 @@ import signal
 import pytest
 from lightning.pytorch.callbacks import Callback
 
-from adadpo_lightning.trainer_cli import PreferenceCLI
-from tests.robust.runs import PAIRS, arguments, assert_same, curves, run
-from tests.tiny import make_rows, write_rows
+from adadpo_lightning.cli.trainer import PreferenceCLI
+from tests.support.runs import PAIRS, arguments, assert_same, curves, run
+from tests.support.tiny import make_rows, write_rows
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import torch
 
 import adadpo_lightning
 from adadpo_lightning.cli import main
-from tests.robust.runs import arguments, run
-from tests.tiny import make_rows, write_rows
+from tests.support.runs import arguments, run
+from tests.support.tiny import make_rows, write_rows
 
 PACKAGE = Path(adadpo_lightning.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from tests.robust.runs import PAIRS, assert_same, curves
-from tests.tiny import make_rows, write_rows
+from tests.support.runs import PAIRS, assert_same, curves
+from tests.support.tiny import make_rows, write_rows
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
@@ -32,7 +32,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 def test_a_signal_to_one_rank_stops_both_and_the_run_goes_on_exactly(tmp_path, model_dir, options):
     pairs = write_rows(tmp_path / "pairs.jsonl", make_rows(PAIRS))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = [*torchrun, "-m", "tests.robust.two_ranks", str(tmp_path), str(model_dir), str(pairs), *options]
+    command = [*torchrun, "-m", "tests.support.two_ranks", str(tmp_path), str(model_dir), str(pairs), *options]
     result = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr[-4000:]
     assert result.stderr.count("SIGTERM: saved ") == 2  # once each time, by rank zero

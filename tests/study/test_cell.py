@@ -11,7 +11,7 @@ from adadpo_lightning.study.cell import COEFFICIENT, fit_arguments, logged, run_
 from adadpo_lightning.study.grid import Arm, Cell, EmbeddedTaskConfig, JudgedPrompts, StudyConfig, jobs_of
 from adadpo_lightning.study.run import status_of
 from tests.evaluation.test_judges import classifier_dir
-from tests.tiny import make_rows, write_rows
+from tests.support.tiny import make_rows, write_rows
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,12 @@ import time
 
 import pytest
 
+from adadpo_lightning.cli.commands.study import parse_study
 from adadpo_lightning.errors import UserError
-from adadpo_lightning.quickstart import find_config
+from adadpo_lightning.shipped import find_config
 from adadpo_lightning.study.grid import Arm, Job, StudyConfig, cells_of, find_job, jobs_of
 from adadpo_lightning.study.run import run_study, save_study, schedule, status_of
 from adadpo_lightning.study.slurm import layers_of, write_slurm
-from adadpo_lightning.study_command import parse_study
 
 
 def study(tmp_path=None, **options):

@@ -1,0 +1,1 @@
+"""Checkpoints: valid or damaged, resume, export, model card."""

@@ -1,0 +1,1 @@
+"""Configs of other packages as configs of this one."""

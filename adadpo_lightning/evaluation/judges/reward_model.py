@@ -1,0 +1,117 @@
+"""A judge that is a Hugging Face sequence classifier, such as a reward model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from adadpo_lightning.errors import UserError
+from adadpo_lightning.evaluation.judges.base import Judge, preference_of, register_judge
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from adadpo_lightning.evaluation.formats import Response
+    from adadpo_lightning.evaluation.judges.base import Comparison
+
+
+@register_judge("reward_model")
+@dataclass
+class RewardModelJudge(Judge):
+    """Any Hugging Face sequence classifier: the answer with the higher score wins.
+
+    Args:
+        model: Directory or hub id.
+        label: Which of its outputs is the score; null takes the only one, or of two the second minus the first.
+        temperature: As in `preference_of`; 1 is the Bradley-Terry probability of a reward model trained that way.
+        batch_size: Answers scored at one time.
+        max_length: Tokens of prompt and answer at most; the start is cut off.
+        dtype: Type of the weights.
+        device: ``auto`` takes a GPU if there is one.
+    """
+
+    model: str
+    label: int | None = None
+    temperature: float = 0.0
+    batch_size: int = 8
+    max_length: int = 4096
+    dtype: str = "auto"
+    device: str = "auto"
+
+    def preferences(self, comparisons: Sequence[Comparison]) -> list[float | None]:
+        """Score both sides of each comparison."""
+        responses = [side for pair in comparisons for side in (pair.model, pair.baseline)]
+        scores = self.scores(responses)
+        return [preference_of(a, b, self.temperature) for a, b in zip(scores[::2], scores[1::2], strict=True)]
+
+    def scores(self, responses: Sequence[Response]) -> list[float]:
+        """The model's score of each answer to its prompt.
+
+        Raises:
+            UserError: If it cannot be loaded or has no such output.
+        """
+        import torch
+
+        classifier, tokenizer = self._load()
+        pad = tokenizer.pad_token_id
+        # Without a padding token the model could not tell where a shorter text ends.
+        size = 1 if pad is None or classifier.config.pad_token_id is None else self.batch_size
+        encoded = [_scored_text(tokenizer, response)[-self.max_length :] for response in responses]
+        order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+        scores = [0.0] * len(encoded)
+        for start in range(0, len(order), size):
+            chunk = order[start : start + size]
+            width = max(len(encoded[i]) for i in chunk)
+            ids = [encoded[i] + [pad or 0] * (width - len(encoded[i])) for i in chunk]
+            mask = [[1] * len(encoded[i]) + [0] * (width - len(encoded[i])) for i in chunk]
+            with torch.inference_mode():
+                tensors = (torch.tensor(values, device=classifier.device) for values in (ids, mask))
+                logits = classifier(**dict(zip(("input_ids", "attention_mask"), tensors, strict=True))).logits.float()
+            for i, score in zip(chunk, self._score(logits).tolist(), strict=True):
+                scores[i] = score
+        return scores
+
+    def _score(self, logits: Any) -> Any:
+        outputs = logits.shape[1]
+        if self.label is not None:
+            if not 0 <= self.label < outputs:
+                raise UserError("judge_options.label", f"expected 0 to {outputs - 1}, got {self.label}")
+            return logits[:, self.label]
+        if outputs > 2:
+            raise UserError("judge_options.label", f"{self.model} has {outputs} outputs", "say which is the score")
+        return logits[:, 0] if outputs == 1 else logits[:, 1] - logits[:, 0]
+
+    def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        import torch
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.model)
+            classifier, report = AutoModelForSequenceClassification.from_pretrained(
+                self.model, dtype=self.dtype, use_safetensors=True, output_loading_info=True
+            )
+        except (OSError, ValueError, ImportError) as error:
+            raise UserError(
+                "judge_options.model", f"no sequence classifier could be loaded from {self.model!r}: {error}"
+            ) from error
+        if report["missing_keys"]:
+            raise UserError(
+                "judge_options.model",
+                f"{self.model!r} lacks {', '.join(sorted(report['missing_keys'])[:3])}, which would be random",
+                "give a model that was trained as a sequence classifier",
+            )
+        device = self.device if self.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        return classifier.to(device).eval(), tokenizer
+
+
+def _scored_text(tokenizer: PreTrainedTokenizerBase, response: Response) -> list[int]:
+    """Prompt and answer through the classifier's chat template, or as a pair of texts where it has none."""
+    if not tokenizer.chat_template:
+        ids: list[int] = tokenizer(response.prompt, response.response)["input_ids"]
+        return ids
+    messages = [{"role": "user", "content": response.prompt}, {"role": "assistant", "content": response.response}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    # The template has written BOS where the model wants one.
+    templated: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return templated

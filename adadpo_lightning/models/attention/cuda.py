@@ -1,0 +1,184 @@
+"""The CUDA backends: ``varlen`` (one variable-length flash call) and ``flex`` (compiled, block-sparse)."""
+
+from __future__ import annotations
+
+from functools import cache
+from inspect import signature
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn.attention.flex_attention import BlockMask
+
+    from adadpo_lightning.models.attention.layout import AttentionRule, PackedLayout
+
+# Side of flex attention's blocks; its kernels expect this one unless they are told otherwise.
+BLOCK = 128
+
+
+def varlen(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, rule: AttentionRule) -> Tensor:
+    """Attention of a packed row by one flash call with unlike numbers of queries and keys.
+
+    Args:
+        query: (1, heads, T, d), float16 or bfloat16.
+        key: (1, key heads, T, d).
+        value: As `key`.
+        layout: The row's layout.
+        rule: Scale and window; soft-capping is not for this kernel.
+
+    Returns:
+        The output, (1, heads, T, d).
+    """
+    from torch.nn.attention.varlen import varlen_attn
+
+    index = layout.once("varlen", lambda: _varlen_index(layout))
+    # Flash takes (tokens, heads, d). A rejected answer's keys are those of its prompt and its own.
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    k, v = k.index_select(0, index.keys), v.index_select(0, index.keys)
+    out = varlen_attn(
+        q.contiguous(),
+        k,
+        v,
+        index.cu_queries,
+        index.cu_keys,
+        index.most_queries,
+        index.most_keys,
+        scale=rule.scale,
+        # A right bound of 0 is causal. With fewer queries than keys flash aligns them to the end, where answers are.
+        window_size=(-1 if rule.window is None else rule.window - 1, 0),
+        **_grouped_option(),
+    )
+    return out.transpose(0, 1)[None]  # type: ignore[union-attr]  # a tuple only if auxiliary outputs are asked for
+
+
+@cache
+def _grouped_option() -> dict[str, Any]:
+    """Newer versions want to be told that several query heads may share one key head; older ones just do it."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
+
+
+class _VarlenIndex(NamedTuple):
+    keys: Tensor
+    cu_queries: Tensor
+    cu_keys: Tensor
+    most_queries: int
+    most_keys: int
+
+
+def _varlen_index(layout: PackedLayout) -> _VarlenIndex:
+    queries, keys = zip(*(run.lengths for run in layout.runs), strict=True)
+    gather = [i for run in layout.runs for part in run.keys for i in range(part.start, part.stop)]
+    return _VarlenIndex(
+        layout.to_device(torch.tensor(gather)),
+        layout.to_device(torch.tensor([0, *accumulate(queries)], dtype=torch.int32)),
+        layout.to_device(torch.tensor([0, *accumulate(keys)], dtype=torch.int32)),
+        max(queries),
+        max(keys),
+    )
+
+
+def flex(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, rule: AttentionRule) -> Tensor:
+    """Attention of a packed row by compiled, block-sparse attention; knows windows and soft-capping.
+
+    Args:
+        query: (1, heads, T, d).
+        key: (1, key heads, T, d).
+        value: As `key`.
+        layout: The row's layout.
+        rule: Scale, window and soft-capping.
+
+    Returns:
+        The output, (1, heads, T, d).
+    """
+    softcap = rule.softcap
+
+    def cap(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return softcap * torch.tanh(score / softcap) if softcap is not None else score
+
+    output: Tensor = _flex_attention(query.device.type)(
+        query,
+        key,
+        value,
+        score_mod=None if softcap is None else cap,
+        block_mask=layout.once(("flex", rule.window), lambda: block_mask(layout, rule.window)),
+        scale=rule.scale,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return output
+
+
+@cache
+def _flex_attention(device: str) -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=True) if device == "cuda" else flex_attention
+
+
+def block_mask(layout: PackedLayout, window: int | None) -> BlockMask:
+    """Which tokens see which, known block by block without looking at each pair of tokens."""
+    from torch.nn.attention.flex_attention import BlockMask
+
+    pair, side, position = _token_labels(layout)
+
+    def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        # Side 0 is the prompt, which both answers see. Keys lie before their queries in the row.
+        seen = (pair[q] == pair[k]) & ((side[k] == 0) | (side[k] == side[q])) & (k <= q)
+        return seen if window is None else seen & (position[q] - position[k] < window)
+
+    some, whole = seen_blocks(layout, window)
+    length = sum(map(sum, layout.segments))
+    return BlockMask.from_kv_blocks(
+        *_ordered(some & ~whole, layout), *_ordered(whole, layout), BLOCK, visible, seq_lengths=(length, length)
+    )
+
+
+def seen_blocks(layout: PackedLayout, window: int | None) -> tuple[Tensor, Tensor]:
+    """For blocks of queries (rows) and keys (columns): whether anything is seen, and whether everything is."""
+    length = sum(map(sum, layout.segments))
+    count = -(-length // BLOCK)
+    some = torch.zeros(count, count, dtype=torch.bool)
+    whole = torch.zeros(count, count, dtype=torch.bool)
+    starts = torch.arange(count) * BLOCK
+    ends = (starts + BLOCK).clamp_max(length)
+    for run in layout.runs:
+        # A query's place minus a key's place in the row is their distance plus what lies between them in the row only.
+        shift = run.queries.stop - run.keys[0].start - run.lengths[1]
+        q_first, q_last = starts.clamp_min(run.queries.start), ends.clamp_max(run.queries.stop) - 1
+        q_any, q_all = q_first <= q_last, (starts >= run.queries.start) & (ends <= run.queries.stop)
+        for part in run.keys:
+            own = part.stop == run.queries.stop
+            between = 0 if own else shift
+            k_first, k_last = starts.clamp_min(part.start), ends.clamp_max(part.stop) - 1
+            k_any, k_all = k_first <= k_last, (starts >= part.start) & (ends <= part.stop)
+            nearest, farthest = q_first[:, None] - k_last - between, q_last[:, None] - k_first - between
+            seen, seen_all = q_last[:, None] >= k_first, q_first[:, None] >= k_last
+            if window is not None:
+                seen, seen_all = seen & (nearest < window), seen_all & (farthest < window)
+            some |= q_any[:, None] & k_any & seen
+            whole |= q_all[:, None] & k_all & seen_all
+    return some, whole
+
+
+def _ordered(blocks: Tensor, layout: PackedLayout) -> tuple[Tensor, Tensor]:
+    """Number of blocks in each row and their columns, in the form that flex attention wants."""
+    counts = blocks.sum(1, dtype=torch.int32)[None, None]
+    columns = blocks.to(torch.int8).argsort(dim=1, descending=True, stable=True).to(torch.int32)[None, None]
+    return layout.to_device(counts), layout.to_device(columns)
+
+
+def _token_labels(layout: PackedLayout) -> tuple[Tensor, Tensor, Tensor]:
+    """(pair, side, position) of every token of the row, each (T,)."""
+    pair: list[int] = []
+    side: list[int] = []
+    position: list[int] = []
+    for number, (prompt, chosen, rejected) in enumerate(layout.segments):
+        pair += [number] * (prompt + chosen + rejected)
+        side += [0] * prompt + [1] * chosen + [2] * rejected
+        position += [*range(prompt + chosen), *range(prompt, prompt + rejected)]
+    labels = [layout.to_device(torch.tensor(values, dtype=torch.int32)) for values in (pair, side, position)]
+    return labels[0], labels[1], labels[2]

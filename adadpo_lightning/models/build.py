@@ -1,0 +1,147 @@
+"""Build a policy or its reference, sharded: each rank reads its own rows of the safetensors files and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+
+from adadpo_lightning.errors import UserError
+from adadpo_lightning.models.attention.registry import SERVED
+from adadpo_lightning.models.loading import PolicyConfig, load_model
+from adadpo_lightning.models.policy import PolicyModel
+from adadpo_lightning.models.selfcheck import check_forward
+from adadpo_lightning.models.sharding import Sharding, shard
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def build_policy(
+    config: PolicyConfig, tokenizer: Any = None, sharding: Sharding | None = None, *, frozen: bool = False
+) -> PolicyModel:
+    """Load a policy, whole or sharded.
+
+    Args:
+        config: What to load.
+        tokenizer: Its tokenizer, for a check of the vocabulary.
+        sharding: Over which ranks; None loads it whole.
+        frozen: For a reference.
+
+    Raises:
+        UserError: If it cannot be loaded.
+    """
+    if sharding is None:
+        return PolicyModel(load_model(config, tokenizer), config)
+    folder = weights_folder(config)
+    model: Any = None if folder is None else load_model(config, tokenizer, empty=True)
+    reason = "its weights are random" if folder is None else unstreamable_reason(model, folder)
+    if reason is not None:
+        rank_zero_warn(f"model.policy: {reason}; each rank builds the whole model before it is sharded")
+        model = load_model(config, tokenizer)
+    if config.lora is not None:
+        _same_on_all_ranks(model)
+    policy = PolicyModel(model, config)
+    shard(policy, sharding, frozen=frozen)
+    _place(policy, sharding)
+    if reason is None:
+        _read(policy, str(folder))
+        if policy.causal_lm.config.model_type not in SERVED:
+            with policy.gathered():
+                check_forward(policy)
+    return policy
+
+
+def weights_folder(config: PolicyConfig) -> Path | None:
+    """Where the safetensors files of a policy lie; those of a hub id are downloaded. None for random weights.
+
+    Raises:
+        UserError: If the hub cannot be reached and nothing is in its cache.
+    """
+    if config.path is None or Path(config.path).is_dir():
+        return None if config.path is None else Path(config.path)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(config.path, revision=config.revision, allow_patterns=["*.safetensors", "*.json"])
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(
+            "model.policy.path",
+            f"no weights could be downloaded for {config.path!r}: {str(error).splitlines()[0]}",
+            "give a directory with config.json and safetensors weights, or a hub id that can be reached",
+        ) from error
+
+
+def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Name and shape of each tensor in the safetensors files of a folder; only their headers are read."""
+    from safetensors import safe_open
+
+    shapes = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            shapes.update({name: tuple(file.get_slice(name).get_shape()) for name in names})
+    return shapes
+
+
+def base_name(name: str) -> str:
+    """The name that a parameter has in the base model's own checkpoint.
+
+    Example:
+        >>> base_name("base_model.model.model.layers.0.mlp.up_proj.base_layer.weight")
+        'model.layers.0.mlp.up_proj.weight'
+    """
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+
+
+def unstreamable_reason(model: Any, folder: Path) -> str | None:
+    """Why the files of a folder cannot be read straight into a model on the meta device; None if they can."""
+    stored = stored_shapes(folder)
+    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    if getattr(base.config, "quantization_config", None):
+        return "its weights are quantised"
+    wanted = {base_name(name): tuple(p.shape) for name, p in model.named_parameters() if p.is_meta}
+    odd = [name for name, shape in wanted.items() if stored.get(name) != shape]
+    if odd:
+        return f"its files name or shape some weights otherwise than the model ({odd[0]})"
+    return None
+
+
+def _same_on_all_ranks(model: nn.Module) -> None:
+    """Give every rank the adapters of rank zero: new ones are drawn by each rank's own random numbers."""
+    import torch.distributed as dist
+
+    adapters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    drawn: list[Mapping[str, Tensor]] = [{name: p.detach() for name, p in adapters.items()}]
+    dist.broadcast_object_list(drawn, src=0)
+    with torch.no_grad():
+        for name, parameter in adapters.items():
+            parameter.copy_(drawn[0][name])
+
+
+def _place(policy: PolicyModel, sharding: Sharding) -> None:
+    """Make room for this rank's shards of the weights that are on the meta device."""
+    device = torch.device("cpu") if sharding.cpu_offload else sharding.device
+
+    def place(tensor: Tensor) -> Tensor:
+        return torch.empty_like(tensor, device=device) if tensor.is_meta else tensor
+
+    policy._apply(place)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    for module in policy.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            module._buffers[name] = buffer.to(sharding.device)
+
+
+def _read(policy: PolicyModel, folder: str) -> None:
+    """Fill each rank's shards from its rows of the files."""
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    named = policy.model.named_parameters()
+    weights = {base_name(name): parameter.detach() for name, parameter in named if "lora_" not in name}
+    load(weights, storage_reader=HuggingFaceStorageReader(folder))

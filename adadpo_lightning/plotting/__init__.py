@@ -1,1 +1,0 @@
-"""Figures of runs, from the logs that they leave."""

@@ -1,0 +1,120 @@
+"""Before the first step of a run: find its reference caches, or compute them with a reference that is freed again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+
+from adadpo_lightning.errors import UserError
+from adadpo_lightning.reference.cache import (
+    ReferenceCache,
+    fill,
+    locked,
+    pairs_fingerprint,
+    weights_fingerprint,
+)
+from adadpo_lightning.reference.live import ReferenceMode, build_reference
+from adadpo_lightning.strategies.capabilities import sharding_of
+
+if TYPE_CHECKING:
+    from adadpo_lightning.data.datamodule import PreferenceDataModule
+    from adadpo_lightning.reference.live import Reference
+    from adadpo_lightning.training.module import PreferenceLitModule
+
+
+def provide_cached_reference(
+    module: PreferenceLitModule, data: PreferenceDataModule | None, names: Sequence[str]
+) -> None:
+    """Hand the datamodule the caches of its datasets, computing what is missing.
+
+    Args:
+        module: Its policy config says what the reference is: the policy as it is before training.
+        data: The run's datamodule.
+        names: Datasets of it; those it does not have are passed over.
+
+    Raises:
+        UserError: If the run has no `PreferenceDataModule`, or a cache is damaged.
+    """
+    if data is None:
+        raise UserError("model.reference", "cached needs a PreferenceDataModule, got none", "set it to frozen")
+    wanted = [name for name in names if name in data.prepared and name not in data.reference_caches]
+    if not wanted:
+        return
+    # One live reference for all datasets; with adapters it is the policy itself and no second model.
+    mode: ReferenceMode = "adapter_off" if module.policy_config.lora is not None else "frozen"
+    sharding = sharding_of(module.trainer.strategy)
+    reference = build_reference(mode, module.built_policy, module.policy_config, module.tokenizer, sharding)
+    weights = reference_fingerprint(reference)
+    precision = str(module.trainer.precision)
+    if sharding is not None and sharding.param_dtype is not None:
+        precision += f":{sharding.param_dtype}"
+    for name in wanted:
+        data.reference_caches[name] = _provide(module, data, name, reference, f"{weights}:{precision}")
+
+
+def reference_fingerprint(reference: Any) -> str:
+    """Hash of the weights that a live reference computes with; adapters that it switches off do not count."""
+    model = getattr(reference, "model", None)
+    if model is not None:
+        return weights_fingerprint(model)
+    base = reference.policy.causal_lm
+    own = torch.nn.Module()
+    for name, parameter in base.named_parameters():
+        if "lora_" not in name:
+            own.register_parameter(name.replace(".base_layer", "").replace(".", "/"), parameter)
+    return weights_fingerprint(own)
+
+
+def _provide(
+    module: PreferenceLitModule, data: PreferenceDataModule, name: str, reference: Any, reference_key: str
+) -> ReferenceCache:
+    strategy, pairs = module.trainer.strategy, data.prepared[name].pairs
+    key = hashlib.blake2b(f"{reference_key}:{pairs_fingerprint(pairs)}".encode(), digest_size=16).hexdigest()
+    _, chosen, rejected = data.prepared[name].counts()
+    dtype = next(module.built_policy.parameters()).dtype
+    cache = ReferenceCache(module.reference_cache / key, chosen, rejected, dtype)
+    if module.trainer.is_global_zero:
+        with locked(cache.folder):
+            cache.create()
+    strategy.barrier("reference cache created")
+    if cache.is_complete():
+        rank_zero_info(f"Reference log-probabilities of {name}: reusing {cache.folder}")
+        return cache
+    _compute(module, data, name, cache, reference)
+    return cache
+
+
+def _any_rank(device: torch.device, flags: list[bool]) -> list[bool]:
+    """For each position whether the flag of any rank is set; all ranks have equally many."""
+    import torch.distributed as dist
+
+    joined = torch.tensor(flags, dtype=torch.int32, device=device)
+    dist.all_reduce(joined, op=dist.ReduceOp.MAX)
+    return [bool(flag) for flag in joined.tolist()]
+
+
+def _compute(
+    module: PreferenceLitModule, data: PreferenceDataModule, name: str, cache: ReferenceCache, reference: Reference
+) -> None:
+    from tqdm import tqdm
+
+    collate, plan = data.scoring_loader(name)
+    trainer = module.trainer
+    total = sum(len(batch.rows) for batch in plan if not batch.filler)
+    rank_zero_info(f"Reference log-probabilities of {name}: {len(cache.missing())} of {len(cache)} pairs to compute")
+    hide = not trainer.is_global_zero or trainer.progress_bar_callback is None
+    with (
+        tqdm(total=total, desc=f"Reference of {name}", unit="pair", disable=hide) as bar,
+        trainer.precision_plugin.forward_context(),
+    ):
+        in_step = None if sharding_of(trainer.strategy) is None else partial(_any_rank, module.device)
+        fill(cache, plan, collate.__getitem__, reference, module.device, bar.update, in_step)
+    trainer.strategy.barrier("reference cache filled")
+    if trainer.is_global_zero:
+        cache.finish()
+    trainer.strategy.barrier("reference cache finished")

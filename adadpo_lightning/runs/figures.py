@@ -1,0 +1,241 @@
+"""Figures of one or several runs: gradient balance, log-probabilities, margin, accuracy, KL, or any other metric."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adadpo_lightning.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from adadpo_lightning.runs.logs import Curve, Run
+
+# Okabe and Ito's palette, told apart with any colour vision; without its yellow and black.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+INK, PALE = "#444444", "#DDDDDD"
+STAGES = ("train", "val")
+PREFIXES = tuple(f"{stage}/" for stage in STAGES)
+DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.5)))
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What one figure shows.
+
+    Args:
+        title: Title.
+        unit: Label of the vertical axis.
+        series: Label and tag, without its stage, of what is drawn of each run; the first solid, the next dashed.
+        log: Whether the vertical axis is logarithmic.
+        mark: A value to draw a line at.
+        optional: Labels of `series` that need not be there.
+    """
+
+    title: str
+    unit: str
+    series: dict[str, str]
+    log: bool = False
+    mark: float | None = None
+    optional: tuple[str, ...] = ()
+
+
+CHARTS = {
+    "balance": Chart(
+        "Gradient balance", "chosen gradient / rejected gradient", {"ratio": "grad_balance/ratio"}, log=True, mark=1.0
+    ),
+    "logps": Chart(
+        "Log-probability of the answers",
+        "nats per token",
+        {"chosen": "logps/chosen_per_token", "rejected": "logps/rejected_per_token"},
+    ),
+    "margin": Chart("Reward margin", "chosen - rejected reward", {"margin": "rewards/margins"}, mark=0.0),
+    "accuracy": Chart("Reward accuracy", "share of pairs", {"accuracy": "rewards/accuracies"}, mark=0.5),
+    "kl": Chart(
+        "KL to the reference",
+        "nats per token",
+        {"chosen": "kl/chosen", "rejected": "kl/rejected", "own answers": "kl/policy"},
+        optional=("own answers",),
+    ),
+}
+
+
+def choose_charts(runs: Sequence[Run], metrics: Sequence[str]) -> dict[str, Chart]:
+    """The charts by name of their file.
+
+    Args:
+        runs: What there is to draw.
+        metrics: Names of `CHARTS`, or tags with or without their stage; none means all charts that a run has data for.
+
+    Raises:
+        UserError: If a metric is unknown to all runs.
+    """
+    if not metrics:
+        found = {name: chart for name, chart in CHARTS.items() if any(_has(run, chart) for run in runs)}
+        if not found:
+            raise UserError("runs", f"none has logged what a chart shows ({', '.join(CHARTS)})", "name metrics")
+        return found
+    tags = {tag.partition("/")[2] for run in runs for tag in run.curves if tag.startswith(PREFIXES)}
+    charts: dict[str, Chart] = {}
+    for metric in metrics:
+        tag = metric.partition("/")[2] if metric.startswith(PREFIXES) else metric
+        if metric in CHARTS and any(_has(run, CHARTS[metric]) for run in runs):
+            charts[metric] = CHARTS[metric]
+        elif tag in tags:
+            ratio = "ratio" in tag
+            charts[tag.replace("/", "_")] = Chart(tag, tag, {tag: tag}, log=ratio, mark=1.0 if ratio else None)
+        else:
+            raise UserError("metric", f"no run has {metric!r}", did_you_mean(metric, {*CHARTS, *tags}))
+    return charts
+
+
+def _has(run: Run, chart: Chart) -> bool:
+    return any(f"{stage}/{tag}" in run.curves for stage in STAGES for tag in chart.series.values())
+
+
+def draw(runs: Sequence[Run], chart: Chart) -> Figure:
+    """One chart of all runs, on a figure of its own."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    draw_chart(axes, runs, chart)
+    figure.legend(handles=legend(runs, [chart]), loc="outside right upper", frameon=False, fontsize=9)
+    return figure
+
+
+def overview(runs: Sequence[Run], charts: Sequence[Chart]) -> Figure:
+    """All charts side by side, with one legend."""
+    from matplotlib.figure import Figure
+
+    rows = -(-len(charts) // 3)
+    figure = Figure(figsize=(12, 3.1 * rows + 0.5), layout="constrained")
+    grid = figure.add_gridspec(rows, min(3, len(charts)))
+    for i, chart in enumerate(charts):
+        draw_chart(figure.add_subplot(grid[divmod(i, 3)]), runs, chart)
+    handles = legend(runs, charts)
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
+    return figure
+
+
+def draw_chart(axes: Axes, runs: Sequence[Run], chart: Chart) -> None:
+    """Training as a thin line, validation as a line with points; a run has one colour throughout."""
+    for run, colour in zip(runs, colours(len(runs)), strict=True):
+        for stage, dash, label, curve in _curves(run, chart):
+            style: dict[str, Any] = {"color": colour, "linestyle": dash, "label": f"{run.name} {stage} {label}"}
+            if stage == "train":
+                style |= {"linewidth": 1.1, "alpha": 0.55 if _validated(runs, chart) else 1.0}
+            else:
+                style |= {"linewidth": 1.6, "marker": "o", "markersize": 4, "markeredgecolor": "white"}
+            axes.plot(curve.steps, curve.values, **style)
+    _dress(axes, chart)
+
+
+def _curves(run: Run, chart: Chart) -> Iterator[tuple[str, Any, str, Curve]]:
+    for stage in STAGES:
+        for dash, (label, tag) in zip(DASHES, chart.series.items(), strict=False):
+            if (curve := run.curves.get(f"{stage}/{tag}")) is not None:
+                yield stage, dash, label, curve
+
+
+def _validated(runs: Sequence[Run], chart: Chart) -> bool:
+    return any(stage == "val" for run in runs for stage, *_ in _curves(run, chart))
+
+
+def _dress(axes: Axes, chart: Chart) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+    axes.set_title(chart.title, loc="left", fontsize=11, color=INK)
+    axes.set_xlabel("optimizer step", color=INK)
+    axes.set_ylabel(chart.unit, color=INK)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if chart.log:
+        axes.set_yscale("log")
+        # Not matplotlib's own limits, which are two decades around a curve that stays where it is.
+        low, high = axes.dataLim.minposy, axes.dataLim.intervaly[1]
+        space = (high / low) ** 0.05
+        low, high = min(low / space, 0.8), max(high * space, 1.25)
+        axes.set_ylim(low, high)
+        # Decades alone would leave a narrow range without a number.
+        subs = (1.0,) if high > 1e3 * low else (1.0, 2.0, 5.0)
+        axes.yaxis.set_major_locator(MaxNLocator(5) if high < 5 * low else LogLocator(subs=subs))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    if chart.mark is not None:
+        axes.axhline(chart.mark, color=INK, linewidth=0.8, linestyle=":", zorder=1, label="_mark")
+    axes.grid(color=PALE, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(PALE)
+    axes.tick_params(colors=INK, length=0, labelsize=9)
+
+
+def legend(runs: Sequence[Run], charts: Sequence[Chart]) -> list[Any]:
+    """A line for each run that is drawn, by its colour, then what the styles mean as far as they occur."""
+    from matplotlib.lines import Line2D
+
+    coloured = zip(runs, colours(len(runs)), strict=True)
+    shown = [(run, colour) for run, colour in coloured if any(_has(run, chart) for chart in charts)]
+    handles = [Line2D([], [], color=colour, label=run.name) for run, colour in shown]
+    drawn = [curve for chart in charts for run in runs for curve in _curves(run, chart)]
+    several = [chart for chart in charts if len(chart.series) > 1]
+    sides = {label: dash for chart in several for run in runs for _, dash, label, _ in _curves(run, chart)}
+    handles += [Line2D([], [], color=INK, linestyle=dash, label=label) for label, dash in sides.items()]
+    stages = {stage for stage, *_ in drawn}
+    if "train" in stages:
+        handles.append(Line2D([], [], color=INK, linewidth=1.1, alpha=0.55, label="training"))
+    if "val" in stages:
+        handles.append(Line2D([], [], color=INK, marker="o", markersize=4, label="validation"))
+    return handles
+
+
+def colours(count: int) -> list[Any]:
+    """That many colours; beyond the palette from dark to light, which any colour vision tells apart as well."""
+    if count <= len(COLOURS):
+        return list(COLOURS[:count])
+    from matplotlib import colormaps
+
+    return [colormaps["viridis"](0.9 * i / (count - 1)) for i in range(count)]
+
+
+def save(figure: Figure, output: Path, name: str) -> list[Path]:
+    """Write a figure as PNG and SVG."""
+    output.mkdir(parents=True, exist_ok=True)
+    paths = [output / f"{name}.{ending}" for ending in ("png", "svg")]
+    for path in paths:
+        figure.savefig(path, dpi=160)
+    return paths
+
+
+def plot_runs(paths: Sequence[str], output: str, metrics: Sequence[str] = ()) -> list[Path]:
+    """Draw runs and write the figures, with an ``overview`` where there are several charts.
+
+    Args:
+        paths: Output directories of runs, or directories that hold several.
+        output: Directory to write to.
+        metrics: As of `choose_charts`.
+
+    Returns:
+        The files.
+
+    Raises:
+        UserError: If matplotlib is missing, a path holds no logs, or a metric is unknown.
+    """
+    from importlib.util import find_spec
+
+    from adadpo_lightning.runs.logs import read_runs
+
+    if find_spec("matplotlib") is None:
+        raise UserError("plot", "needs matplotlib, which is not installed", "pip install 'adadpo-lightning[plot]'")
+    if Path(output).is_file():
+        raise UserError("output", f"expected a directory, {output} is a file", "choose another path")
+    runs = read_runs(paths)
+    charts = choose_charts(runs, metrics)
+    files = [path for name, chart in charts.items() for path in save(draw(runs, chart), Path(output), name)]
+    if len(charts) > 1:
+        files += save(overview(runs, list(charts.values())), Path(output), "overview")
+    return files

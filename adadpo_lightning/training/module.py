@@ -1,0 +1,283 @@
+"""The LightningModule: policy, reference and loss to one scalar, and what callbacks read."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.plugins import HalfPrecision
+
+from adadpo_lightning._version import __version__
+from adadpo_lightning.errors import UserError
+from adadpo_lightning.losses import PreferenceLoss
+from adadpo_lightning.metrics.functional import kl_terms
+from adadpo_lightning.models.build import build_policy
+from adadpo_lightning.models.loading import PolicyConfig, load_tokenizer
+from adadpo_lightning.reference.cache import default_folder
+from adadpo_lightning.reference.live import build_reference
+from adadpo_lightning.reference.provider import provide_cached_reference
+from adadpo_lightning.strategies.capabilities import sharding_of, shards_parameters
+from adadpo_lightning.training.optim import OptimizerConfig, SchedulerConfig, build_optimizer, build_scheduler
+from adadpo_lightning.types import PairLogps, PreferenceBatch, StepOutput
+
+if TYPE_CHECKING:
+    from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+    from torch import Tensor
+
+    from adadpo_lightning.models.policy import PolicyModel
+    from adadpo_lightning.reference.live import Reference
+
+CHECKPOINT_KEY = "adadpo_lightning"
+
+
+class PreferenceLitModule(LightningModule):
+    """Trains a policy with a preference loss.
+
+    Args:
+        policy: Which model to train and how to load it.
+        loss: The loss; one of `adadpo_lightning.losses`.
+        optimizer: AdamW's numbers.
+        scheduler: Learning-rate schedule.
+        reference: Where reference log-probabilities come from. ``auto``: none if the loss needs none, the policy with
+            its adapter off if it has one, else a frozen copy. ``cached``: from disk, computed once before the first
+            step and then shared by all runs over the same weights and pairs; no second model stays in memory.
+        reference_cache: Folder of the caches; null takes ``$XDG_CACHE_HOME/adadpo_lightning/reference``.
+
+    Raises:
+        UserError: If the loss needs a reference and `reference` is ``none``, or ``adapter_off`` without an adapter.
+    """
+
+    def __init__(
+        self,
+        policy: PolicyConfig,
+        loss: PreferenceLoss,
+        optimizer: OptimizerConfig | None = None,
+        scheduler: SchedulerConfig | None = None,
+        reference: Literal["auto", "none", "frozen", "adapter_off", "cached"] = "auto",
+        reference_cache: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.policy_config = policy
+        self.loss = loss
+        self.optimizer_config = optimizer or OptimizerConfig()
+        self.scheduler_config = scheduler or SchedulerConfig()
+        self.reference_mode = resolve_reference(reference, loss, has_adapter=policy.lora is not None)
+        self.reference_cache = Path(reference_cache) if reference_cache is not None else default_folder()
+        self.policy: PolicyModel | None = None
+        self._reference: Reference | None = None
+        # A LoRA checkpoint holds what is trained and not the base model.
+        self.strict_loading = policy.lora is None
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The policy's tokenizer."""
+        return load_tokenizer(self.policy_config)
+
+    @property
+    def layout(self) -> Literal["packed", "padded"]:
+        """The layout in which the policy wants its batches; known once the model is built."""
+        layout: Literal["packed", "padded"] = self.built_policy.layout
+        return layout
+
+    @property
+    def built_policy(self) -> PolicyModel:
+        """The policy, once it is loaded."""
+        if self.policy is None:
+            raise RuntimeError("the model is not built yet: call configure_model first, as Lightning's Trainer does")
+        return self.policy
+
+    def setup(self, stage: str) -> None:
+        """Refuse a precision that would spoil the model without a word.
+
+        Raises:
+            UserError: For ``bf16-true`` and ``16-true``, and for inference mode under FSDP2.
+        """
+        if shards_parameters(self.trainer.strategy) and self.trainer.validate_loop.inference_mode:
+            raise UserError(
+                "trainer.inference_mode",
+                "weights that are gathered in inference mode cannot be trained afterwards",
+                "set it to false, as configs/strategy/fsdp2.yaml does",
+            )
+        if isinstance(self.trainer.precision_plugin, HalfPrecision):
+            raise UserError(
+                "trainer.precision",
+                f"{self.trainer.precision!r} would round the rotary embedding's buffers to half precision too",
+                "set model.policy.dtype for half-precision weights, or bf16-mixed to keep float32 master weights",
+            )
+
+    def configure_model(self) -> None:
+        """Load the policy and, where the loss needs one, the reference. Lightning calls this on every rank."""
+        if self.policy is not None:
+            return
+        sharding = sharding_of(self.trainer.strategy, self.reference_mode) if self._trainer is not None else None
+        self.policy = build_policy(self.policy_config, self.tokenizer, sharding)
+        # A reference is not a child module: frozen weights belong neither in checkpoints nor in the optimizer.
+        self._reference = build_reference(
+            self.reference_mode, self.policy, self.policy_config, self.tokenizer, sharding
+        )
+
+    def on_fit_start(self) -> None:
+        """Fill or find the reference caches of what is trained and validated on."""
+        self._provide_reference("train", "val")
+
+    def on_validation_start(self) -> None:
+        """Fill or find the reference cache."""
+        self._provide_reference("val")
+
+    def on_test_start(self) -> None:
+        """Fill or find the reference cache."""
+        self._provide_reference("test")
+
+    def on_predict_start(self) -> None:
+        """Fill or find the reference cache."""
+        self._provide_reference("predict")
+
+    def _provide_reference(self, *names: str) -> None:
+        if self.reference_mode == "cached":
+            provide_cached_reference(self, getattr(self.trainer, "datamodule", None), names)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """AdamW and its schedule over all optimizer steps of the run."""
+        optimizer = build_optimizer(self.built_policy, self.optimizer_config)
+        # Not Lightning's own estimate where it can be helped: that makes the training iterator at once, before a
+        # resumed run's position is known.
+        planned = getattr(getattr(self.trainer, "datamodule", None), "optimizer_steps", None)
+        total = int(self.trainer.estimated_stepping_batches) if planned is None else planned
+        scheduler = build_scheduler(optimizer, self.scheduler_config, total)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def forward(self, batch: PreferenceBatch) -> Tensor:
+        """Log-probability of each scored token of the batch, nats, shape (N,)."""
+        logps: Tensor = self.built_policy(batch)
+        return logps
+
+    def step(self, batch: PreferenceBatch) -> tuple[Tensor, StepOutput]:
+        """One micro-batch's share of its optimizer step's loss, and what callbacks read."""
+        logps = self(batch)
+        entropies = self.built_policy.take_entropies()
+        reference = batch.ref_logps
+        if reference is None and self._reference is not None:
+            # Outside `inference_mode` tensors of either mode mix freely, and no graph is wanted.
+            with torch.no_grad():
+                reference = self._reference(batch)
+        pairs = pair_logps(batch, logps, reference)
+        output = self.loss(pairs)
+        share = output.reduce(batch.step_pairs, batch.step_chosen_tokens)
+        if batch.filler:
+            share = share * 0.0
+        kl = None if reference is None else sum_by_answer(kl_terms(logps.detach() - reference), batch)
+        entropy = None if entropies is None else sum_by_answer(entropies, batch)
+        return share, StepOutput(_detached(pairs), _detached(output), share.detach(), kl, entropy)
+
+    def training_step(self, batch: PreferenceBatch, batch_idx: int) -> dict[str, Any]:
+        """Loss for the backward pass, scaled so that the gradient is that of the global batch.
+
+        Lightning divides by `accumulate_grad_batches` and the strategy averages over ranks. Both are undone here,
+        because the share is already normalised by the global counts of the step.
+        """
+        share, output = self.step(batch)
+        replicas = (self.trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1)
+        return {"loss": share * (self.trainer.accumulate_grad_batches * replicas), "step": output}
+
+    def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> dict[str, Any]:
+        """Everything that callbacks make metrics of."""
+        return {"step": self.step(batch)[1]}
+
+    def test_step(self, batch: PreferenceBatch, batch_idx: int) -> dict[str, Any]:
+        """As validation."""
+        return self.validation_step(batch, batch_idx)
+
+    def predict_step(self, batch: PreferenceBatch, batch_idx: int) -> dict[str, Tensor]:
+        """Per pair: dataset row, summed log-probabilities and implicit rewards; tensors of shape (B,)."""
+        output = self.step(batch)[1]
+        if batch.filler:
+            return {}
+        return {
+            "row_id": batch.row_ids,
+            "logps_chosen": output.pairs.chosen,
+            "logps_rejected": output.pairs.rejected,
+            "reward_chosen": output.loss.chosen_rewards,
+            "reward_rejected": output.loss.rejected_rewards,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Translate the position in the data to this run's ranks and micro-batches."""
+        data: Any = getattr(self._trainer, "datamodule", None)
+        if hasattr(data, "translate_checkpoint"):
+            data.translate_checkpoint(checkpoint)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say how to rebuild the policy, in plain data; with LoRA keep only what is trained."""
+        checkpoint[CHECKPOINT_KEY] = {
+            "version": __version__,
+            "policy": asdict(self.policy_config),
+            "loss": repr(self.loss),
+            "reference": self.reference_mode,
+        }
+        if self.policy_config.lora is not None:
+            trained = {name for name, p in self.named_parameters() if p.requires_grad}
+            weights = checkpoint["state_dict"]
+            checkpoint["state_dict"] = {name: w for name, w in weights.items() if name in trained}
+
+
+def resolve_reference(
+    reference: Literal["auto", "none", "frozen", "adapter_off", "cached"], loss: PreferenceLoss, *, has_adapter: bool
+) -> Literal["none", "frozen", "adapter_off", "cached"]:
+    """Choose where reference log-probabilities come from.
+
+    Raises:
+        UserError: If the choice and the loss or the policy contradict each other.
+
+    Example:
+        >>> from adadpo_lightning.losses import DPO, SimPO
+        >>> resolve_reference("auto", DPO(), has_adapter=True), resolve_reference("auto", SimPO(), has_adapter=False)
+        ('adapter_off', 'none')
+    """
+    if not loss.needs_reference:
+        # A reference that the loss does not read would cost memory and time for nothing.
+        return "none"
+    if reference == "auto":
+        return "adapter_off" if has_adapter else "frozen"
+    if reference == "none":
+        raise UserError(
+            "model.reference",
+            f"{type(loss).__name__} needs a reference, got none",
+            "set it to auto, frozen, adapter_off or cached, or take a loss without a reference: simpo, cpo, orpo",
+        )
+    if reference == "adapter_off" and not has_adapter:
+        raise UserError(
+            "model.reference", "adapter_off needs a policy with LoRA, got a full model", "set model.policy.lora"
+        )
+    return reference
+
+
+def sum_by_answer(values: Tensor, batch: PreferenceBatch) -> Tensor:
+    """Sum the flat per-token `values` (N,) over each answer: (2B,), chosen answers first."""
+    lengths = torch.cat([batch.chosen_len, batch.rejected_len])
+    # `unsafe` skips a check of the lengths that would wait for the device; `collate` made them.
+    return torch.segment_reduce(values, "sum", lengths=lengths, unsafe=True)
+
+
+def pair_logps(batch: PreferenceBatch, logps: Tensor, reference: Tensor | None = None) -> PairLogps:
+    """From per-token log-probabilities (N,) to what a loss reads."""
+    chosen, rejected = sum_by_answer(logps, batch).chunk(2)
+    ref_chosen, ref_rejected = (None, None) if reference is None else sum_by_answer(reference, batch).chunk(2)
+    return PairLogps(
+        chosen=chosen,
+        rejected=rejected,
+        chosen_len=batch.chosen_len,
+        rejected_len=batch.rejected_len,
+        ref_chosen=ref_chosen,
+        ref_rejected=ref_rejected,
+        weight=batch.weight,
+        margin=batch.margin,
+    )
+
+
+def _detached(record: Any) -> Any:
+    values = {f.name: getattr(record, f.name) for f in fields(record)}
+    return replace(record, **{k: v.detach() for k, v in values.items() if isinstance(v, torch.Tensor)})

@@ -1,0 +1,53 @@
+"""The card of an export: what it records, what it keeps to itself, and that the hub's own reader understands it."""
+
+import pytest
+from huggingface_hub import ModelCard
+
+from adadpo_lightning.checkpoints.model_card import card, public_name
+from adadpo_lightning.cli import main
+from tests.support.runs import arguments, run
+from tests.support.tiny import make_rows, write_rows
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, model_dir):
+    folder = tmp_path_factory.mktemp("secret-place")
+    pairs = write_rows(folder / "pairs.jsonl", make_rows(12))
+    options = ["--trainer.callbacks+=adadpo_lightning.callbacks.ExportHF", "--model.loss.beta=0.25"]
+    assert run(arguments(model_dir, pairs, folder / "out", *options)) == 0
+    return folder / "out"
+
+
+@pytest.mark.parametrize("how", ["callback", "command"])
+def test_every_export_has_a_card_that_the_hub_reads(finished, tmp_path, how):
+    folder = finished / "export"
+    if how == "command":
+        folder = tmp_path / "export"
+        checkpoint = finished / "checkpoints/last.ckpt"
+        assert main(["export", f"--checkpoint={checkpoint}", f"--output={folder}"]) == 0
+    found = ModelCard.load(folder / "README.md")
+    assert found.data.library_name == "transformers"
+    assert "adadpo-lightning" in found.data.tags
+    text = found.text
+    for piece in ("AdaDPO (beta=0.25", "`pairs.jsonl`", "data.global_batch_size: 8", "- torch 2.", "2605.28440"):
+        assert piece in text, piece
+    assert "`val/rewards/accuracies`: " in text
+    assert "secret-place" not in text  # no path of who trained
+
+
+def test_hub_names_are_named_in_the_header():
+    config = {
+        "model": {"policy": {"path": "meta-llama/Meta-Llama-3-8B-Instruct", "lora": {"r": 16}}},
+        "data": {"train": [{"path": "HuggingFaceH4/ultrafeedback_binarized"}, "local/pairs/x.jsonl"]},
+    }
+    data = ModelCard(card(config, {})).data
+    assert data.base_model == "meta-llama/Meta-Llama-3-8B-Instruct"
+    assert data.datasets == ["HuggingFaceH4/ultrafeedback_binarized"]
+    assert "rank 16" in card(config, {})
+
+
+def test_an_empty_run_says_so():
+    text = card({}, {})
+    assert "Base model: not recorded" in text
+    assert "None was logged." in text
+    assert public_name("/home/me/model") == "`model`"

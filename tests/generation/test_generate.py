@@ -1,0 +1,262 @@
+"""Generation: the prompts of training, the draws of the model, formats, and runs that are stopped in between."""
+
+import json
+import re
+import sys
+import types
+
+import pytest
+import torch
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from adadpo_lightning.cli import main
+from adadpo_lightning.data.schema import PreferencePair
+from adadpo_lightning.data.tokenize import PairTokenizer, TokenizeOptions
+from adadpo_lightning.errors import UserError
+from adadpo_lightning.evaluation.formats import Prompt
+from adadpo_lightning.generation.generate import (
+    GenerationJob,
+    PromptTokenizer,
+    SamplingOptions,
+    SeededChoice,
+    generate_responses,
+)
+from tests.support.tiny import make_rows, make_tokenizer
+
+PROMPTS = [Prompt(row["prompt"], f"q{i}") for i, row in enumerate(make_rows(11))]
+
+
+def rows_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def job(model_dir, path, **options):
+    return GenerationJob(model=str(model_dir), output=str(path), device="cpu", **options)
+
+
+@pytest.fixture(scope="module")
+def model(model_dir):
+    return AutoModelForCausalLM.from_pretrained(model_dir).eval()
+
+
+@pytest.mark.parametrize("chat", ["always", "never"])
+def test_prompts_are_those_of_training_with_one_bos(chat):
+    tokenizer = make_tokenizer()
+    # Plain text gets a BOS from the tokenizer itself, as Llama's does; the template writes its own.
+    with_bos = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", tokenizer.bos_token_id)])
+    tokenizer.backend_tokenizer.post_processor = with_bos
+    encoder = PromptTokenizer(tokenizer, chat)
+    trained = PairTokenizer(tokenizer, TokenizeOptions(chat=chat))
+    for text in ("why <eos> cat", "the dog"):
+        ids = encoder.encode(Prompt(text, "0"))
+        assert ids == trained(PreferencePair(text, " yes", " no")).prompt_ids
+        assert ids.count(tokenizer.bos_token_id) == 1
+    messages = [{"role": "system", "content": "the"}, {"role": "user", "content": "why"}]
+    if chat == "always":
+        expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        assert encoder.encode(Prompt(messages, "0")) == expected
+    else:
+        with pytest.raises(UserError, match="has messages and the tokenizer no chat template"):
+            encoder.encode(Prompt(messages, "0"))
+
+
+def test_greedy_answers_are_the_models_likeliest_tokens(model_dir, model, tmp_path):
+    """Without padding, cache or ``generate``: one whole forward pass for each token."""
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    generate_responses(
+        job(model_dir, tmp_path / "out.jsonl"),
+        PROMPTS,
+        SamplingOptions(max_new_tokens=9, temperature=0.0, batch_size=4),
+    )
+    for prompt, row in zip(PROMPTS, rows_of(tmp_path / "out.jsonl"), strict=True):
+        ids = PromptTokenizer(tokenizer).encode(prompt)
+        start = len(ids)
+        while len(ids) < start + 9 and ids[-1] != tokenizer.eos_token_id:
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        finished = ids[-1] == tokenizer.eos_token_id
+        answer = ids[start : len(ids) - finished]
+        assert row["response"] == tokenizer.decode(answer, skip_special_tokens=True).strip()
+        assert (row["finished"], row["tokens"], row["uid"]) == (finished, len(answer), prompt.uid)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_neither_batch_size_nor_a_stop_in_between_changes_the_answers(model_dir, tmp_path, temperature):
+    whole, stopped = tmp_path / "whole.jsonl", tmp_path / "stopped.jsonl"
+
+    def run(path, batch_size):
+        options = SamplingOptions(max_new_tokens=8, temperature=temperature, batch_size=batch_size)
+        return generate_responses(job(model_dir, path), PROMPTS, options)
+
+    assert run(whole, 11) == 0
+    assert run(stopped, 2) == 0
+    assert stopped.read_text() == whole.read_text()
+    lines = whole.read_text().splitlines(keepends=True)
+    stopped.write_text("".join(lines[:5]) + lines[5][:20])  # killed while it wrote the sixth
+    assert run(stopped, 3) == 5
+    assert stopped.read_text() == whole.read_text()
+    assert run(stopped, 3) == 11
+
+
+def test_the_seed_decides(model_dir, tmp_path):
+    texts = []
+    for i, seed in enumerate((0, 0, 1)):
+        options = SamplingOptions(max_new_tokens=8, temperature=1.0, seed=seed)
+        generate_responses(job(model_dir, tmp_path / f"{i}.jsonl"), PROMPTS, options)
+        texts.append((tmp_path / f"{i}.jsonl").read_text())
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_draws_follow_the_models_distribution():
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0, -torch.inf])
+
+    def frequencies(**options):
+        choice = SeededChoice(range(20000), SamplingOptions(max_new_tokens=1, **options), prompt_length=3)
+        scores = choice(torch.zeros(20000, 3, dtype=torch.long), logits.repeat(20000, 1))
+        assert ((scores == 0).sum(1) == 1).all()
+        return torch.bincount(scores.argmax(1), minlength=5) / 20000
+
+    p = (logits / 0.8).softmax(-1)
+    assert frequencies(temperature=0.8).numpy() == pytest.approx(p.numpy(), abs=0.012)
+    top2 = torch.where(torch.arange(5) < 2, p, 0.0)
+    assert frequencies(temperature=0.8, top_k=2).numpy() == pytest.approx((top2 / top2.sum()).numpy(), abs=0.012)
+    # The likeliest alone has less than 0.8, the first two have more.
+    assert p[0] < 0.8 < p[:2].sum()
+    assert frequencies(temperature=0.8, top_p=0.8).numpy() == pytest.approx((top2 / top2.sum()).numpy(), abs=0.012)
+
+
+def test_answers_end_at_the_token_that_ends_turns_in_training():
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = tokenizer.chat_template.replace("{{ eos_token }}", "<unk>")
+    assert PromptTokenizer(tokenizer).stop_ids() == {tokenizer.unk_token_id, tokenizer.eos_token_id}
+
+
+def test_the_command_line_reads_alpaca_eval_and_writes_its_outputs(model_dir, tmp_path, capsys):
+    questions = [{"dataset": "koala", "instruction": p.text, "output": "x", "generator": "y"} for p in PROMPTS[:3]]
+    (tmp_path / "eval.json").write_text(json.dumps(questions))
+    output = tmp_path / "model_outputs.json"
+    args = [
+        "generate",
+        f"--model={model_dir}",
+        f"--prompts={tmp_path / 'eval.json'}",
+        f"--output={output}",
+        "--format=alpaca_eval",
+        "--generator=mine",
+        "--max_new_tokens=5",
+        "--batch_size=2",
+    ]
+    assert main(args) == 0
+    rows = json.loads(output.read_text())
+    assert [set(row) for row in rows] == [{"dataset", "instruction", "output", "generator"}] * 3
+    assert [(row["instruction"], row["dataset"], row["generator"]) for row in rows] == [
+        (p.text, "koala", "mine") for p in PROMPTS[:3]
+    ]
+    before = output.read_text()
+    assert main(args) == 0
+    assert "3 responses in" in (printed := capsys.readouterr().out)
+    assert "3 of them from before" in printed
+    assert output.read_text() == before
+    output.write_text(json.dumps(rows[:2]))
+    assert main(args) == 0
+    assert json.loads(output.read_text()) == rows
+    assert main([*args, "--seed=1"]) == 2
+    assert "begun with other settings: seed was 0" in capsys.readouterr().err
+    assert json.loads(output.read_text()) == rows
+
+
+def test_arena_hard_questions_and_answers(model_dir, tmp_path):
+    questions = [
+        {"question_id": "a1", "category": "c", "turns": [{"content": "why cat"}]},
+        {"uid": "b2", "prompt": "the dog"},
+    ]
+    (tmp_path / "question.jsonl").write_text("".join(json.dumps(q) + "\n" for q in questions))
+    output = tmp_path / "mine.jsonl"
+    args = [f"--model={model_dir}", f"--prompts={tmp_path / 'question.jsonl'}", f"--output={output}"]
+    assert main(["generate", *args, "--format=arena_hard", "--generator=mine", "--max_new_tokens=4"]) == 0
+    rows = rows_of(output)
+    assert [row["question_id"] for row in rows] == ["a1", "b2"]
+    for row in rows:
+        assert set(row) == {"question_id", "answer_id", "model_id", "choices", "tstamp"}
+        assert row["model_id"] == "mine"
+        (turn,) = row["choices"][0]["turns"]
+        assert isinstance(turn["content"], str)
+        assert turn["token_len"] >= len(turn["content"].split())
+    assert len({row["answer_id"] for row in rows}) == 2
+
+
+def test_other_shapes_of_prompts(model_dir, tmp_path):
+    (tmp_path / "p.txt").write_text("why cat\n\nthe dog\nno\n")
+    (tmp_path / "p.csv").write_text("n,ask\n1,why cat\n2,the dog\n")
+    talk = [{"role": "user", "content": "why"}, {"role": "assistant", "content": "no"}]
+    (tmp_path / "p.jsonl").write_text(json.dumps({"messages": talk}) + "\n")
+    common = [f"--model={model_dir}", "--max_new_tokens=3", "--temperature=0"]
+
+    def prompts(name, *more):
+        output = tmp_path / f"{name}.out.jsonl"
+        assert main(["generate", *common, f"--prompts={tmp_path / name}", f"--output={output}", *more]) == 0
+        return [row["prompt"] for row in rows_of(output)]
+
+    assert prompts("p.txt", "--limit=2") == ["why cat", "the dog"]
+    assert prompts("p.csv", "--column=ask") == ["why cat", "the dog"]
+    assert prompts("p.jsonl") == ["why"]
+
+
+def test_vllm_is_asked_with_the_prompts_of_training(model_dir, tmp_path, monkeypatch):
+    """The real package is not there; this stands in for its two classes and sees what they are given."""
+    calls = []
+
+    class LLM:
+        def __init__(self, **options):
+            self.options = options
+
+        def generate(self, prompts, params, use_tqdm):
+            calls.extend(zip(prompts, params, strict=True))
+            output = types.SimpleNamespace(token_ids=[9, 10, 2], finish_reason="stop")
+            return [types.SimpleNamespace(outputs=[output]) for _ in prompts]
+
+    fake = types.SimpleNamespace(LLM=LLM, SamplingParams=lambda **options: options)
+    monkeypatch.setitem(sys.modules, "vllm", fake)
+    options = SamplingOptions(max_new_tokens=7, top_k=0, batch_size=2)
+    generate_responses(job(model_dir, tmp_path / "o.jsonl", engine="vllm"), PROMPTS[:3], options)
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    encoder = PromptTokenizer(tokenizer)
+    assert [prompt["prompt_token_ids"] for prompt, _ in calls] == [encoder.encode(p) for p in PROMPTS[:3]]
+    assert all(p["top_k"] == -1 and p["max_tokens"] == 7 and 2 in p["stop_token_ids"] for _, p in calls)
+    assert len({p["seed"] for _, p in calls}) == 3
+    assert {row["response"] for row in rows_of(tmp_path / "o.jsonl")} == {tokenizer.decode([9, 10])}
+
+
+BAD = {
+    "no model": (["--model=/no/such/dir"], "there is no directory /no/such/dir|no tokenizer could be loaded"),
+    "no prompts": (["--prompts=nosuch.jsonl"], "there is no such file"),
+    "no column": (["--column=nosuch"], "has no prompt: expected one of nosuch, found prompt"),
+    "vllm": (["--engine=vllm"], "needs the package vllm, which is not installed; pip install"),
+    "too long": (["--max_new_tokens=4000"], "beyond the model's 128 positions; lower it"),
+    "top_p": (["--top_p=0"], "top_p: expected a number above 0"),
+    "format": (["--format=alpaca"], "format"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_ends_with_one_clear_error(case, model_dir, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    (tmp_path / "p.jsonl").write_text('{"prompt": "why"}\n')
+    args, message = BAD[case]
+    try:
+        status = main(["generate", f"--model={model_dir}", "--prompts=p.jsonl", "--output=o.jsonl", *args])
+    except SystemExit as stop:  # a value that the parser refuses
+        status = stop.code
+    assert status == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error), error
+    assert "Traceback" not in error
+    assert not (tmp_path / "o.jsonl").exists()
+
+
+def test_a_file_of_something_else_is_left_alone(model_dir, tmp_path):
+    path = tmp_path / "o.jsonl"
+    path.write_text('{"precious": 1}\n')
+    with pytest.raises(UserError, match="is no unfinished output of generate"):
+        generate_responses(job(model_dir, path), PROMPTS, SamplingOptions())
+    assert path.read_text() == '{"precious": 1}\n'

@@ -1,0 +1,159 @@
+"""Runs that `test_fsdp` compares: in its own process on one rank, and by torchrun on several.
+
+``python -m tests.support.fsdp_worker FOLDER CASE...`` writes what each case comes to into ``FOLDER/CASE-RANKS.pt``.
+"""
+
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.distributed.tensor import DTensor
+
+from adadpo_lightning.callbacks import PreferenceMetrics
+from adadpo_lightning.checkpoints.export import export_policy
+from adadpo_lightning.data.datamodule import PreferenceDataModule
+from adadpo_lightning.losses import build_loss
+from adadpo_lightning.models.loading import LoraOptions, PolicyConfig
+from adadpo_lightning.strategies import FSDP2
+from adadpo_lightning.training.module import PreferenceLitModule
+from adadpo_lightning.training.optim import OptimizerConfig, SchedulerConfig
+
+
+@dataclass
+class Case:
+    """A loss, and what is special about the run."""
+
+    loss: str
+    model: str = "plain"
+    policy: dict[str, Any] = field(default_factory=dict)
+    strategy: dict[str, Any] = field(default_factory=dict)
+    reference: str = "auto"
+    save: bool = False
+    resume: str | None = None
+    clip: float | None = 0.5
+    dies: bool = False
+
+
+CASES = {
+    "dpo": Case("dpo", save=True),
+    "adadpo": Case("adadpo", model="tied", policy={"gradient_checkpointing": True}),
+    "cpo": Case("cpo"),
+    "lora": Case("adadpo", policy={"lora": LoraOptions(r=2)}, save=True),
+    "cached": Case("adadpo", reference="cached"),
+    "hsdp": Case("dpo", strategy={"replicas": 2}),
+    "offload": Case("dpo", model="tied", strategy={"cpu_offload": True}),
+    "saving": Case("adacpo", policy={"gradient_checkpointing": "selective", "offload_activations": True}),
+    "padded": Case("ipo", policy={"layout": "padded"}),
+    "unclipped": Case("dpo", clip=None),
+    "dies": Case("simpo", save=True, dies=True),
+    "dpo-resumed": Case("dpo", resume="dpo"),
+    "lora-resumed": Case("adadpo", policy={"lora": LoraOptions(r=2)}, resume="lora"),
+}
+
+
+class Recorder(Callback):
+    """Keeps what was logged at each optimizer step."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if not trainer.fit_loop._should_accumulate():
+            self.steps.append({k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("train/")})
+
+
+def whole(tensor):
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
+
+
+def run(folder: Path, name: str, ranks: int, strategy=None) -> dict[str, Any]:
+    """Train five steps of 8, 8, 8, 8 and 5 pairs, clipped, with validation before and after."""
+    case = CASES[name]
+    seed_everything(int(os.environ.get("RANK", 0)) if case.policy.get("lora") is None else 0)
+    module = PreferenceLitModule(
+        PolicyConfig(path=str(folder / case.model), dtype="float32", **case.policy),
+        build_loss(case.loss),
+        OptimizerConfig(lr=1e-2, eps=1e-5),
+        SchedulerConfig(name="constant", warmup_ratio=0.0),
+        reference=case.reference,
+        reference_cache=str(folder / f"cache-{ranks}"),
+    )
+    data = PreferenceDataModule(
+        train=str(folder / "pairs.jsonl"),
+        val=str(folder / "pairs.jsonl"),
+        global_batch_size=8,
+        micro_batch_size=2,
+        eval_batch_size=3,
+        max_length=40,
+    )
+    recorder = Recorder()
+    callbacks = [PreferenceMetrics(), recorder]
+    if case.save:
+        target = folder / f"{name}-{ranks}"
+        callbacks.append(ModelCheckpoint(target, "{step}", every_n_train_steps=1, save_top_k=-1, save_last=True))
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=ranks,
+        strategy=strategy or "auto",
+        max_epochs=1,
+        gradient_clip_val=case.clip,
+        log_every_n_steps=1,
+        logger=False,
+        callbacks=callbacks,
+        enable_checkpointing=case.save,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        inference_mode=strategy is None,
+        default_root_dir=folder,
+    )
+    checkpoint = folder / f"{case.resume}-2" / "step=3.ckpt" if case.resume else None
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
+    export_policy(
+        module.built_policy,
+        module.tokenizer,
+        folder / f"{name}-{ranks}-live",
+        merge=False,
+        write=trainer.is_global_zero,
+    )
+    prompt = torch.tensor([[1, 7, 8, 9]])
+    with torch.no_grad(), module.policy.plain_attention() as model:
+        answer = model.generate(prompt, max_new_tokens=4, do_sample=False)
+    return {
+        "steps": recorder.steps,
+        "val": {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")},
+        "weights": {n: whole(p) for n, p in module.named_parameters()},
+        "local": {n: (p.to_local() if isinstance(p, DTensor) else p).numel() for n, p in module.named_parameters()},
+        "answer": answer,
+    }
+
+
+class DiesWhileSaving(FSDP2):
+    """Rank 1 is gone as soon as its shards of the second ``last.ckpt`` are written."""
+
+    saved = 0
+
+    def barrier(self, name=None):
+        self.saved += name == "all shards are written"
+        if self.saved == 4 and self.global_rank == 1:
+            os._exit(1)
+        super().barrier(name)
+
+
+def main(folder: str, *names: str) -> None:
+    torch.set_num_threads(1)
+    ranks = int(os.environ["WORLD_SIZE"])
+    for name in names:
+        strategy = DiesWhileSaving() if CASES[name].dies else FSDP2(**CASES[name].strategy)
+        result = run(Path(folder), name, ranks, strategy)
+        if os.environ["RANK"] == "0":
+            torch.save(result, Path(folder) / f"{name}-{ranks}.pt")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
