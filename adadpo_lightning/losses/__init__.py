@@ -2,12 +2,12 @@
 
 from adadpo_lightning.losses.balance import Adaptive
 from adadpo_lightning.losses.base import ContrastiveLoss, PreferenceLoss, Sides, log_ratios, logps, per_token
-from adadpo_lightning.losses.cpo import CPO
-from adadpo_lightning.losses.dpo import DPO, RDPO
+from adadpo_lightning.losses.cpo import CPO, AdaCPO
+from adadpo_lightning.losses.dpo import DPO, RDPO, AdaDPO, AdaRDPO
 from adadpo_lightning.losses.functional import logistic_link
-from adadpo_lightning.losses.ipo import IPO
+from adadpo_lightning.losses.ipo import IPO, AdaIPO
 from adadpo_lightning.losses.mixture import Mixture
-from adadpo_lightning.losses.orpo import ORPO
+from adadpo_lightning.losses.orpo import ORPO, AdaORPO
 from adadpo_lightning.losses.registry import (
     adaptive_twin,
     available_losses,
@@ -16,14 +16,7 @@ from adadpo_lightning.losses.registry import (
     register_loss,
 )
 from adadpo_lightning.losses.sft import SFT
-from adadpo_lightning.losses.simpo import SimPO
-
-AdaDPO = adaptive_twin(DPO)
-AdaRDPO = adaptive_twin(RDPO)
-AdaIPO = adaptive_twin(IPO)
-AdaSimPO = adaptive_twin(SimPO)
-AdaCPO = adaptive_twin(CPO)
-AdaORPO = adaptive_twin(ORPO)
+from adadpo_lightning.losses.simpo import AdaSimPO, SimPO
 
 __all__ = [
     "CPO",
@@ -44,6 +37,7 @@ __all__ = [
     "PreferenceLoss",
     "Sides",
     "SimPO",
+    "adaptive_twin",
     "available_losses",
     "build_loss",
     "log_ratios",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from adadpo_lightning.losses.balance import Adaptive
 from adadpo_lightning.losses.base import ContrastiveLoss, Sides, logps, require_number
 from adadpo_lightning.losses.dpo import check_beta_and_smoothing
 from adadpo_lightning.losses.functional import logistic_link
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from adadpo_lightning.types import PairLogps
 
 
-@register_loss("cpo")
+@register_loss("cpo", twin=False)
 @dataclass(frozen=True)
 class CPO(ContrastiveLoss):
     """CPO: ``-logsigmoid(beta (l_w - l_l)) + nll_weight * NLL(y_w)``, arXiv 2401.08417, eq. 5.
@@ -54,3 +55,9 @@ class CPO(ContrastiveLoss):
     def nll(self, x: PairLogps) -> Tensor:
         """``-nll_weight * l_w``."""
         return -self.nll_weight * x.chosen
+
+
+@register_loss("adacpo")
+@dataclass(frozen=True)
+class AdaCPO(Adaptive, CPO):
+    """CPO's adaptive, gradient-balanced counterpart."""

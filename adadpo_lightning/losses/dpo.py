@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from adadpo_lightning.losses.balance import Adaptive
 from adadpo_lightning.losses.base import ContrastiveLoss, Sides, log_ratios, require, require_number
 from adadpo_lightning.losses.functional import logistic_link
 from adadpo_lightning.losses.registry import register_loss
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from adadpo_lightning.types import PairLogps
 
 
-@register_loss("dpo")
+@register_loss("dpo", twin=False)
 @dataclass(frozen=True)
 class DPO(ContrastiveLoss):
     """Direct preference optimization: ``-logsigmoid(beta (h_w - h_l))``, arXiv 2305.18290, eq. 7.
@@ -53,7 +54,13 @@ class DPO(ContrastiveLoss):
         return logistic_link(margin, self.label_smoothing)
 
 
-@register_loss("rdpo")
+@register_loss("adadpo")
+@dataclass(frozen=True)
+class AdaDPO(Adaptive, DPO):
+    """DPO's adaptive, gradient-balanced counterpart."""
+
+
+@register_loss("rdpo", twin=False)
 @dataclass(frozen=True)
 class RDPO(DPO):
     """DPO with length regularisation: margin plus ``alpha (n_w - n_l)``, arXiv 2403.19159, eq. 9.
@@ -77,6 +84,12 @@ class RDPO(DPO):
     def offset(self, x: PairLogps) -> Tensor:
         """``alpha (n_w - n_l)``."""
         return self.alpha * (x.chosen_len - x.rejected_len).to(x.chosen.dtype)
+
+
+@register_loss("adardpo")
+@dataclass(frozen=True)
+class AdaRDPO(Adaptive, RDPO):
+    """RDPO's adaptive, gradient-balanced counterpart."""
 
 
 def check_beta_and_smoothing(beta: float, label_smoothing: float) -> None:

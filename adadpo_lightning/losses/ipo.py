@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from adadpo_lightning.losses.balance import Adaptive
 from adadpo_lightning.losses.base import (
     ContrastiveLoss,
     Sides,
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from adadpo_lightning.types import PairLogps
 
 
-@register_loss("ipo")
+@register_loss("ipo", twin=False)
 @dataclass(frozen=True)
 class IPO(ContrastiveLoss):
     """Identity preference optimization: ``(h_w - h_l - 1/(2 tau))^2``, arXiv 2310.12036, eq. 17.
@@ -68,3 +69,9 @@ class IPO(ContrastiveLoss):
     def link(self, margin: Tensor) -> Tensor:
         """The square."""
         return margin.square()
+
+
+@register_loss("adaipo")
+@dataclass(frozen=True)
+class AdaIPO(Adaptive, IPO):
+    """IPO's adaptive, gradient-balanced counterpart."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from adadpo_lightning.losses.balance import Adaptive
 from adadpo_lightning.losses.base import ContrastiveLoss, Sides, logps, per_token, require_number
 from adadpo_lightning.losses.functional import log_odds, log_one_minus_p, logistic_link
 from adadpo_lightning.losses.registry import register_loss
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from adadpo_lightning.types import PairLogps
 
 
-@register_loss("orpo")
+@register_loss("orpo", twin=False)
 @dataclass(frozen=True)
 class ORPO(ContrastiveLoss):
     """ORPO: ``NLL(y_w) - lam * logsigmoid(log_odds_w - log_odds_l)``, arXiv 2403.07691, eq. 6 and 7.
@@ -61,3 +62,9 @@ class ORPO(ContrastiveLoss):
     def nll(self, x: PairLogps) -> Tensor:
         """``-l_w``."""
         return -x.chosen
+
+
+@register_loss("adaorpo")
+@dataclass(frozen=True)
+class AdaORPO(Adaptive, ORPO):
+    """ORPO's adaptive, gradient-balanced counterpart."""

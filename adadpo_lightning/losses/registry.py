@@ -16,29 +16,47 @@ from adadpo_lightning.losses.base import ContrastiveLoss, PreferenceLoss
 ENTRY_POINT_GROUP = "adadpo_lightning.losses"
 
 _losses: dict[str, type[PreferenceLoss]] = {}
+_templates: dict[str, str] = {}  # formulas of plain losses, with the place of the coefficient
 
 L = TypeVar("L", bound=type[PreferenceLoss])
 
 
-def register_loss(key: str) -> Callable[[L], L]:
-    """Class decorator: make a loss known under `key`, and its adaptive twin under ``"ada" + key``.
+def register_loss(key: str, *, twin: bool = True) -> Callable[[L], L]:
+    """Class decorator: register a loss under `key`, and its adaptive twin under ``"ada" + key``.
 
-    The class is to be a frozen dataclass whose fields are the loss's hyper-parameters. The twin ``Ada<ClassName>`` gets
-    them and those of `Adaptive`, is placed in the class's own module, and is a class of the command line like any
-    other.
+    The class must be a frozen dataclass whose fields are the loss's hyper-parameters. The twin ``Ada<ClassName>`` has
+    these fields and those of `Adaptive`, lives in the class's own module, and is available on the command line like any
+    other loss.
+
+    A twin made here is invisible to static type checkers. To make it visible, write it out and register it as well; its
+    formula, and its `Args` unless its docstring has some, are filled in::
+
+        @register_loss("mine", twin=False)
+        @dataclass(frozen=True)
+        class Mine(ContrastiveLoss): ...
+
+        @register_loss("adamine")
+        @dataclass(frozen=True)
+        class AdaMine(Adaptive, Mine):
+            \"\"\"Mine's adaptive, gradient-balanced counterpart.\"\"\"
 
     Args:
         key: Lower-case name for `build_loss`.
+        twin: Whether to make the adaptive twin of a contrastive loss.
 
     Raises:
-        UserError: If the key is taken by another class.
+        UserError: If another class already uses the key, or the class is not a frozen dataclass.
     """
 
     def register(cls: L) -> L:
         _add(key, cls)
-        if issubclass(cls, ContrastiveLoss):
-            _add(f"ada{key}", _make_twin(cls))
+        if issubclass(cls, Adaptive):
+            _describe_twin(cls)
+        elif issubclass(cls, ContrastiveLoss):
+            _templates[key] = cls.formula
             cls.formula = cls.formula.replace("{c}", "")
+            if twin:
+                register_loss(f"ada{key}")(_make_twin(cls))
         return cls
 
     return register
@@ -59,7 +77,7 @@ def loss_class(key: str) -> type[PreferenceLoss]:
     """The class registered under `key`.
 
     Raises:
-        UserError: If there is none; lists the keys there are.
+        UserError: If the key is unknown; lists the known ones.
     """
     load_plugins()
     if key not in _losses:
@@ -68,11 +86,11 @@ def loss_class(key: str) -> type[PreferenceLoss]:
 
 
 def build_loss(key: str, **options: Any) -> PreferenceLoss:
-    """Make a loss by its key.
+    """Build a loss from its key.
 
     Args:
         key: One of `available_losses`.
-        **options: Its hyper-parameters; what is left out has the default of the paper it comes from.
+        **options: Hyper-parameters; the defaults are those of the paper the loss comes from.
 
     Raises:
         UserError: For an unknown key or option, or a value out of range.
@@ -90,16 +108,21 @@ target_ratio=1.0, alpha_w=1.0, alpha_l=1.0)
     return cls(**options)  # type: ignore[no-any-return]  # registered classes are losses
 
 
-def adaptive_twin(cls: type[PreferenceLoss]) -> type[Any]:
-    """The adaptive twin that `register_loss` made of a class.
+def adaptive_twin(cls: type[PreferenceLoss]) -> type[Adaptive]:
+    """The registered adaptive twin of a loss class.
 
     Raises:
-        UserError: If the class was not registered itself, or has no twin.
+        UserError: If the class itself is not registered, or has no twin.
     """
     twin = _losses.get(f"ada{vars(cls).get('key')}")
-    if twin is None:
+    if twin is None or not issubclass(twin, Adaptive):
         raise UserError(cls.__name__, "has no adaptive twin", "only contrastive losses under @register_loss have one")
     return twin
+
+
+def plain_class(cls: type[Adaptive]) -> type[ContrastiveLoss]:
+    """The class that an adaptive twin is the twin of."""
+    return next(c for c in cls.__mro__ if issubclass(c, ContrastiveLoss) and not issubclass(c, Adaptive))
 
 
 @cache
@@ -107,7 +130,7 @@ def load_plugins() -> None:
     """Import the losses that installed packages declare under the entry-point group, once.
 
     Raises:
-        UserError: If one cannot be imported; names the package to mend or remove.
+        UserError: If one cannot be imported; names the package to fix or uninstall.
     """
     for entry in entry_points(group=ENTRY_POINT_GROUP):
         try:
@@ -117,7 +140,7 @@ def load_plugins() -> None:
             raise UserError(
                 f"entry point {entry.name!r} of {package}",
                 f"could not be loaded: {type(error).__name__}: {error}",
-                "mend or uninstall that package",
+                "fix or uninstall that package",
             ) from error
 
 
@@ -125,31 +148,33 @@ def _add(key: str, cls: Any) -> None:
     params = vars(cls).get("__dataclass_params__")
     if params is None or not params.frozen:
         raise UserError(
-            f"loss {key!r}", "a loss is to be a frozen dataclass", "put @dataclass(frozen=True) below the decorator"
+            f"loss {key!r}", "a loss must be a frozen dataclass", "put @dataclass(frozen=True) below the decorator"
         )
     other = _losses.get(key)
-    # The same class again is a module that was reloaded, as notebooks do.
+    # The same class again: a module that was reloaded, as notebooks do.
     if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
         raise UserError(f"loss {key!r}", f"is taken by {other.__module__}.{other.__qualname__}", "choose another key")
     cls.key = key
     _losses[key] = cls
 
 
-def _make_twin(cls: type[ContrastiveLoss]) -> type[ContrastiveLoss]:
+def _make_twin(cls: type[ContrastiveLoss]) -> type[Adaptive]:
     name = f"Ada{cls.__name__}"
     twin: Any = dataclasses.make_dataclass(name, [], bases=(Adaptive, cls), frozen=True)
     twin.__module__, twin.__qualname__ = cls.__module__, name
-    twin.__doc__ = _twin_doc(cls)
-    twin.formula = cls.formula.replace("{c}", "c*")
-    twin.source = f"arXiv 2605.28440 on {cls.source}"
+    twin.__doc__ = f"{cls.__name__}'s adaptive, gradient-balanced counterpart."
     setattr(sys.modules[cls.__module__], name, twin)
     return twin  # type: ignore[no-any-return]  # make_dataclass is not generic
 
 
-def _twin_doc(cls: type) -> str:
-    """The twin's docstring: the `Args` of the loss and of `Adaptive`, where the command line looks for its help."""
-    own, balance = (_args_section(c.__doc__ or "") for c in (cls, Adaptive))
-    return f"{cls.__name__}'s adaptive, gradient-balanced counterpart.\n\n    Args:\n{own}{balance}"
+def _describe_twin(twin: type[Adaptive]) -> None:
+    """Fill in formula, source and the docstring's `Args`, which the command line shows as help."""
+    plain = plain_class(twin)
+    twin.formula = _templates.get(plain.key, plain.formula).replace("{c}", "c*")
+    twin.source = f"arXiv 2605.28440 on {plain.source}"
+    if "    Args:\n" not in (twin.__doc__ or ""):
+        sections = "".join(_args_section(c.__doc__ or "") for c in (plain, Adaptive))
+        twin.__doc__ = f"{twin.__doc__}\n\n    Args:\n{sections}"
 
 
 def _args_section(doc: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from adadpo_lightning.losses.balance import Adaptive
 from adadpo_lightning.losses.base import ContrastiveLoss, Sides, logps, per_token, require_number
 from adadpo_lightning.losses.dpo import check_beta_and_smoothing
 from adadpo_lightning.losses.functional import logistic_link
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from adadpo_lightning.types import PairLogps
 
 
-@register_loss("simpo")
+@register_loss("simpo", twin=False)
 @dataclass(frozen=True)
 class SimPO(ContrastiveLoss):
     """SimPO: ``-logsigmoid(beta (lbar_w - lbar_l) - gamma)``, gamma = beta * gamma_beta_ratio, arXiv 2405.14734, eq. 6.
@@ -59,3 +60,9 @@ class SimPO(ContrastiveLoss):
     def link(self, margin: Tensor) -> Tensor:
         """``-logsigmoid``, smoothed."""
         return logistic_link(margin, self.label_smoothing)
+
+
+@register_loss("adasimpo")
+@dataclass(frozen=True)
+class AdaSimPO(Adaptive, SimPO):
+    """SimPO's adaptive, gradient-balanced counterpart."""

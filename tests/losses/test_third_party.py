@@ -97,6 +97,25 @@ def test_by_key_and_by_class(hinge):
         build_loss("adahinge", gamma=1.0)
 
 
+def test_a_twin_may_be_written_out(site):
+    twin = """
+from adadpo_lightning.losses import Adaptive
+
+@register_loss("adahinge")
+@dataclass(frozen=True)
+class AdaHinge(Adaptive, Hinge):
+    "The balanced hinge."
+"""
+    (site / "slic.py").write_text(HINGE.replace('("hinge")', '("hinge", twin=False)') + twin, encoding="utf-8")
+    slic = importlib.import_module("slic")
+    assert available_losses()[-2:] == ["hinge", "adahinge"]
+    assert adaptive_twin(slic.Hinge) is slic.AdaHinge
+    assert slic.AdaHinge.formula == "relu(delta - c*beta*h_w + beta*h_l)"
+    assert slic.AdaHinge.__doc__.startswith("The balanced hinge.\n\n    Args:\n        beta: ")
+    assert "        ceiling: " in slic.AdaHinge.__doc__
+    check_loss(build_loss("adahinge", ceiling=1.5))
+
+
 @pytest.mark.usefixtures("hinge")
 def test_checks_run_over_both():
     for options in ({}, {"beta": 1.0}, {"delta": 0.0}):
