@@ -22,7 +22,8 @@ from adadpo_lightning.data.collate import collate
 from adadpo_lightning.data.datamodule import PreferenceDataModule
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.evaluation.formats import Prompt
-from adadpo_lightning.generation.generate import PromptTokenizer, SamplingOptions, SeededChoice
+from adadpo_lightning.generation.generate import PromptTokenizer, SeededChoice
+from adadpo_lightning.generation.options import SamplingOptions
 from adadpo_lightning.metrics.functional import kl_terms
 from adadpo_lightning.metrics.on_policy import on_policy_kl
 from adadpo_lightning.reference.live import AdapterOffReference, build_reference

@@ -122,16 +122,34 @@ def generate(
         batch_size: Prompts answered at one time; changes nothing in what is drawn but rounding.
         seed: Seed of the draws.
     """
-    from adadpo_lightning.data.sources import SourceConfig
-    from adadpo_lightning.evaluation.formats import read_prompts
-    from adadpo_lightning.generation.generate import GenerationJob, SamplingOptions, generate_responses
+    from adadpo_lightning.generation.generate import generate as run
+    from adadpo_lightning.generation.options import GenerateOptions
 
-    options = SamplingOptions(max_new_tokens, temperature, top_p, top_k, seed, batch_size)
-    asked = read_prompts(SourceConfig(prompts, subset=subset, split=split), column, limit)
-    shape = format or ("json" if Path(output).suffix == ".json" else "jsonl")
-    job = GenerationJob(model, output, shape, generator, system, chat, engine, dtype, device)
-    kept = generate_responses(job, asked, options)
-    print(f"{len(asked)} responses in {output}" + (f", {kept} of them from before" if kept else ""))
+    total, kept = run(
+        GenerateOptions(
+            model=model,
+            prompts=prompts,
+            output=output,
+            format=format,
+            column=column,
+            subset=subset,
+            split=split,
+            limit=limit,
+            generator=generator,
+            system=system,
+            chat=chat,
+            engine=engine,
+            dtype=dtype,
+            device=device,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            batch_size=batch_size,
+            seed=seed,
+        )
+    )
+    print(f"{total} responses in {output}" + (f", {kept} of them from before" if kept else ""))
 
 
 def evaluate(
@@ -168,41 +186,25 @@ def evaluate(
         bootstrap: Bootstrap resamples; 0 for none.
         seed: Seed of the bootstrap.
     """
-    from adadpo_lightning.data.sources import SourceConfig
-    from adadpo_lightning.errors import UserError
-    from adadpo_lightning.evaluation.evaluate import (
-        EvaluationOptions,
-        evaluate_responses,
-        match_responses,
-        read_difficulties,
-        summary,
-        with_difficulties,
-        write_report,
-    )
-    from adadpo_lightning.evaluation.evaluate import (
-        length_anchor as read_anchor,
-    )
-    from adadpo_lightning.evaluation.formats import read_responses
-    from adadpo_lightning.evaluation.judges.base import AnnotationsJudge, build_judge
+    from adadpo_lightning.evaluation.evaluate import evaluate as run
+    from adadpo_lightning.evaluation.evaluate import summary
+    from adadpo_lightning.evaluation.options import EvaluateOptions
 
-    options = EvaluationOptions(length_unit, penalty, bootstrap, seed)
-    chosen = build_judge(judge, **(judge_options or {}), **({"annotations": annotations} if annotations else {}))
-    if (responses is None) != (baseline is None):
-        raise UserError("baseline" if baseline is None else "responses", "two response files are needed, got one")
-    if responses is None or baseline is None:
-        comparisons = chosen.comparisons()
-    else:
-        files = [read_responses(SourceConfig(path)) for path in (responses, baseline)]
-        comparisons = match_responses(*files)
-    table = read_difficulties(difficulty) if difficulty is not None else None
-    if table is not None:
-        comparisons = with_difficulties(comparisons, table)
-    anchor = None
-    if length_anchor:
-        anchor = read_anchor([AnnotationsJudge(path) for path in length_anchor], length_unit, difficulties=table)
-    report = evaluate_responses(chosen, comparisons, options, anchor)
-    write_report(report, output)
-    print(f"{summary(report)}\nwritten to {output}")
+    options = EvaluateOptions(
+        judge=judge,
+        output=output,
+        responses=responses,
+        baseline=baseline,
+        annotations=annotations,
+        judge_options=judge_options,
+        length_unit=length_unit,
+        penalty=penalty,
+        difficulty=difficulty,
+        length_anchor=length_anchor,
+        bootstrap=bootstrap,
+        seed=seed,
+    )
+    print(f"{summary(run(options))}\nwritten to {output}")
 
 
 def inspect_data(

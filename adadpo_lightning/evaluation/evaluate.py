@@ -5,48 +5,50 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from adadpo_lightning.data.sources import SourceConfig
 from adadpo_lightning.errors import UserError
-from adadpo_lightning.evaluation.formats import Response, read_objects, write_atomically
-from adadpo_lightning.evaluation.judges.base import Comparison
-from adadpo_lightning.evaluation.length_controlled import Anchor, Interval, Penalty, bootstrap, length_controlled
+from adadpo_lightning.evaluation.formats import Response, read_objects, read_responses, write_atomically
+from adadpo_lightning.evaluation.judges.base import AnnotationsJudge, Comparison, build_judge
+from adadpo_lightning.evaluation.length_controlled import Anchor, Interval, bootstrap, length_controlled
+from adadpo_lightning.evaluation.options import EvaluateOptions, EvaluationOptions, LengthUnit
 from adadpo_lightning.evaluation.win_rate import mean_over_prompts
 
 if TYPE_CHECKING:
-    from adadpo_lightning.evaluation.judges.base import AnnotationsJudge, Judge
-
-LengthUnit = Literal["characters", "words", "tokens"]
+    from adadpo_lightning.evaluation.judges.base import Judge
 
 
-@dataclass(frozen=True)
-class EvaluationOptions:
-    """How preferences become numbers.
+def evaluate(options: EvaluateOptions) -> dict[str, Any]:
+    """Evaluate as the ``evaluate`` command does, and write the report.
 
-    Args:
-        length_unit: What answers are measured in. AlpacaEval counts characters.
-        penalty: Of the length-controlled fit, see `length_controlled`.
-        resamples: Bootstrap resamples of the comparisons; 0 for none.
-        seed: Seed of the bootstrap.
+    Returns:
+        The report of `evaluate_responses`.
+
+    Raises:
+        UserError: As `evaluate_responses`, and if a file is missing or malformed.
     """
-
-    length_unit: LengthUnit = "characters"
-    penalty: Penalty = "none"
-    resamples: int = 1000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Check the choices."""
-        for name, choices in (("length_unit", get_args(LengthUnit)), ("penalty", get_args(Penalty))):
-            if getattr(self, name) not in choices:
-                raise UserError(name, f"expected one of {', '.join(choices)}, got {getattr(self, name)!r}")
-        if self.resamples < 0:
-            raise UserError("resamples", f"expected 0 or more, got {self.resamples}")
+    given = {"annotations": options.annotations} if options.annotations else {}
+    judge = build_judge(options.judge, **(options.judge_options or {}), **given)
+    if options.responses is None or options.baseline is None:
+        comparisons = judge.comparisons()
+    else:
+        files = [read_responses(SourceConfig(path)) for path in (options.responses, options.baseline)]
+        comparisons = match_responses(*files)
+    table = read_difficulties(options.difficulty) if options.difficulty is not None else None
+    if table is not None:
+        comparisons = with_difficulties(comparisons, table)
+    anchor = None
+    if options.length_anchor:
+        files_of = [AnnotationsJudge(path) for path in options.length_anchor]
+        anchor = length_anchor(files_of, options.length_unit, difficulties=table)
+    report = evaluate_responses(judge, comparisons, options.statistics, anchor)
+    write_report(report, options.output)
+    return report
 
 
 def evaluate_responses(

@@ -19,7 +19,7 @@ difficulties fitted jointly over these 48 models and no anchor it is 1.1 and 6.9
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -28,7 +28,8 @@ from adadpo_lightning.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-Penalty = Literal["none", "l1_cv"]
+    from adadpo_lightning.evaluation.options import Penalty
+
 # Log-odds beyond this are no finite estimate but a fit on its way to infinity.
 DIVERGED = 15.0
 

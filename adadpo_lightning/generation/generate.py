@@ -13,16 +13,19 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from adadpo_lightning.data.schema import BadRow, PreferencePair, as_messages
+from adadpo_lightning.data.sources import SourceConfig
 from adadpo_lightning.data.tokenize import PairTokenizer, TokenizeOptions
 from adadpo_lightning.errors import UserError, did_you_mean
 from adadpo_lightning.evaluation.formats import (
     Prompt,
     Response,
     append_responses,
+    read_prompts,
     recover_rows,
     response_format,
     write_atomically,
 )
+from adadpo_lightning.generation.options import GenerateOptions, SamplingOptions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,39 +34,6 @@ if TYPE_CHECKING:
 # From token ids of prompts, and the number of each prompt in the whole job, to token ids of answers without terminator,
 # and whether each came to one.
 Engine = Callable[[Sequence[list[int]], Sequence[int]], list[tuple[list[int], bool]]]
-
-
-@dataclass(frozen=True)
-class SamplingOptions:
-    """How answers are drawn. The model's own generation defaults (temperature, penalties) are not used.
-
-    Args:
-        max_new_tokens: Longer answers are cut off.
-        temperature: 0 takes the likeliest token each time.
-        top_p: Draw from the smallest set of tokens that holds this probability; 1 draws from all.
-        top_k: Draw from so many of the likeliest tokens; 0 draws from all.
-        seed: Seed. Each prompt has random numbers of its own, so that neither the batch size nor a resumed run changes
-            what is drawn, but for rounding differences between batch shapes.
-        batch_size: Prompts answered at one time.
-    """
-
-    max_new_tokens: int = 1024
-    temperature: float = 0.7
-    top_p: float = 1.0
-    top_k: int = 0
-    seed: int = 0
-    batch_size: int = 16
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        for name in ("max_new_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(name, f"expected at least 1, got {getattr(self, name)}")
-        for name in ("temperature", "top_k"):
-            if getattr(self, name) < 0:
-                raise UserError(name, f"expected 0 or more, got {getattr(self, name)}")
-        if not 0 < self.top_p <= 1:
-            raise UserError("top_p", f"expected a number above 0 and at most 1, got {self.top_p}")
 
 
 class PromptTokenizer(PairTokenizer):
@@ -241,6 +211,31 @@ class GenerationJob:
     def name(self) -> str:
         """Name of the model in the file."""
         return self.generator or Path(self.model).name
+
+
+def generate(options: GenerateOptions) -> tuple[int, int]:
+    """Answer prompts as the ``generate`` command does.
+
+    Returns:
+        How many responses the output holds, and how many of them were there before.
+
+    Raises:
+        UserError: As `generate_responses` and `read_prompts`.
+    """
+    source = SourceConfig(options.prompts, subset=options.subset, split=options.split)
+    prompts = read_prompts(source, options.column, options.limit)
+    job = GenerationJob(
+        options.model,
+        options.output,
+        options.response_format,
+        options.generator,
+        options.system,
+        options.chat,
+        options.engine,
+        options.dtype,
+        options.device,
+    )
+    return len(prompts), generate_responses(job, prompts, options.sampling)
 
 
 def generate_responses(job: GenerationJob, prompts: Sequence[Prompt], options: SamplingOptions) -> int:

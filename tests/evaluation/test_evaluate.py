@@ -7,10 +7,11 @@ import pytest
 
 from adadpo_lightning.cli import main
 from adadpo_lightning.errors import UserError
-from adadpo_lightning.evaluation.evaluate import EvaluationOptions, evaluate_responses, match_responses
+from adadpo_lightning.evaluation.evaluate import evaluate_responses, match_responses
 from adadpo_lightning.evaluation.formats import Response
 from adadpo_lightning.evaluation.judges.base import AnnotationsJudge
 from adadpo_lightning.evaluation.length_controlled import Anchor, length_controlled
+from adadpo_lightning.evaluation.options import EvaluationOptions
 
 RNG = np.random.default_rng(0)
 N = 300

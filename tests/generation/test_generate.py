@@ -18,10 +18,10 @@ from adadpo_lightning.evaluation.formats import Prompt
 from adadpo_lightning.generation.generate import (
     GenerationJob,
     PromptTokenizer,
-    SamplingOptions,
     SeededChoice,
     generate_responses,
 )
+from adadpo_lightning.generation.options import SamplingOptions
 from tests.support.tiny import make_rows, make_tokenizer
 
 PROMPTS = [Prompt(row["prompt"], f"q{i}") for i, row in enumerate(make_rows(11))]
