@@ -45,6 +45,7 @@ class PolicyModel(nn.Module):
         self.head_chunk_size = config.head_chunk_size
         self.packed_attention = config.packed_attention
         self.offload_activations = config.offload_activations
+        self.compiled = config.compile
         self.transform = logit_transform(self.causal_lm.config)
         self.layout: Literal["packed", "padded"] = choose_layout(config.layout, self.causal_lm)
         # Called in the backward pass with the batch and the gradient at each scored token's hidden state, (N, D).

@@ -1,9 +1,10 @@
 """Reference log-probabilities on disk: computed once, reused by every run over the same weights and the same pairs.
 
-A cache is a folder named by a hash of its content's causes: the reference's weights, the precision, and every token id
-of every pair (and so the tokenizer, the template and the truncation). What does not match has another name and is never
-found. Inside, ``values`` holds one number per scored token, ``done`` one flag per pair, and ``complete.json`` is
-written last: a killed run goes on where its flags end.
+A cache is a folder named by a hash of everything that its numbers depend on: the reference's weights, config, layout
+and attention, the precision, the device, library versions, and every token id of every pair (and so the tokenizer, the
+template and the truncation). What does not match has another name and is never found. Inside, ``values`` holds one
+number per scored token, ``done`` one flag per pair, and ``complete.json`` is written last: a killed run resumes where
+its flags end.
 """
 
 from __future__ import annotations
@@ -18,49 +19,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.distributed.tensor import DTensor
 
 from adadpo_lightning.errors import UserError
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from numpy.typing import NDArray
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from adadpo_lightning.data.plan import MicroBatch
     from adadpo_lightning.reference.live import Reference
     from adadpo_lightning.types import PreferenceBatch
-
-COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 
 def default_folder() -> Path:
     """Where caches live unless the config says otherwise."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "adadpo_lightning" / "reference"
-
-
-def weights_fingerprint(model: nn.Module) -> str:
-    """Hash of every parameter's name, type and bytes."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, parameter in sorted(model.named_parameters()):
-        digest.update(f"{name}:{parameter.dtype}:{tuple(parameter.shape)}".encode())
-        # A sharded parameter is gathered, on all ranks, and let go again.
-        whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-        digest.update(whole.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-def pairs_fingerprint(pairs: Dataset) -> str:
-    """Hash of every token id of every pair, in order."""
-    import pyarrow.compute as pc
-
-    digest = hashlib.blake2b(digest_size=16)
-    table = pairs.select_columns(list(COLUMNS)).with_format("arrow")[:]
-    for name in COLUMNS:
-        for column in (pc.list_value_length(table[name]), pc.list_flatten(table[name])):
-            digest.update(np.ascontiguousarray(column.to_numpy()).astype(np.int64).data)
-    return digest.hexdigest()
 
 
 class ReferenceCache:

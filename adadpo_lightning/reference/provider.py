@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 from collections.abc import Sequence
 from functools import partial
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
+from torch.distributed.tensor import DTensor
 
+from adadpo_lightning import fingerprint
 from adadpo_lightning.errors import UserError
-from adadpo_lightning.reference.cache import (
-    ReferenceCache,
-    fill,
-    locked,
-    pairs_fingerprint,
-    weights_fingerprint,
-)
-from adadpo_lightning.reference.live import ReferenceMode, build_reference
+from adadpo_lightning.reference.cache import ReferenceCache, fill, locked
+from adadpo_lightning.reference.live import AdapterOffReference, ReferenceMode, build_reference
 from adadpo_lightning.strategies.capabilities import sharding_of
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from adadpo_lightning.data.datamodule import PreferenceDataModule
+    from adadpo_lightning.models.policy import PolicyModel
     from adadpo_lightning.reference.live import Reference
     from adadpo_lightning.training.module import PreferenceLitModule
 
@@ -49,32 +49,48 @@ def provide_cached_reference(
     mode: ReferenceMode = "adapter_off" if module.policy_config.lora is not None else "frozen"
     sharding = sharding_of(module.trainer.strategy)
     reference = build_reference(mode, module.built_policy, module.policy_config, module.tokenizer, sharding)
-    weights = reference_fingerprint(reference)
-    precision = str(module.trainer.precision)
-    if sharding is not None and sharding.param_dtype is not None:
-        precision += f":{sharding.param_dtype}"
+    depends_on = {
+        "reference": reference_fingerprint(reference),
+        "precision": str(module.trainer.precision),
+        "sharded_dtype": str(sharding.param_dtype) if sharding is not None and sharding.param_dtype else None,
+        "device": module.device.type,
+        "numerics": fingerprint.NUMERICS_VERSION,
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+    }
     for name in wanted:
-        data.reference_caches[name] = _provide(module, data, name, reference, f"{weights}:{precision}")
+        data.reference_caches[name] = _provide(module, data, name, reference, depends_on)
 
 
-def reference_fingerprint(reference: Any) -> str:
-    """Hash of the weights that a live reference computes with; adapters that it switches off do not count."""
-    model = getattr(reference, "model", None)
-    if model is not None:
-        return weights_fingerprint(model)
-    base = reference.policy.causal_lm
-    own = torch.nn.Module()
-    for name, parameter in base.named_parameters():
-        if "lora_" not in name:
-            own.register_parameter(name.replace(".base_layer", "").replace(".", "/"), parameter)
-    return weights_fingerprint(own)
+def reference_fingerprint(reference: Any) -> dict[str, Any]:
+    """What the numbers of a live reference depend on: weights, model config, layout and attention.
+
+    Adapters that the reference switches off do not count.
+    """
+    off = isinstance(reference, AdapterOffReference)
+    policy: PolicyModel = reference.policy if off else reference.model
+    model = policy.causal_lm
+    named = ((name, p) for name, p in model.named_parameters() if not (off and "lora_" in name))
+    return {
+        "config": fingerprint.of_config(json.loads(model.config.to_json_string(use_diff=False))),
+        "weights": fingerprint.of_weights((name.replace(".base_layer.", "."), _whole(p)) for name, p in named),
+        "layout": policy.layout,
+        "attention": policy.packed_attention if policy.layout == "packed" else model.config._attn_implementation,
+        "head_chunk_size": policy.head_chunk_size,
+        "compiled": policy.compiled,
+    }
+
+
+def _whole(parameter: Tensor) -> Tensor:
+    """A sharded parameter gathered; all ranks call this for the same parameters in the same order."""
+    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 
 
 def _provide(
-    module: PreferenceLitModule, data: PreferenceDataModule, name: str, reference: Any, reference_key: str
+    module: PreferenceLitModule, data: PreferenceDataModule, name: str, reference: Any, depends_on: dict[str, Any]
 ) -> ReferenceCache:
     strategy, pairs = module.trainer.strategy, data.prepared[name].pairs
-    key = hashlib.blake2b(f"{reference_key}:{pairs_fingerprint(pairs)}".encode(), digest_size=16).hexdigest()
+    key = fingerprint.of_data({**depends_on, "token_ids": fingerprint.of_pairs(pairs)["token_ids"]})
     _, chosen, rejected = data.prepared[name].counts()
     dtype = next(module.built_policy.parameters()).dtype
     cache = ReferenceCache(module.reference_cache / key, chosen, rejected, dtype)

@@ -1,6 +1,7 @@
 """Cached reference log-probabilities: the live ones' bits, found again, computed once, never a stranger's."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -19,10 +20,10 @@ from tests.support.tiny import make_model_dir, make_rows, write_rows
 from tests.training.test_module import QUIET
 
 
-def train(model_dir, pairs_file, cache, reference="cached", dtype="float32", lora=None, **options):
+def train(model_dir, pairs_file, cache, reference="cached", dtype="float32", lora=None, layout="auto", **options):
     """An epoch; returns the module, its rewards of the first step and its weights after the last."""
     module = PreferenceLitModule(
-        PolicyConfig(path=str(model_dir), dtype=dtype, lora=lora),
+        PolicyConfig(path=str(model_dir), dtype=dtype, lora=lora, layout=layout),
         build_loss("adadpo"),
         OptimizerConfig(lr=1e-2),
         SchedulerConfig(name="constant", warmup_ratio=0.0),
@@ -88,6 +89,25 @@ def test_other_weights_or_pairs_have_another_cache(model_dir, pairs_file, tmp_pa
     rows[5]["rejected"] += " cat"
     train(model_dir, write_rows(tmp_path / "other.jsonl", rows), tmp_path, max_steps=1)
     assert computed == [37, 37, 37]
+
+
+@pytest.mark.parametrize("key", ["rope_theta", "rms_norm_eps"])
+def test_another_config_over_the_same_weights_has_another_cache(model_dir, pairs_file, tmp_path, computed, key):
+    train(model_dir, pairs_file, tmp_path, max_steps=1)
+    other = shutil.copytree(model_dir, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (config if key in config else config["rope_parameters"])[key] *= 100
+    (other / "config.json").write_text(json.dumps(config))
+    _, first, _ = train(other, pairs_file, tmp_path, max_steps=1)
+    assert computed == [37, 37]
+    assert torch.equal(first, torch.zeros_like(first))
+
+
+def test_another_attention_has_another_cache_and_a_moved_model_the_same(model_dir, pairs_file, tmp_path, computed):
+    train(model_dir, pairs_file, tmp_path, max_steps=1)
+    train(shutil.copytree(model_dir, tmp_path / "moved"), pairs_file, tmp_path, max_steps=1)
+    train(model_dir, pairs_file, tmp_path, max_steps=1, layout="padded")
+    assert computed == [37, 37]
 
 
 def test_a_killed_computation_goes_on_where_it_was(model_dir, pairs_file, tmp_path, computed, monkeypatch):
