@@ -1,4 +1,4 @@
-"""The errors that a user can mend: each names the field, what was expected, what was got and what to do."""
+"""Errors that a user can fix: each names the field, what was expected, what was given and what to do."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from difflib import get_close_matches
 
 
 class UserError(ValueError):
-    """Bad input, found before any training time is spent; the command line prints it and exits with 2.
+    """Bad input, reported before any training time is spent; the command line prints it and exits with status 2.
 
     Args:
         field: The option, file or column at fault, as the user wrote it (``loss.beta``, ``pairs.jsonl:3``).
-        problem: What was expected and what was got, in one sentence.
-        fix: How to mend it, in one sentence; empty where the problem says it already.
+        problem: What was expected and what was given, in one sentence.
+        fix: How to fix it, in one sentence; empty if the problem makes it obvious.
 
     Example:
         >>> str(UserError("loss.beta", "expected a number above 0, got -0.1", "set it to 0.1"))
@@ -31,7 +31,7 @@ class UserError(ValueError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Say which names there are, and which of them `name` was probably meant to be.
+    """List the known names, and the one that `name` was probably meant to be.
 
     Example:
         >>> did_you_mean("adapdo", ["dpo", "adadpo"])

@@ -1,4 +1,4 @@
-"""The configs that come with the package."""
+"""Configs shipped with the package."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ PACKAGE = Path(__file__).parent
 
 
 def find_config(name: str) -> Path:
-    """A shipped config: in the package where it is installed, else in the checkout beside it.
+    """Path of a shipped config: inside the installed package, or in the checkout beside it.
 
     Raises:
-        UserError: If it is in neither.
+        UserError: If it is in neither place.
     """
     for folder in (PACKAGE / "configs", PACKAGE.parent / "configs"):
         if (folder / name).is_file():
             return folder / name
-    raise UserError("config", f"the shipped config {name} is missing", "install the package again")
+    raise UserError("config", f"the shipped config {name} is missing", "reinstall the package")

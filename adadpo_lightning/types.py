@@ -1,4 +1,4 @@
-"""The typed things that the rooms of the package hand to each other.
+"""The typed records that the packages of this project hand to each other.
 
 Shapes: B pairs in a micro-batch, N scored answer tokens in it, T tokens in a packed row.
 """
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PairLogps:
-    """What a preference loss sees of a micro-batch: sums of log-probabilities, and lengths.
+    """A preference loss's view of a micro-batch: summed log-probabilities, and lengths.
 
     Args:
         chosen: ``l_w``, log-probability of the chosen answer summed over its tokens, nats, shape (B,).
         rejected: ``l_l``, the same of the rejected answer, shape (B,).
         chosen_len: ``n_w``, scored tokens of the chosen answer (the end-of-turn token counts), int64, shape (B,).
         rejected_len: ``n_l``, the same of the rejected answer, shape (B,).
-        ref_chosen: ``l0_w``, `chosen` under the frozen reference, shape (B,); None where the loss needs none.
+        ref_chosen: ``l0_w``, `chosen` under the frozen reference, shape (B,); None if the loss needs no reference.
         ref_rejected: ``l0_l``, `rejected` under the frozen reference, shape (B,).
         weight: Scales the pair's loss, shape (B,); None means 1.
         margin: Target margin added to the loss's own, in units of the score, shape (B,); None means 0.
@@ -39,13 +39,13 @@ class PairLogps:
     margin: Tensor | None = None
 
     def __post_init__(self) -> None:
-        """Refuse shapes that would broadcast into nonsense, such as a weight of (B, 1)."""
+        """Reject shapes that would broadcast silently, such as a weight of (B, 1)."""
         shapes = {f.name: tuple(v.shape) for f in fields(self) if (v := getattr(self, f.name)) is not None}
         if len(set(shapes.values())) > 1:
             raise ValueError(f"PairLogps: expected one shape (B,) for all, got {shapes}")
 
     def in_float32(self) -> PairLogps:
-        """Widen half-precision log-probabilities to float32; float32 and float64 stay as they are."""
+        """Convert half-precision log-probabilities to float32; float32 and float64 are unchanged."""
         halves = (torch.float16, torch.bfloat16)
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{k: v.float() for k, v in values.items() if v is not None and v.dtype in halves})
@@ -53,7 +53,7 @@ class PairLogps:
 
 @dataclass(frozen=True)
 class LossOutput:
-    """What a loss gives back, per pair; nothing is averaged here (see `PreferenceLitModule` for the reduction).
+    """What a loss returns, per pair and not averaged (see `reduce`).
 
     Args:
         per_pair: Contrastive part of the loss, shape (B,); zeros for ``sft``.
@@ -61,10 +61,10 @@ class LossOutput:
         rejected_rewards: Implicit reward of the rejected answer, detached, shape (B,).
         coefficient: The adaptive coefficient c on the chosen score, detached, shape (B,); ones for plain losses.
         nll: Weighted negative log-likelihood of the chosen answer, SUMMED over its tokens, shape (B,); to be
-            divided by the chosen tokens of the global batch. None where the loss has no such term.
+            divided by the chosen tokens of the global batch. None if the loss has no such term.
         log_balance: log of ``g_w / g_l`` in the loss's own space, detached, shape (B,); None for ``sft``.
         log_balance_policy: The same in policy space per token, one definition for all losses; None for ``sft``.
-        clipped: Whether the coefficient stands at its ceiling, bool, shape (B,); None for plain losses.
+        clipped: Whether the coefficient is at its ceiling, bool, shape (B,); None for plain losses.
     """
 
     per_pair: Tensor
@@ -96,8 +96,8 @@ class EncodedPair:
 
     Args:
         prompt_ids: The prompt that both answers share; never empty.
-        chosen_ids: Scored tokens of the chosen answer, its terminator included; never empty.
-        rejected_ids: The same of the rejected answer; empty for rows that have a chosen answer only (``sft``).
+        chosen_ids: Scored tokens of the chosen answer, including its terminator; never empty.
+        rejected_ids: The same of the rejected answer; empty for rows with only a chosen answer (``sft``).
         row_id: Number of the row in its dataset, for error messages and the reference cache.
         weight: The row's loss weight, if its dataset has one.
         margin: The row's target margin, if its dataset has one.
@@ -113,14 +113,14 @@ class EncodedPair:
 
 @dataclass
 class PreferenceBatch:
-    """One micro-batch, in either of two layouts.
+    """One micro-batch, in one of two layouts.
 
     ``packed``: one row (1, T) of ``[prompt | chosen | rejected]`` per pair without padding, where the positions of the
-    rejected answer restart after the prompt; `segments` says where things lie. ``padded``: (2B, L) rows of
+    rejected answer restart after the prompt; `segments` holds the boundaries. ``padded``: (2B, L) rows of
     ``[prompt | answer | padding]``, the B chosen ones first, with `attention_mask`; the plain reference layout.
-    Rows whose rejected answer is empty (``sft``) have no rejected row there: then the shape is (B, L).
+    Batches without rejected answers (``sft``) have no rejected rows, so their shape is (B, L).
 
-    The scored tokens of both layouts come in one flat order: chosen answers of pairs 0..B-1, then the rejected ones.
+    Both layouts list the scored tokens in the same flat order: chosen answers of pairs 0..B-1, then the rejected ones.
 
     Args:
         input_ids: Token ids, int64, (1, T) or (2B, L).
@@ -137,7 +137,7 @@ class PreferenceBatch:
         weight: Per-pair loss weight, float32, (B,), or None.
         margin: Per-pair target margin, float32, (B,), or None.
         ref_logps: Cached reference log-probability of each scored token, (N,), or None.
-        filler: True if the micro-batch only keeps the ranks in step and must count nothing.
+        filler: True if the micro-batch only keeps ranks synchronised and contributes nothing.
     """
 
     input_ids: Tensor
@@ -171,27 +171,27 @@ class PreferenceBatch:
         return PreferenceBatch(**moved)
 
     def to(self, *args: object, **kwargs: object) -> PreferenceBatch:
-        """Move every tensor, as `torch.Tensor.to` does; Lightning calls this."""
+        """Move every tensor, as `torch.Tensor.to` does; called by Lightning."""
         return self._map("to", *args, **kwargs)
 
     def pin_memory(self) -> PreferenceBatch:
-        """Pin every tensor, so that the copy to a GPU can overlap; the DataLoader calls this."""
+        """Pin every tensor, so that its copy to a GPU can overlap; called by the DataLoader."""
         return self._map("pin_memory")
 
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What one micro-batch's step leaves for callbacks, all of it detached.
+    """What the step of one micro-batch passes to callbacks, all of it detached.
 
     Args:
-        pairs: What the loss was given.
-        loss: What the loss gave back.
+        pairs: Input of the loss.
+        loss: Output of the loss.
         share: The micro-batch's share of the optimizer step's loss, a scalar: the shares of a step sum to its loss.
         kl: Per answer the sum over tokens of ``exp(-d) - 1 + d``, d the per-token log-ratio to the reference, nats,
             shape (2B,), chosen answers first; None without a reference. An estimate of KL(policy to reference) on the
             data's tokens, which the policy did not draw.
         entropy: Per answer the sum over tokens of the policy's entropy, nats, shape (2B,), chosen answers first; None
-            if it was not asked for.
+            if it was not requested.
     """
 
     pairs: PairLogps

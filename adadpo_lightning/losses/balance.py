@@ -1,10 +1,10 @@
 """The only home of "adaptive": one stop-gradient coefficient per pair on the chosen score.
 
 Source: AdaDPO, arXiv 2605.28440. The coefficient makes the gradient with respect to a probability-like quantity equally
-large on both sides: ``c* = k (u_w / a'(v_w))^alpha_w / (u_l / a'(v_l))^alpha_l``, cut off at a ceiling.
+large on both sides: ``c* = k (u_w / a'(v_w))^alpha_w / (u_l / a'(v_l))^alpha_l``, clipped at a ceiling.
 """
-# No `from __future__ import annotations` here: twins of losses defined in other modules inherit these fields, and the
-# command line has to resolve their types from there.
+# No `from __future__ import annotations` here: twins in other modules inherit these fields, and the command line must be
+# able to resolve their types there.
 
 import math
 from dataclasses import dataclass
@@ -33,15 +33,16 @@ class Adaptive(ContrastiveLoss):
 
     Args:
         ceiling: C, upper clip of the coefficient, in (0, 1e6]. The paper uses 2.0: stable in [1.5, 2.5], worse from 5.
-        floor: Lower clip, not in the paper; ``floor = ceiling = c0`` is a constant coefficient. None for no clip.
-        apply: ``margin`` (the paper): c scales the chosen score, forward and backward. ``gradient``: only backward;
-            the margin and its value stay the plain loss's.
+        floor: Lower clip, not in the paper; None disables it. ``floor = ceiling = c0`` is a constant coefficient, which
+            is DPO-Shift (arXiv 2502.07599) with ``lambda = 1 / c0`` and beta scaled by ``c0``.
+        apply: ``margin`` (the paper): c scales the chosen score, forward and backward. ``gradient``: backward only;
+            margin and loss value are those of the plain loss.
         space: What to balance gradients in: ``ratio`` (probability ratio to the reference) or ``policy`` (probability).
             None means ratio where the loss needs a reference, else policy.
         normalize: ``token`` (geometric mean per token, the paper's stable form) or ``sequence`` (its exact, unstable
             form; for losses built on sums).
-        target_ratio: k, the wanted ratio of the chosen to the rejected gradient; 1 means equal.
-        alpha_w: Exponent on the chosen factor; 1 balances fully, 0 leaves it out.
+        target_ratio: k, target ratio of the chosen to the rejected gradient; 1 means equal.
+        alpha_w: Exponent on the chosen factor; 1 balances fully, 0 disables it.
         alpha_l: Exponent on the rejected factor.
     """
 
@@ -55,12 +56,12 @@ class Adaptive(ContrastiveLoss):
     alpha_l: float = 1.0
 
     def __post_init__(self) -> None:
-        """Check the options, then those of the loss itself."""
+        """Validate these options and those of the loss itself."""
         super_check = getattr(super(), "__post_init__", None)
         if super_check is not None:
             super_check()
         require_number("ceiling", self.ceiling, above=0)
-        # Beyond it a square of c times a long answer's score overflows float32.
+        # Above this, the square of c times a long answer's score overflows float32.
         require(self.ceiling <= 1e6, "ceiling", "at most 1e6", self.ceiling)
         if self.floor is not None:
             require_number("floor", self.floor, least=0)
@@ -74,13 +75,13 @@ class Adaptive(ContrastiveLoss):
         if self.space == "ratio" and not super().needs_reference:
             raise UserError(
                 "loss.space",
-                f"'ratio' needs a reference and {self.key!r} has none",
+                f"'ratio' needs a reference, but {self.key!r} has none",
                 "set it to policy or null",
             )
         if self.normalize == "sequence" and not self.sums_tokens:
             raise UserError(
                 "loss.normalize",
-                f"'sequence' needs a score built on sums of log-probabilities; {self.key!r} takes their mean",
+                f"'sequence' needs a score built on summed log-probabilities, but {self.key!r} uses their mean",
                 "set it to token",
             )
 
@@ -91,7 +92,7 @@ class Adaptive(ContrastiveLoss):
         return per_token(u, x) if self.normalize == "token" else u
 
     def log_coefficient(self, x: PairLogps) -> tuple[Tensor, Tensor | None]:
-        """``log c`` between its clips, and whether c* reached the ceiling; neither carries a gradient.
+        """Clipped ``log c``, and whether c* reached the ceiling; neither carries a gradient.
 
         The clips act on the logarithm: ``exp`` of a sum over a long answer would overflow before they could.
         """
@@ -109,10 +110,10 @@ class Adaptive(ContrastiveLoss):
             return log_c.clamp(max=ceiling), clipped
 
     def apply_coefficient(self, score: Tensor, coefficient: Tensor) -> Tensor:
-        """``c * a_w``, or with ``apply: gradient`` a_w with c on its gradient alone."""
+        """``c * a_w``; with ``apply: gradient``, a_w with only its gradient scaled by c."""
         if self.apply == "margin":
             return coefficient * score
-        held = score.detach()  # plus a term of value 0 and gradient c: the value is bit for bit the plain loss's
+        held = score.detach()  # plus a term of value 0 and gradient c: the value equals the plain loss's bit for bit
         return held + coefficient * (score - held)
 
 

@@ -1,8 +1,8 @@
 """What a preference loss is: a score, a link, and a slot for the balancing coefficient.
 
 A pairwise contrastive loss is ``link(score(v_w) - score(v_l) + offset)`` with the score's variable v taken from the
-pair's log-probabilities. The adaptive twin fills the slot: ``link(c * score(v_w) - score(v_l) + offset)``. It is a slot
-here and not a wrapper round a finished loss, because c depends on the loss's own variable and slope (see `balance`).
+pair's log-probabilities. The adaptive twin fills the slot: ``link(c * score(v_w) - score(v_l) + offset)``. It is a
+slot rather than a wrapper around a finished loss because c depends on the loss's own variable and slope (see `balance`).
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def logps(x: PairLogps) -> Sides:
 class PreferenceLoss(ABC):
     """Anything that turns `PairLogps` into `LossOutput`.
 
-    A plain ABC and not a dataclass, so that the command line can choose among its subclasses. `formula` is shown to
-    users; ``{c}`` in it marks where the adaptive twin's coefficient stands.
+    A plain ABC rather than a dataclass, so that the command line can choose among its subclasses. `formula` is shown to
+    users; ``{c}`` marks the place of the adaptive twin's coefficient.
     """
 
     key: ClassVar[str] = ""
@@ -66,12 +66,12 @@ class PreferenceLoss(ABC):
 
     @property
     def needs_reference(self) -> bool:
-        """Whether reference log-probabilities must be there."""
+        """Whether the loss needs reference log-probabilities."""
         return False
 
     @property
     def needs_rejected(self) -> bool:
-        """Whether the rejected answer is looked at; if not, its forward pass is never run."""
+        """Whether the loss reads the rejected answer; if not, its forward pass is skipped."""
         return True
 
     @abstractmethod
@@ -79,20 +79,20 @@ class PreferenceLoss(ABC):
         """Compute the loss of each pair.
 
         Args:
-            x: Log-probabilities and lengths; half precision is widened to float32 first.
+            x: Log-probabilities and lengths; half precision is converted to float32 first.
         """
 
 
 class ContrastiveLoss(PreferenceLoss):
     """A loss of the form ``link(c * score(v_w) - score(v_l) + offset)``, where plain means c = 1.
 
-    A new loss defines `variable` and `link`, and where it differs from the default `score`, `offset`, `log_slope`,
-    `rewards` and `nll`. All are pure functions of tensors of shape (B,).
+    A new loss defines `variable` and `link`, and overrides `score`, `offset`, `log_slope`, `rewards` and `nll` where
+    the defaults do not fit. All are pure functions of tensors of shape (B,).
     """
 
     @abstractmethod
     def variable(self, x: PairLogps) -> Sides:
-        """The log-quantity v that the score is a function of: a log-ratio or a log-probability, summed or mean."""
+        """The score's argument v: a log-ratio or a log-probability, summed or averaged over tokens."""
 
     @abstractmethod
     def link(self, margin: Tensor) -> Tensor:
@@ -103,19 +103,19 @@ class ContrastiveLoss(PreferenceLoss):
         return v
 
     def log_slope(self, v: Tensor) -> Tensor:
-        """``log a'(v)`` with constants such as beta left out, which cancel; 0 for a linear score."""
+        """``log a'(v)`` without constants such as beta, which cancel; 0 for a linear score."""
         return torch.zeros_like(v)
 
     def offset(self, x: PairLogps) -> Tensor | float:
-        """What is added to the difference of the scores; no function of the policy."""
+        """A term added to the difference of the scores; must not depend on the policy."""
         return 0.0
 
     def rewards(self, x: PairLogps) -> Sides:
-        """Implicit rewards, for the curves; the scores by default."""
+        """Implicit rewards, for logging; the scores by default."""
         return Sides(*(self.score(v) for v in self.variable(x)))
 
     def nll(self, x: PairLogps) -> Tensor | None:
-        """Weighted negative log-likelihood of the chosen answers, summed over tokens; None for no such term."""
+        """Weighted negative log-likelihood of the chosen answers, summed over tokens; None if the loss has no such term."""
         return None
 
     @property
@@ -123,18 +123,18 @@ class ContrastiveLoss(PreferenceLoss):
         """Whether the variable is a sum over tokens (dpo) rather than their mean (simpo)."""
         return True
 
-    # The slot for the coefficient, and the space that balance is measured in: `balance.Adaptive` fills both in.
+    # The slot for the coefficient, and the space in which balance is measured: `balance.Adaptive` overrides both.
 
     def log_coefficient(self, x: PairLogps) -> tuple[Tensor, Tensor | None]:
-        """``log c`` per pair and whether it was cut off at the ceiling (None where there is no ceiling)."""
+        """``log c`` per pair and whether it was clipped at the ceiling (None for losses without one)."""
         return torch.zeros_like(x.chosen), None
 
     def apply_coefficient(self, score: Tensor, coefficient: Tensor) -> Tensor:
-        """The chosen score with the coefficient on it."""
+        """The chosen score, scaled by the coefficient."""
         return score
 
     def log_u(self, x: PairLogps) -> Sides:
-        """``log u_s``: the probability-like quantity in which gradients are compared, in the loss's own space."""
+        """``log u_s``: the probability-like quantity in which gradients are compared, in the space of the loss."""
         return per_token(log_ratios(x) if self.needs_reference else logps(x), x)
 
     def __call__(self, x: PairLogps) -> LossOutput:
@@ -168,8 +168,8 @@ class ContrastiveLoss(PreferenceLoss):
     def _log_balance(self, x: PairLogps, v: Sides, log_c: Tensor) -> tuple[Tensor, Tensor]:
         """``log(g_w / g_l)`` in the loss's own space and in policy space per token.
 
-        In closed form: the link's derivative and the constants in the score are the same on both sides and cancel, so
-        the ratio stays exact where the gradients themselves underflow.
+        In closed form: the link's derivative and the score's constants are equal on both sides and cancel, so the ratio
+        stays exact where the gradients themselves underflow.
         """
         slope_ratio = log_c + self.log_slope(v.chosen) - self.log_slope(v.rejected)
         u, p = self.log_u(x), per_token(logps(x), x)
@@ -184,7 +184,7 @@ def require(condition: bool, option: str, expected: str, got: object) -> None:
     """Check one hyper-parameter.
 
     Raises:
-        UserError: Naming the option, what was expected and what was got.
+        UserError: If the condition is false; names the option, what was expected and what was given.
     """
     if not condition:
         raise UserError(f"loss.{option}", f"expected {expected}, got {got!r}")
@@ -194,12 +194,12 @@ def require_number(option: str, value: object, *, above: float | None = None, le
     """Check that a hyper-parameter is a finite number above or at least a bound.
 
     Raises:
-        UserError: Naming the option, what was expected and what was got.
+        UserError: If it is not; names the option, what was expected and what was given.
     """
     bound = f" above {above}" if above is not None else f" of at least {least}" if least is not None else ""
     fine = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
     if fine and above is not None:
-        fine = value > above  # type: ignore[operator]  # `fine` says that it is a number
+        fine = value > above  # type: ignore[operator]  # `fine` implies a number
     if fine and least is not None:
         fine = value >= least  # type: ignore[operator]
     require(fine, option, f"a finite number{bound}", value)

@@ -22,7 +22,7 @@ class DPO(ContrastiveLoss):
     """Direct preference optimization: ``-logsigmoid(beta (h_w - h_l))``, arXiv 2305.18290, eq. 7.
 
     Args:
-        beta: Scale of the implicit reward, above 0; larger keeps the policy nearer to the reference.
+        beta: Scale of the implicit reward, above 0; larger values keep the policy closer to the reference.
         label_smoothing: Assumed share of flipped labels, in [0, 0.5).
     """
 
@@ -67,7 +67,7 @@ class RDPO(DPO):
 
     Args:
         beta: Scale of the implicit reward, above 0.
-        alpha: Penalty per token by which an answer is longer; at least 0.
+        alpha: Penalty per token of length difference, at least 0.
         label_smoothing: Assumed share of flipped labels, in [0, 0.5).
     """
 
@@ -93,7 +93,7 @@ class AdaRDPO(Adaptive, RDPO):
 
 
 def check_beta_and_smoothing(beta: float, label_smoothing: float) -> None:
-    """The checks that all logistic losses share."""
+    """Validate the options that all logistic losses share."""
     require_number("beta", beta, above=0)
     require_number("label_smoothing", label_smoothing, least=0)
     require(label_smoothing < 0.5, "label_smoothing", "a number in [0, 0.5)", label_smoothing)

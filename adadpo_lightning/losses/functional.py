@@ -1,4 +1,4 @@
-"""Numerically stable pieces of the losses: pure functions of tensors."""
+"""Numerically stable building blocks of the losses: pure functions of tensors."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import torch.nn.functional as F
 if TYPE_CHECKING:
     from torch import Tensor
 
-# The largest mean log-probability that log-odds see. At p = 1 they are infinite; float32 rounds a confident
-# model's mean to exactly 0, and one such pair must not turn the batch into inf.
+# Upper bound of the mean log-probability in log-odds, which are infinite at p = 1. float32 rounds a confident model's
+# mean to exactly 0, and one such pair must not make the whole batch infinite.
 _LARGEST_LOGP = -1e-12
 
 
 def log1mexp(x: Tensor) -> Tensor:
-    """``log(1 - exp(x))`` for ``x < 0``, exact near 0 and far from it, in value and in gradient.
+    """``log(1 - exp(x))`` for ``x < 0``, accurate near 0 and far from it, in value and gradient.
 
-    Two forms, each where the other loses its digits (Maechler 2012, "Accurately computing log(1 - exp(-|a|))"). The
-    unused branch of a `torch.where` still sends gradients, so each branch gets an argument that is safe for it.
+    Two forms, each used where the other loses precision (Maechler 2012, "Accurately computing log(1 - exp(-|a|))"). The
+    unused branch of a `torch.where` still propagates gradients, so each branch gets an argument that is safe for it.
 
     Args:
         x: Negative numbers, any shape.
@@ -39,7 +39,7 @@ def log_odds(logp: Tensor) -> Tensor:
     """``log p - log(1 - p)`` of a log-probability; finite for every ``logp <= 0``.
 
     Args:
-        logp: Log-probabilities in nats, any shape; above -1e-12 they count as -1e-12.
+        logp: Log-probabilities in nats, any shape; values above -1e-12 are treated as -1e-12.
 
     Source: ORPO, arXiv 2403.07691, eq. 4.
     """

@@ -28,8 +28,8 @@ class IPO(ContrastiveLoss):
     """Identity preference optimization: ``(h_w - h_l - 1/(2 tau))^2``, arXiv 2310.12036, eq. 17.
 
     Args:
-        tau: Strength of the regularisation, above 0; the margin is drawn to ``1/(2 tau)``.
-        length_normalize: Take the mean log-ratio per token (as TRL does and the IPO authors advise) and not the sum.
+        tau: Strength of the regularisation, above 0; the target margin is ``1/(2 tau)``.
+        length_normalize: Use the mean log-ratio per token, as TRL does and the IPO authors advise, instead of the sum.
     """
 
     tau: float = 0.1
@@ -55,11 +55,11 @@ class IPO(ContrastiveLoss):
 
     @property
     def sums_tokens(self) -> bool:
-        """Only without length normalisation."""
+        """True only without length normalisation."""
         return not self.length_normalize
 
     def variable(self, x: PairLogps) -> Sides:
-        """Log-ratios, mean or summed."""
+        """Log-ratios, averaged or summed over tokens."""
         return per_token(log_ratios(x), x) if self.length_normalize else log_ratios(x)
 
     def offset(self, x: PairLogps) -> float:

@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 class Mixture(PreferenceLoss):
     """Weighted sum of losses, for example 0.9 adadpo + 0.1 sft.
 
-    Rewards, coefficient and clips that are reported are those of the first contrastive part. The balance of the
-    gradients is that of the whole contrastive sum.
+    The reported rewards, coefficient and clipping are those of the first contrastive part. The gradient balance is that
+    of the whole contrastive sum.
 
     Args:
         losses: The parts; at least one.
-        weights: One number above 0 for each part; they need not sum to 1.
+        weights: One positive number per part; they need not sum to 1.
 
     Raises:
-        UserError: If the lists do not match or a weight is not above 0.
+        UserError: If the lists differ in length or a weight is not positive.
     """
 
     formula: ClassVar[str] = "sum_i weight_i * loss_i"
@@ -42,10 +42,10 @@ class Mixture(PreferenceLoss):
         self.losses: list[PreferenceLoss] = []
         self.weights: list[float] = []
         for part, weight in zip(losses, weights, strict=True):
-            require(isinstance(part, PreferenceLoss), "losses", "losses, as `build_loss` makes them", part)
+            require(isinstance(part, PreferenceLoss), "losses", "losses, as `build_loss` returns them", part)
             require_number("weights", weight, above=0)
             inner = zip(part.losses, part.weights, strict=True) if isinstance(part, Mixture) else [(part, 1.0)]
-            for loss, share in inner:  # a mixture in a mixture is laid flat
+            for loss, share in inner:  # a nested mixture is flattened
                 self.losses.append(loss)
                 self.weights.append(float(weight * share))
 
@@ -64,7 +64,7 @@ class Mixture(PreferenceLoss):
         return any(part.needs_rejected for part in self.losses)
 
     def __call__(self, x: PairLogps) -> LossOutput:
-        """Add up the parts."""
+        """Compute the weighted sum of the parts."""
         x = x.in_float32()
         parts = [part(x) for part in self.losses]
         contrastive = [i for i, part in enumerate(self.losses) if part.needs_rejected]
@@ -78,9 +78,9 @@ class Mixture(PreferenceLoss):
         return self._with_joint_balance(x, total) if len(contrastive) > 1 else total
 
     def _with_joint_balance(self, x: PairLogps, total: LossOutput) -> LossOutput:
-        """Balance of several contrastive parts: by the derivatives of their sum in the pair's log-probabilities.
+        """Balance of several contrastive parts, from the derivatives of their sum with respect to the log-probabilities.
 
-        Its space is that of the first `ContrastiveLoss`, else the policy's per token.
+        Measured in the space of the first `ContrastiveLoss`, or in policy space per token if there is none.
         """
 
         def contrast(chosen: Tensor, rejected: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Losses by name; registering a contrastive loss makes its adaptive twin too."""
+"""Losses by name; registering a contrastive loss also registers its adaptive twin."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def register_loss(key: str, *, twin: bool = True) -> Callable[[L], L]:
 
 
 def available_losses() -> list[str]:
-    """Keys of all losses, plug-ins included, plain ones in order of registration and each followed by its twin.
+    """Keys of all losses, plug-ins included, in order of registration, each followed by its twin.
 
     Example:
         >>> available_losses()[:4]
@@ -127,10 +127,10 @@ def plain_class(cls: type[Adaptive]) -> type[ContrastiveLoss]:
 
 @cache
 def load_plugins() -> None:
-    """Import the losses that installed packages declare under the entry-point group, once.
+    """Import, once, the losses that installed packages declare under the entry-point group.
 
     Raises:
-        UserError: If one cannot be imported; names the package to fix or uninstall.
+        UserError: If an import fails; names the package to fix or uninstall.
     """
     for entry in entry_points(group=ENTRY_POINT_GROUP):
         try:
@@ -153,7 +153,9 @@ def _add(key: str, cls: Any) -> None:
     other = _losses.get(key)
     # The same class again: a module that was reloaded, as notebooks do.
     if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
-        raise UserError(f"loss {key!r}", f"is taken by {other.__module__}.{other.__qualname__}", "choose another key")
+        raise UserError(
+            f"loss {key!r}", f"already used by {other.__module__}.{other.__qualname__}", "choose another key"
+        )
     cls.key = key
     _losses[key] = cls
 

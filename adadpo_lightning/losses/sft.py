@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 @register_loss("sft")
 @dataclass(frozen=True)
 class SFT(PreferenceLoss):
-    """Negative log-likelihood of the chosen answers, mean over their tokens. The rejected answers are not read."""
+    """Negative log-likelihood of the chosen answers, averaged over tokens. The rejected answers are not read."""
 
     formula = "NLL(y_w)"
     source = "warm-up stage"
 
     @property
     def needs_rejected(self) -> bool:
-        """The rejected answers play no part."""
+        """The rejected answers are not read."""
         return False
 
     def __call__(self, x: PairLogps) -> LossOutput:
-        """Compute the loss; `per_pair` and the rewards are zeros, because there is no contrast."""
+        """Compute the loss; `per_pair` and the rewards are zeros because nothing is contrasted."""
         x = x.in_float32()
         nll = -x.chosen if x.weight is None else -x.chosen * x.weight
         zeros = torch.zeros_like(x.chosen, requires_grad=False)

@@ -175,12 +175,14 @@ def clean_module():
 
 @pytest.mark.usefixtures("registry", "clean_module")
 def test_a_key_is_taken_once():
-    with pytest.raises(UserError, match=r"'dpo'.*is taken by adadpo_lightning\.losses\.dpo\.DPO.*choose another key"):
+    with pytest.raises(
+        UserError, match=r"'dpo'.*already used by adadpo_lightning\.losses\.dpo\.DPO.*choose another key"
+    ):
         register_loss("dpo")(a_loss())
     assert loss_class("dpo") is DPO
     first = register_loss("mine")(a_loss())
     assert isinstance(build_loss("adamine", scale=2.0), first)
-    with pytest.raises(UserError, match="is taken"):
+    with pytest.raises(UserError, match="already used"):
         register_loss("mine")(a_loss("Other"))
 
 

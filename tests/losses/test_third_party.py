@@ -162,7 +162,7 @@ def test_package_that_cannot_be_imported_is_named(site):
 def test_package_that_takes_a_key_of_ours_is_named(site):
     (site / "slic.py").write_text(HINGE.replace('"hinge"', '"dpo"'), encoding="utf-8")
     declare(site, "slic")
-    with pytest.raises(UserError, match=r"of slic-losses.*'dpo'.*is taken by adadpo_lightning\.losses\.dpo\.DPO"):
+    with pytest.raises(UserError, match=r"of slic-losses.*'dpo'.*already used by adadpo_lightning\.losses\.dpo\.DPO"):
         available_losses()
 
 

@@ -1,0 +1,70 @@
+"""Synthetic log-probabilities of pairs, ordinary and extreme, and simple operations on them."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from itertools import product
+from typing import TYPE_CHECKING
+
+import torch
+
+from adadpo_lightning.losses.base import Sides
+from adadpo_lightning.types import PairLogps
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor
+
+# Log-probabilities of a whole answer that a run can meet: certain, rounded to nearly certain, and hopeless.
+EXTREME_LOGPS = (0.0, -1e-8, -1.0, -1e5)
+
+
+def sample_pairs(count: int, *, seed: int = 0, max_len: int = 40, dtype: torch.dtype = torch.float64) -> PairLogps:
+    """Random pairs with everything a loss may ask for, at moderate margins of both signs.
+
+    Args:
+        count: Number of pairs.
+        seed: Seed.
+        max_len: Longest answer, tokens.
+        dtype: Type of the log-probabilities.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(count, generator=generator, dtype=torch.float64)
+
+    n_w, n_l = (torch.randint(1, max_len + 1, (count,), generator=generator) for _ in range(2))
+    logps = Sides(-n_w * uniform(0.05, 2.0), -n_l * uniform(0.05, 2.0))
+    refs = Sides(logps.chosen + n_w * uniform(-0.3, 0.3), logps.rejected + n_l * uniform(-0.3, 0.3))
+    return PairLogps(
+        chosen=logps.chosen.to(dtype),
+        rejected=logps.rejected.to(dtype),
+        chosen_len=n_w,
+        rejected_len=n_l,
+        ref_chosen=refs.chosen.to(dtype),
+        ref_rejected=refs.rejected.to(dtype),
+    )
+
+
+def extreme_pairs(dtype: torch.dtype = torch.float32) -> PairLogps:
+    """Each combination of `EXTREME_LOGPS` under policy and reference with answers of 1 and 5000 tokens."""
+    side = (EXTREME_LOGPS, EXTREME_LOGPS, (1, 5000))
+    columns = list(zip(*product(*side, *side), strict=True))
+    chosen, ref_chosen, rejected, ref_rejected = (torch.tensor(columns[i], dtype=dtype) for i in (0, 1, 3, 4))
+    return PairLogps(chosen, rejected, torch.tensor(columns[2]), torch.tensor(columns[5]), ref_chosen, ref_rejected)
+
+
+def rows(x: PairLogps, index: slice) -> PairLogps:
+    """The pairs at `index`."""
+    return _map(x, lambda value: value[index])
+
+
+def cast(x: PairLogps, dtype: torch.dtype) -> PairLogps:
+    """The pairs with floating-point columns as `dtype`."""
+    return _map(x, lambda value: value.to(dtype) if value.is_floating_point() else value)
+
+
+def _map(x: PairLogps, change: Callable[[Tensor], Tensor]) -> PairLogps:
+    values = {f.name: getattr(x, f.name) for f in fields(x)}
+    return replace(x, **{name: change(value) for name, value in values.items() if value is not None})
