@@ -3,8 +3,8 @@
 Source: AdaDPO, arXiv 2605.28440. The coefficient makes the gradient with respect to a probability-like quantity equally
 large on both sides: ``c* = k (u_w / a'(v_w))^alpha_w / (u_l / a'(v_l))^alpha_l``, clipped at a ceiling.
 """
-# No `from __future__ import annotations` here: twins in other modules inherit these fields, and the command line must be
-# able to resolve their types there.
+# No `from __future__ import annotations` here: twins in other modules inherit these fields, and the command line must
+# be able to resolve their types there.
 
 import math
 from dataclasses import dataclass

@@ -2,7 +2,7 @@
 
 A pairwise contrastive loss is ``link(score(v_w) - score(v_l) + offset)`` with the score's variable v taken from the
 pair's log-probabilities. The adaptive twin fills the slot: ``link(c * score(v_w) - score(v_l) + offset)``. It is a
-slot rather than a wrapper around a finished loss because c depends on the loss's own variable and slope (see `balance`).
+slot and not a wrapper around a finished loss because c depends on the loss's own variable and slope (see `balance`).
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class ContrastiveLoss(PreferenceLoss):
         return Sides(*(self.score(v) for v in self.variable(x)))
 
     def nll(self, x: PairLogps) -> Tensor | None:
-        """Weighted negative log-likelihood of the chosen answers, summed over tokens; None if the loss has no such term."""
+        """Weighted negative log-likelihood of the chosen answers, summed over tokens; None if there is no such term."""
         return None
 
     @property

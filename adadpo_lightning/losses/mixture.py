@@ -78,7 +78,7 @@ class Mixture(PreferenceLoss):
         return self._with_joint_balance(x, total) if len(contrastive) > 1 else total
 
     def _with_joint_balance(self, x: PairLogps, total: LossOutput) -> LossOutput:
-        """Balance of several contrastive parts, from the derivatives of their sum with respect to the log-probabilities.
+        """Balance of several contrastive parts, from the derivatives of their sum in the log-probabilities.
 
         Measured in the space of the first `ContrastiveLoss`, or in policy space per token if there is none.
         """
