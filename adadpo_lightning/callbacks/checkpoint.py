@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from adadpo_lightning.checkpoints.integrity import WholeFileIO
+from adadpo_lightning.compat import accumulating
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -53,7 +54,7 @@ class RunCheckpoint(ModelCheckpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save a little later, if it is time to: this step is not logged yet."""
-        if not trainer.fit_loop._should_accumulate():
+        if not accumulating(trainer):
             self._remember(trainer)
             self._due = (outputs, batch, batch_idx)
 
@@ -100,7 +101,7 @@ class RunCheckpoint(ModelCheckpoint):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Put the position in the data to where the last whole step ended."""
-        inside = self._position_of_last_step or trainer.fit_loop._should_accumulate()
+        inside = self._position_of_last_step or accumulating(trainer)
         if self._at_last_step is not None and inside:
             checkpoint["loops"]["fit_loop"] = self._at_last_step
 

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
+from adadpo_lightning.compat import ends_logged_step
 from adadpo_lightning.losses.balance import Adaptive
 from adadpo_lightning.metrics.aggregate import WeightedMeans
 from adadpo_lightning.metrics.preference import displacement
@@ -100,7 +101,7 @@ class LikelihoodDisplacement(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Look at the drift of training pairs, at the steps at which it is logged."""
-        logged = trainer._logger_connector.should_update_logs and not trainer.fit_loop._should_accumulate()
+        logged = ends_logged_step(trainer)
         if logged and _needs_reference(pl_module):
             self._look(trainer, pl_module, "train")
 

@@ -18,6 +18,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
+from adadpo_lightning.compat import steps_logged
 from adadpo_lightning.data.collate import collate
 from adadpo_lightning.data.datamodule import PreferenceDataModule
 from adadpo_lightning.errors import UserError
@@ -125,7 +126,7 @@ class GenerationCallback(Callback):
         module.log_dict({f"val/{name}": value for name, value in statistics(answers).items()}, batch_size=1)
         if trainer.is_global_zero:
             rows = [self._row(module.tokenizer, answer) for answer in answers]
-            write_table(trainer, rows, trainer.fit_loop.epoch_loop._batches_that_stepped)
+            write_table(trainer, rows, steps_logged(trainer))
 
     def _prepare(self, trainer: Trainer, module: PreferenceLitModule) -> None:
         data = getattr(trainer, "datamodule", None)
@@ -329,7 +330,7 @@ def first_prompts(prompts: Iterable[list[int]], count: int) -> list[list[int]]:
 
 def _reference(module: PreferenceLitModule) -> Reference | None:
     """What this run has in memory; adapters can be switched off whatever the loss reads."""
-    own: Reference | None = module._reference
+    own: Reference | None = module.live_reference
     if own is None and module.policy_config.lora is not None:
         return AdapterOffReference(module.built_policy)
     return own

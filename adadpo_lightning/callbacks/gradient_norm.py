@@ -8,6 +8,8 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import FSDPStrategy
 
+from adadpo_lightning.compat import logs_now
+
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
     from torch.optim import Optimizer
@@ -21,7 +23,7 @@ class GradientNorm(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Take the norm of what was accumulated."""
-        if not trainer._logger_connector.should_update_logs or isinstance(trainer.strategy, FSDPStrategy):
+        if not logs_now(trainer) or isinstance(trainer.strategy, FSDPStrategy):
             return
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)

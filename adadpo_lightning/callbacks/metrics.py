@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback
 
+from adadpo_lightning.compat import accumulating, ends_logged_step, loss_scale
 from adadpo_lightning.metrics.aggregate import WeightedMeans, summed_over_ranks
 from adadpo_lightning.metrics.gradients import gradient_squares
 from adadpo_lightning.metrics.preference import finish, gradient_statistics, step_statistics
@@ -101,11 +102,11 @@ class PreferenceMetrics(Callback):
         if squares is not None:
             squares = squares / _gradient_scale(trainer) ** 2
         self._update("train", pl_module, outputs["step"], batch, squares)
-        if trainer._logger_connector.should_update_logs and not trainer.fit_loop._should_accumulate():
+        if ends_logged_step(trainer):
             self._log("train", pl_module)
             rate = trainer.optimizers[0].param_groups[0]["lr"]
             pl_module.log("train/learning_rate", rate, on_step=True, on_epoch=False, batch_size=1)
-        if not trainer.fit_loop._should_accumulate():
+        if not accumulating(trainer):
             means = self._means.get("train")
             self._at_last_step = {} if means is None else means.snapshot()
 
@@ -141,5 +142,5 @@ def _gradient_scale(trainer: Trainer) -> Tensor | float:
     replicas: int = (trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1)
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     # float16 only. The scale itself, not `get_scale`, which waits for the device.
-    scale: Tensor | None = None if scaler is None else scaler._scale
+    scale = None if scaler is None else loss_scale(scaler)
     return replicas if scale is None else replicas * scale

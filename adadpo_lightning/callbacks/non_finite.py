@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.distributed.tensor import DTensor
 
 from adadpo_lightning.checkpoints.resume import newest_whole
+from adadpo_lightning.compat import accumulating, norms_of, skip_step_if
 from adadpo_lightning.errors import UserError
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class NonFiniteGuard(Callback):
             return
         self._record.names, self._record.norms, finite = gradient_norms(pl_module)
         if optimizer.defaults.get("fused"):
-            optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]  # how a GradScaler tells it
+            skip_step_if(optimizer, ~finite)
             self._record.finite, self._record.copied = _to_host(finite)
             return
         self._record.finite = finite
@@ -119,7 +120,7 @@ class NonFiniteGuard(Callback):
         """Look at the step, where it is done and its verdict has arrived."""
         if outputs:
             self._record.losses.append(outputs["step"].loss.per_pair)
-        if trainer.fit_loop._should_accumulate():
+        if accumulating(trainer):
             return
         if self._record.finite is None:  # nobody looked at the gradient
             self._record.finite, self._record.copied = _to_host(_finite_losses(self._record.losses))
@@ -179,7 +180,7 @@ def gradient_norms(module: torch.nn.Module) -> tuple[list[str], list[Tensor], Te
         ranks: a scalar on their device.
     """
     named = [(name, p.grad) for name, p in module.named_parameters() if p.grad is not None]
-    norms = list(torch._foreach_norm([gradient for _, gradient in named]))
+    norms = norms_of([gradient for _, gradient in named])
     finite = torch.linalg.vector_norm(torch.stack(norms)).isfinite() if norms else torch.tensor(True)
     return [name for name, _ in named], norms, finite.full_tensor() if isinstance(finite, DTensor) else finite
 

@@ -14,6 +14,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Sin
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
+from adadpo_lightning.compat import steps_logged
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.models.sharding import decoder_blocks
 
@@ -79,7 +80,7 @@ class ParameterGradientBalance(Callback):
         metrics = {f"train/{name}": value for name, value in norms(products).items()}
         if metrics:
             for logger in trainer.loggers:
-                logger.log_metrics(metrics, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+                logger.log_metrics(metrics, step=steps_logged(trainer))
             trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
         self._say_cost(start, _now(pl_module.device))
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import CustomTimeColumn
 
+from adadpo_lightning.compat import accumulating, ends_logged_step, logs_now
 from adadpo_lightning.data.datamodule import PreferenceDataModule
 
 if TYPE_CHECKING:
@@ -114,11 +115,11 @@ class PreferenceProgressBar(RichProgressBar):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Move the bar at the end of an optimizer step; read metrics where they have just been logged."""
-        if self.run_time is None or trainer.fit_loop._should_accumulate():
+        if self.run_time is None or accumulating(trainer):
             return
         self.remaining = self.run_time.remaining(trainer.global_step)
         self._update(self.train_progress_bar_id, trainer.global_step)
-        if trainer._logger_connector.should_update_logs:
+        if logs_now(trainer):
             self._update_metrics(trainer, pl_module)
 
     def _update_metrics(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -190,7 +191,7 @@ class ProgressLines(ProgressBar):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
         """Print what has just been logged."""
-        logged = trainer._logger_connector.should_update_logs and not trainer.fit_loop._should_accumulate()
+        logged = ends_logged_step(trainer)
         if self._enabled and logged and self._time is not None:
             remaining = clock(self._time.remaining(trainer.global_step))
             self._line(trainer, pl_module, "train/", f"{remaining} to go")

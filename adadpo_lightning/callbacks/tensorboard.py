@@ -11,6 +11,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from adadpo_lightning.callbacks.summary import loss_name, loss_options
+from adadpo_lightning.compat import accumulating, steps_logged
 from adadpo_lightning.data.datamodule import PreferenceDataModule
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.losses.balance import Adaptive
@@ -73,10 +74,10 @@ class TensorBoardDashboard(Callback):
     ) -> None:
         """Keep the pairs of an optimizer step that is drawn, and draw them at its end."""
         # Lightning's own count for the step axis; it rises after the last micro-batch of the step.
-        if trainer.fit_loop.epoch_loop._batches_that_stepped % self.every_n_steps:
+        if steps_logged(trainer) % self.every_n_steps:
             return
         self._keep(outputs, batch)
-        if not trainer.fit_loop._should_accumulate():
+        if not accumulating(trainer):
             self._draw(trainer, "train")
 
     def on_validation_batch_end(
@@ -102,7 +103,7 @@ class TensorBoardDashboard(Callback):
         pairs = _gathered(mine)
         for writer in _writers(trainer):
             for name, values in pairs.items():
-                step = trainer.fit_loop.epoch_loop._batches_that_stepped
+                step = steps_logged(trainer)
                 writer.add_histogram(f"{stage}/{name}_per_pair", values, step)
 
 
@@ -219,7 +220,7 @@ def _write_hyperparameters(writer: SummaryWriter, values: dict[str, Any], loss: 
         info.differs = info.name in _FIRST
     plugin.content = content.SerializeToString()
     for part in (experiment, start, end):
-        cast("Any", writer)._get_file_writer().add_summary(part)
+        cast("Any", writer).file_writer.add_summary(part)
 
 
 def log_config(trainer: Trainer, text: str) -> None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import Callback
 
+from adadpo_lightning.compat import ends_logged_step
+
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
@@ -50,7 +52,7 @@ class Throughput(Callback):
         if not batch.filler:
             self._tokens += sum(map(sum, batch.segments))
             self._pairs += len(batch)
-        if trainer._logger_connector.should_update_logs and not trainer.fit_loop._should_accumulate():
+        if ends_logged_step(trainer):
             self._log(trainer, pl_module)
 
     def _log(self, trainer: Trainer, module: LightningModule) -> None:

@@ -31,6 +31,7 @@ from adadpo_lightning.callbacks.progress import progress_bar
 from adadpo_lightning.callbacks.tensorboard import log_config
 from adadpo_lightning.checkpoints.resume import check_same_run, resolve_checkpoint
 from adadpo_lightning.cli.app import check_output_dir, whole_class_options
+from adadpo_lightning.compat import actions_of, read_no_config_from
 from adadpo_lightning.data.datamodule import PreferenceDataModule
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.training.module import PreferenceLitModule
@@ -214,9 +215,9 @@ def _quiet_libraries() -> None:
 
 def _take_paths_as_they_are(parser: LightningArgumentParser) -> None:
     """Keep the parser from reading data files as configs of `SourceConfig`: it takes minutes for a large file."""
-    for action in parser._actions:
-        if str(action.dest).startswith("data.") and hasattr(action, "_enable_path"):
-            action._enable_path = False
+    for action in actions_of(parser):
+        if str(action.dest).startswith("data."):
+            read_no_config_from(action)
 
 
 def _checkpoint_dir(output_dir: str) -> str:

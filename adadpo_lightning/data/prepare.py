@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from adadpo_lightning.compat import fingerprint_of
 from adadpo_lightning.data.schema import IDENTICAL, BadRow, detect_format, read_pair, rename_columns
 from adadpo_lightning.data.sources import Rows, SourceConfig, decode, load_rows
 from adadpo_lightning.data.tokenize import TOO_LONG, PairTokenizer, TokenizeOptions
@@ -308,7 +309,15 @@ def _fingerprint(rows: Rows, encoder: PairTokenizer, fmt: str, source: SourceCon
     fast = getattr(tokenizer, "backend_tokenizer", None)
     vocabulary = fast.to_str() if fast is not None else sorted(tokenizer.get_vocab().items())
     special = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.chat_template, type(tokenizer).__name__)
-    parts = (FORMAT_VERSION, rows.table._fingerprint, vocabulary, special, asdict(encoder.options), fmt, source.columns)
+    parts = (
+        FORMAT_VERSION,
+        fingerprint_of(rows.table),
+        vocabulary,
+        special,
+        asdict(encoder.options),
+        fmt,
+        source.columns,
+    )
     return str(Hasher.hash(parts))
 
 

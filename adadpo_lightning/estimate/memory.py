@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Hashable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from adadpo_lightning.compat import storage_key, without_memory
 from adadpo_lightning.data.collate import collate
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.types import EncodedPair
@@ -193,7 +194,7 @@ def measure(policy: PolicyConfig, lengths: Lengths, autocast: bool, compute: tor
     whole = _model(policy, config)
     sizes = _sizes(whole)
     cut = [_model(policy, config, layers, compute) for layers in (1, 2)]
-    with _without_memory():
+    with without_memory():
         one, two = (_activations(_with_shapes_alone(model), policy, rows, autocast=autocast) for model in cut)
     blocks = config.num_hidden_layers
     stored = one.hidden_bytes
@@ -221,16 +222,16 @@ def _activations(model: Any, policy: PolicyConfig, rows: list[EncodedPair], *, a
 
     wrapped = PolicyModel(model, replace(policy, compile=False, offload_activations=False))
     batch = collate(rows, layout=wrapped.layout, pad_id=0, step_pairs=1, step_chosen_tokens=1)
-    kept: dict[int, torch.Tensor] = {}
+    kept: dict[Hashable, torch.Tensor] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        kept[tensor.untyped_storage()._cdata] = tensor
+        kept[storage_key(tensor)] = tensor
         return tensor
 
     half = torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext()
     with half, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         hidden = _scored_states(wrapped, batch)
-    own = {p.untyped_storage()._cdata for p in wrapped.parameters()}
+    own = {storage_key(p) for p in wrapped.parameters()}
     # Copies of weights that autocast has made are counted with the weights.
     shapes = {tuple(p.shape) for p in wrapped.parameters() if p.dim() == 2} if autocast else set()
     shapes |= {shape[::-1] for shape in shapes}
@@ -290,14 +291,6 @@ def _weights_dtype(model: nn.Module) -> torch.dtype:
     return next(model.parameters()).dtype
 
 
-@contextmanager
-def _without_memory() -> Iterator[None]:
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        yield
-
-
 def _architecture(policy: PolicyConfig) -> Any:
     """The Hugging Face config of the policy."""
     from transformers import AutoConfig
@@ -336,11 +329,7 @@ def _model(policy: PolicyConfig, config: Any, layers: int | None = None, compute
 
 def _with_shapes_alone(model: Any) -> Any:
     """Give weights on the meta device a device to compute on; call it where tensors have no memory."""
-    made: dict[int, torch.nn.Parameter] = {}
-    for module in model.modules():
-        for name, p in list(module._parameters.items()):
-            if p is not None:
-                if id(p) not in made:  # tied weights stay tied
-                    made[id(p)] = torch.nn.Parameter(torch.empty(p.shape, dtype=p.dtype), requires_grad=p.requires_grad)
-                module._parameters[name] = made[id(p)]
+    from adadpo_lightning.models.meta import replace_parameters
+
+    replace_parameters(model, lambda p: True, lambda p: torch.empty(p.shape, dtype=p.dtype))
     return model

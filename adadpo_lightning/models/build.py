@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
+from adadpo_lightning.compat import apply_to_tensors
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.models.attention.registry import SERVED
 from adadpo_lightning.models.loading import PolicyConfig, load_model
@@ -131,10 +132,10 @@ def _place(policy: PolicyModel, sharding: Sharding) -> None:
     def place(tensor: Tensor) -> Tensor:
         return torch.empty_like(tensor, device=device) if tensor.is_meta else tensor
 
-    policy._apply(place)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    apply_to_tensors(policy, place)
     for module in policy.modules():
         for name, buffer in module.named_buffers(recurse=False):
-            module._buffers[name] = buffer.to(sharding.device)
+            setattr(module, name, buffer.to(sharding.device))
 
 
 def _read(policy: PolicyModel, folder: str) -> None:

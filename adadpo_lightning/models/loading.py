@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
+from adadpo_lightning.compat import has_mismatched_sizes, needs_remote_code
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.models.activations import enable_checkpointing
 from adadpo_lightning.models.meta import parameters_on_meta, stand_ins
@@ -336,9 +337,9 @@ def _empty_model(config: PolicyConfig) -> PreTrainedModel:
 
 def _mending(error: BaseException) -> str:
     """What to do about a model that does not load."""
-    if "custom code" in str(error):
+    if needs_remote_code(error):
         return "read that code, and if you trust it set model.policy.trust_remote_code: true"
-    if "ignore_mismatched_sizes" in str(error):
+    if has_mismatched_sizes(error):
         return "weights and config.json differ in size, in the table above: give those that belong together"
     return "give a directory with config.json and safetensors weights that fit it, or a hub id that can be reached"
 

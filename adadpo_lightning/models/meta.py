@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 
 @contextmanager
@@ -22,15 +22,16 @@ def parameters_on_meta() -> Iterator[None]:
         >>> norm.weight.device, norm.running_var
         (device(type='meta'), tensor([1., 1.]))
     """
-    register = nn.Module.register_parameter
 
-    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None and not parameter.is_meta:
-            parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
-        register(module, name, parameter)
+    def on_meta(_module: nn.Module, _name: str, parameter: nn.Parameter) -> nn.Parameter | None:
+        return None if parameter.is_meta else nn.Parameter(parameter.to("meta"), parameter.requires_grad)
 
-    with patch.object(nn.Module, "register_parameter", on_meta):
+    # torch annotates the hook as returning None; its documentation lets it return a new parameter.
+    hook = register_module_parameter_registration_hook(on_meta)  # type: ignore[arg-type]
+    try:
         yield
+    finally:
+        hook.remove()
 
 
 @contextmanager
@@ -39,14 +40,14 @@ def stand_ins(model: nn.Module) -> Iterator[None]:
 
     Peft puts an adapter on the device of the layer that it adapts; one on the meta device would lose its values.
     """
-    replaced = _replace(model, lambda p: p.is_meta, lambda p: torch.zeros((), dtype=p.dtype).expand(p.shape))
+    replaced = replace_parameters(model, lambda p: p.is_meta, lambda p: torch.zeros((), dtype=p.dtype).expand(p.shape))
     try:
         yield
     finally:
-        _replace(model, lambda p: p in replaced, lambda p: p.to("meta"))
+        replace_parameters(model, lambda p: p in replaced, lambda p: p.to("meta"))
 
 
-def _replace(
+def replace_parameters(
     model: nn.Module, chosen: Callable[[nn.Parameter], bool], change: Callable[[Tensor], Tensor]
 ) -> set[nn.Parameter]:
     """Exchange parameters and give the new ones; tied ones stay tied."""
@@ -56,5 +57,5 @@ def _replace(
             if chosen(parameter):
                 if parameter not in changed:
                     changed[parameter] = nn.Parameter(change(parameter.detach()), parameter.requires_grad)
-                module._parameters[name] = changed[parameter]
+                setattr(module, name, changed[parameter])
     return set(changed.values())

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from adadpo_lightning.compat import attention_of, start_fsdp_root
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.models.activations import offloading
 from adadpo_lightning.models.attention import registry as attention
@@ -52,7 +53,7 @@ class PolicyModel(nn.Module):
         self.gradient_observer: Callable[[PreferenceBatch, Tensor], None] | None = None
         self.token_entropy = config.token_entropy
         self._entropies: Tensor | None = None
-        self._plain_attention = self.causal_lm.config._attn_implementation
+        self._plain_attention = attention_of(self.causal_lm.config)
         if self.layout == "packed":
             attention.register(opaque=config.compile)
             self.causal_lm.set_attn_implementation(attention.IMPLEMENTATION)
@@ -87,7 +88,7 @@ class PolicyModel(nn.Module):
             yield
             return
         # Else a block that runs before `forward` ever did would take itself for the root.
-        self._get_fsdp_state()._lazy_init()
+        start_fsdp_root(self)
         self.unshard()
         try:
             yield
@@ -97,7 +98,7 @@ class PolicyModel(nn.Module):
     @contextmanager
     def plain_attention(self) -> Iterator[Any]:
         """Within this context the model attends as transformers has it, for generation; gives the model itself."""
-        current = self.causal_lm.config._attn_implementation
+        current = attention_of(self.causal_lm.config)
         self.causal_lm.set_attn_implementation(self._plain_attention)
         try:
             with self.gathered():

@@ -13,12 +13,11 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 
 from adadpo_lightning.checkpoints.integrity import shard_digests, write_manifest
 from adadpo_lightning.checkpoints.shards import is_sharded
+from adadpo_lightning.compat import is_lost_rank
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.models.sharding import Sharding
 
 _log = logging.getLogger(__name__)
-# What gloo and NCCL say when another rank has ended or hangs.
-LOST_RANK = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "timed out", "timeout")
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -161,7 +160,7 @@ class FSDP2(ModelParallelStrategy):
 
     def on_exception(self, exception: BaseException) -> None:
         """Say what a broken connection means: the traceback below it only shows where this rank was."""
-        if any(sign in str(exception) for sign in LOST_RANK):
+        if is_lost_rank(exception):
             _log.error(
                 "Rank %d stops: another rank is gone or did not answer within %s (its own output says why). "
                 "The last checkpoint is whole: resume with --ckpt_path last.",

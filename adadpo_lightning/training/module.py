@@ -90,6 +90,11 @@ class PreferenceLitModule(LightningModule):
             raise RuntimeError("the model is not built yet: call configure_model first, as Lightning's Trainer does")
         return self.policy
 
+    @property
+    def live_reference(self) -> Reference | None:
+        """The reference model in memory; None without one, and where its log-probabilities come with the batches."""
+        return self._reference
+
     def setup(self, stage: str) -> None:
         """Refuse a precision that would spoil the model without a word.
 

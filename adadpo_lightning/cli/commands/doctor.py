@@ -229,7 +229,8 @@ def _cached_against_live(trainer: Trainer, module: PreferenceLitModule, folder: 
     def live(batch: PreferenceBatch) -> Tensor:
         with torch.no_grad():
             # Without a live reference it is the policy, which nothing has changed yet.
-            return module.built_policy(batch) if module._reference is None else module._reference(batch)
+            reference = module.live_reference
+            return module.built_policy(batch) if reference is None else reference(batch)
 
     with trainer.precision_plugin.forward_context():
         fill(cache, [first], batches.__getitem__, live, module.device)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
+from adadpo_lightning.compat import cpu_flash_attention, cpu_flash_attention_backward
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -50,8 +52,8 @@ class _Tree(torch.autograd.Function):
             q, o, s = (x[:, :, run.queries] for x in (query, out, lse))
             k, v = run.gather(key), run.gather(value)
             for rows, keys, mask in _blocks(run, layout.longest, rule.window):
-                o[:, :, rows], s[:, :, rows] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                    q[:, :, rows], k[:, :, keys], v[:, :, keys], attn_mask=band[mask], scale=rule.scale
+                o[:, :, rows], s[:, :, rows] = cpu_flash_attention(
+                    q[:, :, rows], k[:, :, keys], v[:, :, keys], band[mask], rule.scale
                 )
         ctx.save_for_backward(query, key, value, out, lse, band)
         ctx.layout, ctx.rule = layout, rule
@@ -71,17 +73,13 @@ class _Tree(torch.autograd.Function):
             g, q, o, s, d_q = (x[:, :, run.queries] for x in (grads[0], query, out, lse, d_query))
             k, v, d_k, d_v = (run.gather(x) for x in (key, value, d_key, d_value))
             for rows, keys, mask in _blocks(run, layout.longest, rule.window):
-                parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                parts = cpu_flash_attention_backward(
                     g[:, :, rows],
-                    q[:, :, rows],
-                    k[:, :, keys],
-                    v[:, :, keys],
+                    (q[:, :, rows], k[:, :, keys], v[:, :, keys]),
                     o[:, :, rows],
                     s[:, :, rows],
-                    0.0,
-                    False,
-                    attn_mask=band[mask],
-                    scale=rule.scale,
+                    band[mask],
+                    rule.scale,
                 )
                 d_q[:, :, rows] = parts[0]
                 d_k[:, :, keys] += parts[1]

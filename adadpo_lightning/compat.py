@@ -1,0 +1,235 @@
+"""Everything this package uses of other libraries that they do not promise to keep.
+
+Private attributes, patched functions and parsed error texts live here and nowhere else: ruff's SLF001 is on for every
+other file. Each touch is one small function that names the version it was written for and the upstream issue, where one
+is known. Each has a canary in ``tests/test_compat.py`` that fails under the touch's name when an upgrade breaks it.
+
+Written for lightning 2.6.6, torch 2.13.0, transformers 5.23.0, datasets 5.2.0 and jsonargparse 4.53.0. Importing this
+file imports none of them.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from argparse import Action, ArgumentParser
+    from collections.abc import Callable, Hashable, Mapping, Sequence
+
+    import torch
+    from datasets import Dataset
+    from lightning.pytorch import Trainer
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+    from transformers import PreTrainedConfig
+
+# Methods and attributes of base classes that subclasses in this package override or read through `self` and `super()`.
+# They cannot be moved into a function; a canary checks that each still exists, with the same parameters.
+INHERITED: Mapping[str, Mapping[str, str]] = {
+    "lightning.pytorch.LightningModule": {
+        "_trainer": "attribute",  # None without a Trainer, where the public property raises
+    },
+    "lightning.pytorch.callbacks.ModelCheckpoint": {
+        "_monitor_candidates": "(self, trainer)",
+        "_save_checkpoint": "(self, trainer, filepath)",
+        "_save_last_checkpoint": "(self, trainer, monitor_candidates)",
+        "_should_skip_saving_checkpoint": "(self, trainer)",
+    },
+    "lightning.pytorch.callbacks.RichProgressBar": {
+        "_add_task": "(self, total_batches, description, visible=True)",
+        "_init_progress": "(self, trainer)",
+        "_initialize_train_progress_bar_id": "(self)",
+        "_update": "(self, progress_bar_id, current, visible=True, hard=False)",
+        "_update_metrics": "(self, trainer, pl_module)",
+    },
+    "lightning.pytorch.cli.LightningCLI": {
+        "_get": "(self, config, key, default=None)",
+        "_instantiate_trainer": "(self, config, callbacks)",
+        "_parser": "(self, subcommand)",
+        "_run_subcommand": "(self, subcommand)",
+    },
+    "lightning.pytorch.strategies.ModelParallelStrategy": {
+        "_data_parallel_size": "attribute",
+        "_process_group_backend": "attribute",
+        "_save_distributed_checkpoint": "attribute",
+        "_timeout": "attribute",
+    },
+}
+
+
+# --- lightning 2.6.6 -------------------------------------------------------------------------------------------------
+
+
+def accumulating(trainer: Trainer) -> bool:
+    """Whether the optimizer step of the current micro-batch is still to come.
+
+    ``batch_idx % accumulate_grad_batches`` is not the same: the last micro-batch of an epoch always ends its step.
+    """
+    return bool(trainer.fit_loop._should_accumulate())
+
+
+def steps_logged(trainer: Trainer) -> int:
+    """The x value that Lightning gives its loggers: optimizer steps done, as the training loop counts them."""
+    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+
+def logs_now(trainer: Trainer) -> bool:
+    """Whether Lightning writes metrics at this optimizer step (`log_every_n_steps`)."""
+    return bool(trainer._logger_connector.should_update_logs)
+
+
+def ends_logged_step(trainer: Trainer) -> bool:
+    """Whether the current micro-batch ends an optimizer step at which Lightning writes metrics."""
+    return logs_now(trainer) and not accumulating(trainer)
+
+
+# --- torch 2.13.0 ----------------------------------------------------------------------------------------------------
+
+
+def loss_scale(scaler: torch.amp.GradScaler) -> Tensor | None:
+    """The current loss scale on the device; None before the first step. `get_scale` would wait for the device."""
+    scale: Tensor | None = scaler._scale
+    return scale
+
+
+def skip_step_if(optimizer: Optimizer, bad: Tensor) -> None:
+    """Make a fused optimizer skip its next step where `bad` (a scalar on the device) is true.
+
+    This is how `torch.amp.GradScaler` tells the fused kernels, without waiting for the device.
+    """
+    optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # undeclared upstream
+
+
+def norms_of(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The 2-norm of each tensor, in one kernel per dtype and device; DTensors give DTensors.
+
+    `torch.nn.utils.get_total_norm` uses the same kernel but returns only the norm of all.
+    """
+    import torch
+
+    return list(torch._foreach_norm(list(tensors))) if tensors else []
+
+
+def storage_key(tensor: Tensor) -> Hashable:
+    """Identifies a tensor's storage, also where it has no memory (meta and fake tensors, whose pointers are all 0)."""
+    key: int = tensor.untyped_storage()._cdata
+    return key
+
+
+def without_memory() -> AbstractContextManager[Any]:
+    """A context in which tensors have shapes and no memory, and operations compute shapes alone."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    mode: AbstractContextManager[Any] = FakeTensorMode(allow_non_fake_inputs=True)
+    return mode
+
+
+def apply_to_tensors(module: nn.Module, change: Callable[[Tensor], Tensor]) -> None:
+    """Change every parameter and buffer in place, as `nn.Module.to` does; sharded modules follow."""
+    module._apply(change)  # type: ignore[no-untyped-call]  # untyped upstream
+
+
+def start_fsdp_root(module: Any) -> None:
+    """Make an FSDP2 module the root of its blocks before its first forward.
+
+    Otherwise a block that runs first takes itself for the root.
+    """
+    module._get_fsdp_state()._lazy_init()
+
+
+def cpu_flash_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float | None
+) -> tuple[Tensor, Tensor]:
+    """Attention on the CPU with its log-sum-exp, which the public `scaled_dot_product_attention` does not return.
+
+    Args:
+        query: (1, heads, Q, d).
+        key: (1, heads, K, d).
+        value: (1, heads, K, d).
+        mask: Additive, (Q, K).
+        scale: Of the scores; None is ``d ** -0.5``.
+
+    Returns:
+        The output (1, heads, Q, d) and the log-sum-exp (1, heads, Q).
+    """
+    import torch
+
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, attn_mask=mask, scale=scale
+    )
+    return out, lse
+
+
+def cpu_flash_attention_backward(
+    grad: Tensor,
+    inputs: tuple[Tensor, Tensor, Tensor],
+    out: Tensor,
+    lse: Tensor,
+    mask: Tensor,
+    scale: float | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of `cpu_flash_attention` in query, key and value.
+
+    Args:
+        grad: Gradient in the output, (1, heads, Q, d).
+        inputs: Query, key and value.
+        out: The output.
+        lse: The log-sum-exp.
+        mask: As in the forward pass.
+        scale: As in the forward pass.
+    """
+    import torch
+
+    query, key, value = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        grad, *inputs, out, lse, 0.0, False, attn_mask=mask, scale=scale
+    )
+    return query, key, value
+
+
+# gloo and NCCL report a lost or hanging rank by these texts and by no exception type of their own.
+_LOST_RANK = ("Connection closed by peer", "Connection reset by peer", "Timed out waiting", "timed out", "timeout")
+
+
+def is_lost_rank(error: BaseException) -> bool:
+    """Whether an exception says that another rank has ended or hangs."""
+    return any(sign in str(error) for sign in _LOST_RANK)
+
+
+# --- transformers 5.23.0 and datasets 5.2.0 --------------------------------------------------------------------------
+
+
+def attention_of(config: PreTrainedConfig) -> str | None:
+    """The attention implementation of a model; transformers has a public setter and no public getter."""
+    name: str | None = config._attn_implementation
+    return name
+
+
+def needs_remote_code(error: BaseException) -> bool:
+    """Whether transformers refused to run code that comes with a model."""
+    return "custom code" in str(error)
+
+
+def has_mismatched_sizes(error: BaseException) -> bool:
+    """Whether transformers found weights whose shapes are not those of the config."""
+    return "ignore_mismatched_sizes" in str(error)
+
+
+def fingerprint_of(table: Dataset) -> str:
+    """The fingerprint of a dataset's content and history, which keys its cache."""
+    fingerprint: str = table._fingerprint
+    return fingerprint
+
+
+# --- jsonargparse 4.53.0 ---------------------------------------------------------------------------------------------
+
+
+def actions_of(parser: ArgumentParser) -> list[Action]:
+    """All options of a parser."""
+    return parser._actions
+
+
+def read_no_config_from(action: Action) -> None:
+    """Take a value that is a path as text; otherwise jsonargparse reads the file as a config of the option's class."""
+    if hasattr(action, "_enable_path"):
+        action._enable_path = False

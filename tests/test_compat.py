@@ -1,0 +1,241 @@
+"""Canaries: each names one thing that `adadpo_lightning.compat` takes from another library without a promise."""
+
+import importlib
+import inspect
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+
+from adadpo_lightning import compat
+
+
+def test_every_touch_has_a_canary():
+    touches = {n for n, f in vars(compat).items() if inspect.isfunction(f) and f.__module__ == compat.__name__}
+    tests = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
+    assert touches <= tests, sorted(touches - tests)
+
+
+def test_importing_it_costs_nothing():
+    code = "import sys, adadpo_lightning.compat; print({'torch', 'lightning', 'datasets'} & sys.modules.keys())"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "expected"),
+    [(owner, name, sign) for owner, names in compat.INHERITED.items() for name, sign in names.items()],
+)
+def test_inherited(owner, name, expected):
+    module, _, cls = owner.rpartition(".")
+    base = getattr(importlib.import_module(module), cls)
+    if expected == "attribute":
+        assert hasattr(base(), name)
+        return
+    parameters = [p.replace(annotation=p.empty) for p in inspect.signature(getattr(base, name)).parameters.values()]
+    assert str(inspect.Signature(parameters)) == expected.replace(" = ", "=")
+
+
+class Recorder(LightningModule):
+    """Records what the loop says during three micro-batches of two optimizer steps."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+        self.seen = []
+
+    def training_step(self, batch, batch_idx):
+        return self.layer(batch).sum()
+
+    def on_train_batch_end(self, *args):
+        t = self.trainer
+        self.seen.append(
+            (compat.accumulating(t), compat.steps_logged(t), compat.logs_now(t), compat.ends_logged_step(t))
+        )
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory):
+    module = Recorder()
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        accumulate_grad_batches=2,
+        log_every_n_steps=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path_factory.mktemp("canary"),
+    )
+    trainer.fit(module, torch.utils.data.DataLoader(torch.ones(3, 1)))
+    return list(zip(*module.seen, strict=True))
+
+
+def test_accumulating(seen):
+    assert seen[0] == (True, False, False)
+
+
+def test_steps_logged(seen):
+    assert seen[1] == (0, 0, 1)
+
+
+def test_logs_now(seen):
+    assert seen[2] == (False, False, True)
+
+
+def test_ends_logged_step(seen):
+    assert seen[3] == (False, False, True)
+
+
+def test_loss_scale():
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    assert compat.loss_scale(scaler) is None
+    scaler.scale(torch.ones(1))
+    assert compat.loss_scale(scaler).item() == 8.0
+
+
+@pytest.mark.parametrize("bad", [True, False])
+def test_skip_step_if(bad):
+    weight = nn.Parameter(torch.ones(2))
+    weight.grad = torch.ones(2)
+    optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
+    compat.skip_step_if(optimizer, torch.tensor(bad))
+    optimizer.step()
+    assert torch.equal(weight.detach(), torch.ones(2)) is bad
+
+
+def test_norms_of():
+    assert [norm.item() for norm in compat.norms_of([torch.tensor([3.0, 4.0]), torch.zeros(2)])] == [5.0, 0.0]
+    assert compat.norms_of([]) == []
+
+
+def test_storage_key():
+    with compat.without_memory():
+        a, b = torch.empty(4), torch.empty(4)
+        assert compat.storage_key(a) == compat.storage_key(a[1:])
+        assert compat.storage_key(a) != compat.storage_key(b)
+
+
+def test_without_memory():
+    with compat.without_memory():
+        huge = torch.empty(2**40) + 1
+    assert huge.shape == (2**40,)
+
+
+def test_apply_to_tensors():
+    module = nn.BatchNorm1d(2)
+    compat.apply_to_tensors(module, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
+    assert module.weight.dtype == module.running_var.dtype == torch.float64
+
+
+def test_start_fsdp_root():
+    from torch.distributed.fsdp import FSDPModule
+
+    state = importlib.import_module("torch.distributed.fsdp._fully_shard._fsdp_state").FSDPState
+    assert callable(FSDPModule._get_fsdp_state)
+    assert list(inspect.signature(state._lazy_init).parameters) == ["self"]
+
+
+def test_cpu_flash_attention():
+    query, key, value = torch.randn(3, 1, 2, 5, 4).unbind()
+    mask = torch.zeros(5, 5).masked_fill_(~torch.ones(5, 5).tril().bool(), -torch.inf)
+    out, lse = compat.cpu_flash_attention(query, key, value, mask, None)
+    scores = query @ key.mT / 2 + mask
+    torch.testing.assert_close(out, scores.softmax(-1) @ value)
+    torch.testing.assert_close(lse.reshape(1, 2, 5), scores.logsumexp(-1))
+
+
+def test_cpu_flash_attention_backward():
+    inputs = [torch.randn(1, 2, 5, 4, requires_grad=True) for _ in range(3)]
+    mask, grad = torch.zeros(5, 5), torch.randn(1, 2, 5, 4)
+    scores = inputs[0] @ inputs[1].mT / 2
+    expected = torch.autograd.grad(scores.softmax(-1) @ inputs[2], inputs, grad)
+    plain = tuple(x.detach() for x in inputs)
+    out, lse = compat.cpu_flash_attention(*plain, mask, None)
+    found = compat.cpu_flash_attention_backward(grad, plain, out, lse, mask, None)
+    for actual, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(actual, wanted)
+
+
+def test_is_lost_rank():
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    from datetime import timedelta
+
+    with pytest.raises(RuntimeError) as error:
+        store.wait(["never set"], timedelta(milliseconds=10))
+    assert compat.is_lost_rank(error.value)
+    assert not compat.is_lost_rank(RuntimeError("shapes differ"))
+
+
+def test_attention_of():
+    from transformers import LlamaConfig
+
+    assert compat.attention_of(LlamaConfig(attn_implementation="eager")) == "eager"
+
+
+def test_needs_remote_code(tmp_path):
+    from transformers import AutoConfig
+
+    (tmp_path / "config.json").write_text('{"model_type": "strange", "auto_map": {"AutoConfig": "code.StrangeConfig"}}')
+    (tmp_path / "code.py").write_text("")
+    with pytest.raises(ValueError, match="trust_remote_code") as error:
+        AutoConfig.from_pretrained(tmp_path, trust_remote_code=False)
+    assert compat.needs_remote_code(error.value)
+
+
+def test_has_mismatched_sizes(tmp_path):
+    from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+    sizes = {"hidden_size": 4, "intermediate_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1}
+    LlamaForCausalLM(LlamaConfig(vocab_size=8, **sizes)).save_pretrained(tmp_path)
+    LlamaConfig(vocab_size=9, architectures=["LlamaForCausalLM"], **sizes).save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError) as error:
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert compat.has_mismatched_sizes(error.value)
+
+
+def test_fingerprint_of():
+    from datasets import Dataset
+
+    one, same, other = (Dataset.from_dict({"x": values}) for values in ([1], [1], [2]))
+    assert compat.fingerprint_of(one) == compat.fingerprint_of(same) != compat.fingerprint_of(other)
+
+
+def test_actions_of():
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser()
+    parser.add_argument("--one")
+    assert "one" in [action.dest for action in compat.actions_of(parser)]
+
+
+def test_read_no_config_from(tmp_path):
+    from jsonargparse import ArgumentParser
+
+    from adadpo_lightning.data.sources import SourceConfig
+
+    class Data:
+        def __init__(self, train: SourceConfig | str):
+            self.train = train
+
+    file = tmp_path / "pairs.jsonl"
+    file.write_text('{"path": "other"}')
+    parser = ArgumentParser()
+    parser.add_class_arguments(Data, "data", sub_configs=True)
+    assert parser.parse_args([f"--data.train={file}"]).data.train.path == "other"  # what the touch is for
+    for action in compat.actions_of(parser):
+        compat.read_no_config_from(action)
+    assert parser.parse_args([f"--data.train={file}"]).data.train == str(file)
+
+
+def test_read_no_config_from_leaves_other_options_alone():
+    option = SimpleNamespace()
+    compat.read_no_config_from(option)
+    assert vars(option) == {}
