@@ -14,7 +14,7 @@ from docstring_parser import parse
 
 from adadpo_lightning import callbacks, strategies
 from adadpo_lightning.cli import own as commands
-from adadpo_lightning.convert.from_trl import key_table
+from adadpo_lightning.convert.trl_keys import key_table
 from adadpo_lightning.data.datamodule import PreferenceDataModule
 from adadpo_lightning.data.sources import SourceConfig
 from adadpo_lightning.losses import available_losses, loss_class

@@ -6,11 +6,17 @@ import pytest
 import yaml
 
 from adadpo_lightning.cli import main
-from adadpo_lightning.convert.from_trl import SAME, TRL_DEFAULTS, convert, from_trl_file, known_keys
+from adadpo_lightning.convert.from_trl import convert, from_trl_file
+from adadpo_lightning.convert.trl_keys import NUMBERS, SAME, TRL_DEFAULTS, known_keys
+from adadpo_lightning.convert.trl_rules import NO_LIMIT
+from adadpo_lightning.errors import UserError
 from tests.support.runs import run
 from tests.support.tiny import make_rows, write_rows
 
 trl = pytest.importorskip("trl")
+
+
+KINDS = (trl.DPOConfig, trl.ModelConfig, trl.ScriptArguments)
 
 
 def own_fields(config):
@@ -31,7 +37,7 @@ def test_every_key_that_dpo_adds_is_spoken_for():
 
 
 def test_the_defaults_are_trls():
-    fields = {field.name: field for kind in (trl.DPOConfig, trl.ScriptArguments) for field in dataclasses.fields(kind)}
+    fields = {field.name: field for kind in KINDS for field in dataclasses.fields(kind)}
     for name, value in TRL_DEFAULTS.items():
         default = fields[name].default
         if default is dataclasses.MISSING:
@@ -122,3 +128,114 @@ def test_every_counterpart_is_an_option():
     known = {*known_options(), "trainer.strategy.timeout"}
     assert not [name for name in SAME.values() if name not in known]
     assert convert({}).config["data"]["global_batch_size"] == 8
+
+
+def at(config, name):
+    for part in name.split("."):
+        config = config[part]
+    return config
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "expected"),
+    [
+        ({"data_seed": 0}, "data.seed", 0),
+        ({"seed": 0}, "data.seed", 0),
+        ({"seed": 7, "data_seed": None}, "data.seed", 7),
+        ({"max_length": None}, "data.max_length", NO_LIMIT),
+        ({}, "data.max_length", 1024),
+        ({"max_grad_norm": None}, "trainer.gradient_clip_val", None),
+        ({"max_grad_norm": 0}, "trainer.gradient_clip_val", 0),
+        ({"max_steps": 0}, "trainer.max_epochs", 3),
+        ({"max_steps": 100, "num_train_epochs": 0.5}, "trainer.max_epochs", -1),
+        ({"max_steps": 100, "logging_steps": 0.1}, "trainer.log_every_n_steps", 10),
+        ({"logging_steps": 0.1}, "trainer.log_every_n_steps", 10),
+        ({"max_steps": 100, "save_steps": 0.25}, "checkpoint.every_n_train_steps", 25),
+        ({"save_strategy": "epoch"}, "checkpoint.every_n_epochs", 1),
+        ({"save_total_limit": None}, "checkpoint.save_top_k", -1),
+        ({"save_total_limit": 0}, "checkpoint.save_top_k", -1),
+        ({"save_total_limit": 3}, "checkpoint.monitor", "step"),
+        ({"resume_from_checkpoint": True}, "auto_resume", True),
+        ({"bf16": None}, "trainer.precision", "bf16-mixed"),
+        ({"bf16": None, "fp16": True}, "trainer.precision", "16-mixed"),
+        ({"bf16": False}, "trainer.precision", "32-true"),
+        ({"dtype": None}, "model.policy.dtype", "auto"),
+        ({"learning_rate": "5e-7"}, "model.optimizer.lr", 5e-7),
+        ({"warmup_ratio": 0.1, "warmup_steps": 100}, "model.scheduler", {"warmup_ratio": 0.0, "warmup_steps": 100}),
+        ({"warmup_ratio": None}, "model.scheduler", {"warmup_ratio": 0.0, "warmup_steps": 0}),
+        ({"warmup_steps": 0, "warmup_ratio": 0.2}, "model.scheduler.warmup_ratio", 0.2),
+        ({"use_peft": True, "lora_dropout": 0}, "model.policy.lora.dropout", 0),
+        ({"gradient_checkpointing": False}, "model.policy.gradient_checkpointing", False),
+        ({"weight_decay": 0}, "model.optimizer.weight_decay", 0),
+        ({"train_sampling_strategy": "sequential"}, "data.shuffle", False),
+    ],
+)
+def test_zero_false_null_and_fractions_keep_their_meaning(given, name, expected):
+    found = at(convert(given).config, name)
+    if isinstance(expected, dict):
+        assert expected.items() <= found.items()
+    else:
+        assert found == expected
+        assert type(found) is type(expected)
+
+
+def test_max_steps_of_0_is_unset():
+    assert "max_steps" not in convert({"max_steps": 0}).config["trainer"]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"eval_steps": 0.1}, {"val_check_interval": pytest.approx(0.3), "check_val_every_n_epoch": 1}),
+        ({"eval_steps": 0.5, "num_train_epochs": 4}, {"val_check_interval": 1.0, "check_val_every_n_epoch": 2}),
+        ({"eval_steps": 0.1, "max_steps": 200}, {"val_check_interval": 80, "check_val_every_n_epoch": None}),
+        ({"eval_steps": 50}, {"val_check_interval": 200, "check_val_every_n_epoch": None}),
+        ({"eval_steps": None, "logging_steps": 5}, {"val_check_interval": 20, "check_val_every_n_epoch": None}),
+        ({"eval_steps": 0, "logging_steps": 5}, {"val_check_interval": 20, "check_val_every_n_epoch": None}),
+        ({"eval_strategy": "epoch"}, {"val_check_interval": 1.0}),
+        ({"eval_strategy": False}, {"limit_val_batches": 0}),  # how YAML 1.1 reads an unquoted no
+        ({"eval_strategy": "no"}, {"limit_val_batches": 0}),
+    ],
+)
+def test_validation_comes_as_often_as_trl_has_it(given, expected):
+    base = {"dataset_name": "org/pairs", "eval_strategy": "steps", "gradient_accumulation_steps": 4}
+    found = convert(base | given).config
+    assert expected.items() <= found["trainer"].items()
+    assert ("val" in found["data"]) is ("limit_val_batches" not in expected)
+
+
+def test_a_local_file_has_no_test_split(tmp_path):
+    path = write_rows(tmp_path / "pairs.jsonl", make_rows(4))
+    found = convert({"dataset_name": str(path), "eval_strategy": "steps", "eval_steps": 5})
+    assert found.config["data"]["train"] == {"path": str(path)}
+    assert "val" not in found.config["data"]
+    assert found.config["trainer"]["limit_val_batches"] == 0
+    assert "has no test split; set data.val or data.val_size" in found.differs[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "key"),
+    [
+        ({"save_strategy": "best"}, "save_strategy"),
+        ({"resume_from_checkpoint": "out/checkpoint-500"}, "resume_from_checkpoint"),
+        ({"disable_dropout": False}, "disable_dropout"),
+        ({"use_peft": True, "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}, "bnb_4bit_quant_type"),
+        ({"load_in_4bit": True}, "load_in_4bit"),
+        ({"ddp_timeout": 60}, "ddp_timeout"),
+    ],
+)
+def test_what_is_not_carried_over_is_reported(given, key):
+    assert key in convert(given).dropped
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+def test_numbers_are_checked(key):
+    for value in ("many", True, [1]):
+        with pytest.raises(UserError, match=f"{key}: expected a number"):
+            convert({key: value})
+
+
+@pytest.mark.parametrize("given", [{"gradient_accumulation_steps": 0}, {"logging_steps": 0}, {"seed": None}])
+def test_numbers_without_a_meaning_are_refused(given):
+    with pytest.raises(UserError, match=f"{next(iter(given))}: expected"):
+        convert(given)
