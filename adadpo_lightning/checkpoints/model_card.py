@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import platform
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import yaml
 
 from adadpo_lightning._version import __version__
+from adadpo_lightning.runs.logs import last_metrics
 
 CARD = "README.md"
 SHOWN = (
@@ -135,16 +135,6 @@ def _hyper_parameters(config: dict[str, Any]) -> list[str]:
     ]
     lora = ((config.get("model") or {}).get("policy") or {}).get("lora")
     return [*lines, *([f"- model.policy.lora: rank {lora['r']}"] if lora else [])] or ["Not recorded."]
-
-
-def last_metrics(run_dir: Path) -> dict[str, float]:
-    """The last value of each metric in a run's CSV logs; empty where there are none."""
-    found: dict[str, float] = {}
-    for file in sorted(run_dir.glob("csv/version_*/metrics.csv"), key=lambda path: path.stat().st_mtime):
-        with file.open(encoding="utf-8", newline="") as lines:
-            for row in csv.DictReader(lines):
-                found |= {name: float(value) for name, value in row.items() if value}
-    return found
 
 
 def versions() -> dict[str, str]:

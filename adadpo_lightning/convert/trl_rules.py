@@ -154,7 +154,8 @@ def _interval(key: str, values: dict[str, Any], default: int, out: Converted) ->
     if every >= 1:
         return int(every)
     if every > 0 and has_steps(values):
-        return math.ceil(every * int(values["max_steps"]))
+        steps: float = every * values["max_steps"]
+        return math.ceil(steps)
     if every > 0:
         out.differs.append(f"{key} {every:g}: a fraction of all steps, not known before the data; set to {default}")
         return default

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adadpo_lightning.errors import UserError
+from adadpo_lightning.runs.logs import read_metrics
 from adadpo_lightning.shipped import find_config
 
 if TYPE_CHECKING:
@@ -105,27 +105,6 @@ def _run(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> None
     print(f"python -m adadpo_lightning {' '.join(arguments)}", flush=True)
     if status := main(arguments):
         raise SystemExit(status)
-
-
-def read_metrics(run: Path, names: Sequence[str]) -> dict[str, list[float]]:
-    """The values of some metrics that a run has logged, in the order of its steps.
-
-    Args:
-        run: The run's output directory.
-        names: Tags, such as ``val/rewards/accuracies``.
-
-    Raises:
-        UserError: If the run logged no such metric.
-    """
-    files = sorted(run.glob("csv/version_*/metrics.csv"), key=lambda path: path.stat().st_mtime)
-    rows: list[dict[str, str]] = []
-    for file in files[-1:]:
-        with file.open(encoding="utf-8", newline="") as lines:
-            rows = list(csv.DictReader(lines))
-    values = {name: [float(row[name]) for row in rows if row.get(name)] for name in names}
-    if missing := [name for name, found in values.items() if not found]:
-        raise UserError(str(run), f"its metrics.csv has no values of {', '.join(missing)}", "was the run cut short?")
-    return values
 
 
 def summarise(logged: Mapping[str, Sequence[float]], scores: Mapping[str, float]) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from adadpo_lightning.errors import UserError
 
 EVENTS = "events.out.tfevents.*"
 TABLE = "metrics.csv"
+Points = list[tuple[int, float]]  # step and value, each step once, rising
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Run:
     """One run.
 
     Args:
-        name: What tells it from the others.
+        name: Name that tells it from the others.
         curves: By tag, such as ``train/loss``; none is empty.
     """
 
@@ -48,7 +49,7 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
         paths: Output directories of runs, or directories that hold several.
 
     Raises:
-        UserError: If a path does not exist or holds no logs, or a run has logged no metric.
+        UserError: If a path does not exist or holds no logs, a log cannot be read, or a run has logged no metric.
     """
     folders = list(dict.fromkeys(folder for path in paths for folder in run_folders(path)))
     return [Run(name, _curves(folder)) for name, folder in zip(short_names(folders), folders, strict=True)]
@@ -64,14 +65,14 @@ def run_folders(path: str) -> list[Path]:
     if not root.is_dir():
         found = "a file" if root.exists() else "nothing"
         raise UserError(path, f"expected the output directory of a run, found {found}", "check the path")
-    folders = {_run_of(log.parent) for pattern in (EVENTS, TABLE) for log in root.rglob(pattern)}
+    folders = {_run_of(log.parent) for pattern in (EVENTS, TABLE) for log in root.rglob(pattern) if log.is_file()}
     if not folders:
         raise UserError(
             path,
             "holds no logs: neither TensorBoard event files nor csv/version_*/metrics.csv",
             "give the output_dir of a run that has logged",
         )
-    # Who names a logger's own directory means the run that it is in.
+    # A logger's own directory stands for its run.
     return sorted(folders)
 
 
@@ -83,7 +84,7 @@ def _run_of(logs: Path) -> Path:
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
-    """The last parts of the paths, as many as it takes to tell them apart.
+    """The last parts of the paths, as many as are needed to tell them apart.
 
     Example:
         >>> short_names([Path("runs/a/dpo"), Path("runs/b/dpo")]), short_names([Path("runs/dpo")])
@@ -104,35 +105,107 @@ def _curves(folder: Path) -> dict[str, Curve]:
     return curves
 
 
-def _curve(points: Iterable[tuple[int, float]]) -> Curve:
-    """A resumed run may have logged a step twice: the later one counts."""
-    kept = sorted({step: value for step, value in points if math.isfinite(value)}.items())
-    return Curve(tuple(step for step, _ in kept), tuple(value for _, value in kept))
+def _curve(points: Points) -> Curve:
+    finite = [(step, value) for step, value in points if math.isfinite(value)]
+    return Curve(tuple(step for step, _ in finite), tuple(value for _, value in finite))
 
 
-def read_events(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """All scalars of a run's event files, in the order in which they were written."""
+def merge(points: Iterable[tuple[str, int, float]]) -> dict[str, Points]:
+    """Join what a run and its resumes have logged.
+
+    A resume starts from a checkpoint and repeats the steps after it, so that one metric may have several values at one
+    step. The value written last is kept: it belongs to the run that continued.
+
+    Args:
+        points: Tag, step and value, in the order in which they were written.
+
+    Returns:
+        From each tag to its points in the order of steps, each step once.
+
+    Example:
+        >>> merge([("loss", 1, 0.9), ("loss", 2, 0.8), ("loss", 2, 0.7), ("loss", 3, 0.6)])
+        {'loss': [(1, 0.9), (2, 0.7), (3, 0.6)]}
+    """
+    kept: dict[str, dict[int, float]] = {}
+    for tag, step, value in points:
+        kept.setdefault(tag, {})[step] = value
+    return {tag: sorted(values.items()) for tag, values in kept.items()}
+
+
+def read_events(folder: Path) -> dict[str, Points]:
+    """All scalars of a run's TensorBoard event files, merged by `merge`."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    points: dict[str, list[tuple[int, float]]] = {}
-    for logs in sorted({file.parent for file in folder.rglob(EVENTS)}):
-        if _run_of(logs) != folder:
-            continue
-        events = EventAccumulator(str(logs), size_guidance={"scalars": 0})  # 0 keeps all
-        events.Reload()
-        for tag in events.Tags()["scalars"]:
-            points.setdefault(tag, []).extend((e.step, e.value) for e in events.Scalars(tag))
-    return points
+    def points() -> Iterator[tuple[str, int, float]]:
+        for logs in sorted({file.parent for file in folder.rglob(EVENTS) if file.is_file()}):
+            if _run_of(logs) != folder:
+                continue
+            events = EventAccumulator(str(logs), size_guidance={"scalars": 0})  # 0 keeps all
+            try:
+                events.Reload()
+            except Exception as error:
+                # Of many types: TensorFlow's own DataLossError, protobuf's, OSError.
+                raise UserError(
+                    str(logs), f"event files cannot be read: {_first_line(error)}", "remove them"
+                ) from error
+            for tag in events.Tags()["scalars"]:
+                yield from ((tag, event.step, event.value) for event in events.Scalars(tag))
+
+    return merge(points())
 
 
-def read_tables(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """All metrics of a run's CSV logs; each resume has a version of its own."""
-    files = [file for file in folder.rglob(TABLE) if _run_of(file.parent) == folder]
-    points: dict[str, list[tuple[int, float]]] = {}
-    for file in sorted(files, key=lambda file: int("0" + re.sub(r"\D", "", file.parent.name))):
-        with file.open(newline="", encoding="utf-8") as lines:
-            for row in csv.DictReader(lines):
-                for tag, value in row.items():
-                    if "/" in tag and value:
-                        points.setdefault(tag, []).append((int(row["step"]), float(value)))
-    return points
+def read_tables(folder: Path) -> dict[str, Points]:
+    """All metrics of a run's CSV logs (``csv/version_*/metrics.csv``), merged by `merge`; a resume adds a version.
+
+    Values may be NaN or infinite. A last row that was cut off when the run was killed is left out.
+
+    Args:
+        folder: Output directory of one run.
+
+    Raises:
+        UserError: If a file is not a CSV log.
+    """
+    files = [file for file in folder.rglob(TABLE) if file.is_file() and _run_of(file.parent) == folder]
+    ordered = sorted(files, key=lambda file: int("0" + re.sub(r"\D", "", file.parent.name)))
+    return merge(point for file in ordered for point in _table(file))
+
+
+def _table(file: Path) -> Iterator[tuple[str, int, float]]:
+    try:
+        text = file.read_text(encoding="utf-8")
+        rows = list(csv.DictReader(text.splitlines()))
+        if rows and not text.endswith("\n"):
+            rows.pop()
+        for row in rows:
+            yield from ((tag, int(row["step"]), float(value)) for tag, value in row.items() if value and "/" in tag)
+    except KeyError:
+        raise UserError(str(file), "has no column step", "give the output_dir of a run") from None
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        raise UserError(str(file), f"not a CSV log: {_first_line(error)}", "repair or remove the file") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def read_metrics(run: str | Path, names: Sequence[str]) -> dict[str, list[float]]:
+    """The values of some metrics that a run has logged to CSV, in the order of its steps.
+
+    Args:
+        run: The run's output directory.
+        names: Tags, such as ``val/rewards/accuracies``.
+
+    Raises:
+        UserError: If the run has no CSV log, or no value of a metric.
+    """
+    found = read_tables(Path(run))
+    if not found:
+        raise UserError(str(run), "holds no csv/version_*/metrics.csv", "keep a CSVLogger in trainer.logger")
+    if missing := [name for name in names if name not in found]:
+        raise UserError(str(run), f"its metrics.csv has no values of {', '.join(missing)}", "was the run cut short?")
+    return {name: [value for _, value in found[name]] for name in names}
+
+
+def last_metrics(run: str | Path) -> dict[str, float]:
+    """Each metric at the last step at which a run logged it to CSV; empty if it has no log."""
+    return {name: points[-1][1] for name, points in read_tables(Path(run)).items()}

@@ -9,7 +9,7 @@ from adadpo_lightning import embedded
 from adadpo_lightning.cli import main
 from adadpo_lightning.embedded import evaluation as evaluation
 from adadpo_lightning.embedded import quickstart
-from adadpo_lightning.embedded.quickstart import LOGGED, read_metrics, run_quickstart
+from adadpo_lightning.embedded.quickstart import LOGGED, run_quickstart
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.shipped import find_config
 
@@ -57,15 +57,6 @@ def test_nothing_is_written_over(tmp_path):
     with pytest.raises(UserError, match="exists and is not empty; remove it or choose another directory"):
         run_quickstart(str(tmp_path), 0, main)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
-
-
-def test_metrics_come_in_the_order_of_steps_and_from_the_last_version(tmp_path):
-    folder = tmp_path / "csv" / "version_0"
-    folder.mkdir(parents=True)
-    (folder / "metrics.csv").write_text("step,train/loss,val/loss\n0,0.7,\n1,,0.6\n2,0.5,\n3,,0.4\n")
-    assert read_metrics(tmp_path, ["val/loss", "train/loss"]) == {"val/loss": [0.6, 0.4], "train/loss": [0.7, 0.5]}
-    with pytest.raises(UserError, match="no values of val/accuracy; was the run cut short"):
-        read_metrics(tmp_path, ["val/loss", "val/accuracy"])
 
 
 def test_a_config_that_does_not_exist():
