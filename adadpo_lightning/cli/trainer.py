@@ -11,23 +11,12 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from adadpo_lightning.callbacks import (
-    GracefulStop,
-    GradientNorm,
-    LikelihoodDisplacement,
-    NonFiniteGuard,
-    PreferenceMetrics,
-    RunCheckpoint,
-    RunSummary,
-    TensorBoardDashboard,
-    Throughput,
-    WritePredictions,
-)
-from adadpo_lightning.callbacks.progress import progress_bar
+from adadpo_lightning.callbacks import RunCheckpoint, RunSummary
+from adadpo_lightning.callbacks.defaults import CHECKPOINT_OPTIONS
 from adadpo_lightning.callbacks.tensorboard import log_config
 from adadpo_lightning.checkpoints.resume import check_same_run, resolve_checkpoint
 from adadpo_lightning.cli.app import check_output_dir, whole_class_options
@@ -41,24 +30,10 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 CHECKPOINT_DEFAULTS = {
-    # The step counts optimizer steps; "last" is what `--ckpt_path last` resumes.
-    "checkpoint.filename": "step{step}",
-    "checkpoint.auto_insert_metric_name": False,
-    "checkpoint.save_last": True,
-    "checkpoint.save_top_k": 1,
-    # A resumed run goes on with its own files: no last-v1.ckpt beside last.ckpt.
+    **{f"checkpoint.{name}": value for name, value in CHECKPOINT_OPTIONS.items()},
+    # A resumed run continues with its own files: no last-v1.ckpt beside last.ckpt.
     "checkpoint.enable_version_counter": False,
 }
-
-
-DEFAULT_CALLBACKS = (
-    NonFiniteGuard,
-    PreferenceMetrics,
-    LikelihoodDisplacement,
-    GradientNorm,
-    Throughput,
-    TensorBoardDashboard,
-)
 
 
 FIT_CLASSES = {
@@ -175,20 +150,9 @@ class PreferenceCLI(LightningCLI):
             raise UserError("trainer", problem, "see `fit --help` for its options and their values") from error
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
-        configured = config.get("callbacks") or []
-        # One that the config names, with options of its own, takes the place of the default.
-        defaults = [make() for make in DEFAULT_CALLBACKS if not any(isinstance(c, make) for c in configured)]
-        callbacks = [*defaults, *callbacks]
-        if config.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in configured):
-            callbacks.append(progress_bar())
-        if config.get("enable_model_summary") is not False:
-            # In the place of Lightning's own, which a config may still ask for.
-            callbacks.append(RunSummary())
-            config["enable_model_summary"] = bool(config.get("enable_model_summary"))
-        if self.subcommand == "predict":
-            callbacks.append(WritePredictions())
-        if not any(isinstance(c, GracefulStop) for c in configured):
-            callbacks.append(GracefulStop())
+        # The module adds the default callbacks: see `adadpo_lightning.callbacks.defaults`.
+        if config.get("enable_model_summary"):
+            callbacks.append(RunSummary())  # beside Lightning's own, which the config asks for
         if config.get("enable_checkpointing") is False:
             callbacks = [c for c in callbacks if not isinstance(c, ModelCheckpoint)]
         return super()._instantiate_trainer(config, callbacks)

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins import HalfPrecision
+from lightning.pytorch.trainer.states import TrainerFn
 
 from adadpo_lightning._version import __version__
+from adadpo_lightning.callbacks.defaults import complete
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.losses import PreferenceLoss
 from adadpo_lightning.metrics.functional import kl_terms
@@ -25,6 +27,7 @@ from adadpo_lightning.training.optim import OptimizerConfig, SchedulerConfig, bu
 from adadpo_lightning.types import PairLogps, PreferenceBatch, StepOutput
 
 if TYPE_CHECKING:
+    from lightning.pytorch import Callback
     from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
     from torch import Tensor
 
@@ -94,6 +97,12 @@ class PreferenceLitModule(LightningModule):
     def live_reference(self) -> Reference | None:
         """The reference model in memory; None without one, and where its log-probabilities come with the batches."""
         return self._reference
+
+    def configure_callbacks(self) -> list[Callback]:
+        """The default callbacks that the trainer lacks; one that the user passed to it replaces its default."""
+        trainer: Any = self.trainer
+        trainer.callbacks, added = complete(trainer.callbacks, predict=trainer.state.fn == TrainerFn.PREDICTING)
+        return added
 
     def setup(self, stage: str) -> None:
         """Refuse a precision that would spoil the model without a word.
