@@ -40,3 +40,13 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     close = get_close_matches(name, names, n=1)
     return (f"did you mean {close[0]!r}? " if close else "") + f"available: {', '.join(names)}"
+
+
+def first_line(error: BaseException) -> str:
+    r"""The first line of an error's text, or its type where it has none.
+
+    Example:
+        >>> first_line(ValueError("no file\\n\\nsee the manual")), first_line(KeyError())
+        ('no file', 'KeyError')
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

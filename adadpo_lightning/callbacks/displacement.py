@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.utilities import rank_zero_info
 
+from adadpo_lightning import log
 from adadpo_lightning.compat import ends_logged_step
 from adadpo_lightning.losses.balance import Adaptive
 from adadpo_lightning.metrics.aggregate import WeightedMeans
@@ -113,7 +113,7 @@ class LikelihoodDisplacement(Callback):
         self._history = [*self._history[1 - POINTS :], (float(drift), float(margin))]
         if displaced(self._history, self.hint_nats):
             self.hint = False
-            rank_zero_info(explain(*self._history[-1], adaptive=isinstance(module.loss, Adaptive)))
+            log.info(explain(*self._history[-1], adaptive=isinstance(module.loss, Adaptive)))
 
 
 def _needs_reference(module: Any) -> bool:

@@ -16,8 +16,8 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
 
+from adadpo_lightning import log
 from adadpo_lightning.compat import steps_logged
 from adadpo_lightning.data.collate import collate
 from adadpo_lightning.data.datamodule import PreferenceDataModule
@@ -153,12 +153,12 @@ class GenerationCallback(Callback):
                 "lower it, or give shorter prompts",
             )
         if _reference(module) is None and not self.load_reference:
-            rank_zero_info(
+            log.info(
                 f"GenerationCallback: no val/kl/policy, because this run (reference: {module.reference_mode}) keeps no "
                 "reference in memory; load_reference: true loads one at each validation."
             )
         elif (self.options.temperature, self.options.top_p, self.options.top_k) != (1.0, 1.0, 0):
-            rank_zero_info(
+            log.info(
                 "GenerationCallback: val/kl/policy is measured on tokens drawn with another temperature, top_p or "
                 "top_k than the policy's own, and is no estimate of its divergence."
             )

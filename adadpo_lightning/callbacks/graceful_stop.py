@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback
 
+from adadpo_lightning import log
 from adadpo_lightning.callbacks.checkpoint import RunCheckpoint
-from adadpo_lightning.log import say
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -84,9 +84,9 @@ class GracefulStop(Callback):
         saver = next((c for c in trainer.checkpoint_callbacks if isinstance(c, RunCheckpoint)), None)
         if saver is not None:
             path = saver.save_now(trainer)
-            say(f"{number.name}: saved {path} at step {trainer.global_step}. Go on with:\n  {resume_command()}")
+            log.info(f"{number.name}: saved {path} at step {trainer.global_step}. Resume with:\n  {resume_command()}")
         else:
-            say(f"{number.name}: stopped at step {trainer.global_step}; checkpoints are switched off, none was saved.")
+            log.info(f"{number.name}: stopped at step {trainer.global_step}; checkpoints are off, none was saved.")
         raise SystemExit(128 + number)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

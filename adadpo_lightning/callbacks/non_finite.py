@@ -13,9 +13,9 @@ import torch.distributed as dist
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy
-from lightning.pytorch.utilities import rank_zero_warn
 from torch.distributed.tensor import DTensor
 
+from adadpo_lightning import log
 from adadpo_lightning.checkpoints.resume import newest_whole
 from adadpo_lightning.compat import accumulating, norms_of, skip_step_if
 from adadpo_lightning.errors import UserError
@@ -152,7 +152,7 @@ class NonFiniteGuard(Callback):
                 "adadpo_lightning.callbacks.NonFiniteGuard, policy: skip or rollback",
             )
         went_back = self._roll_back(trainer) if self.policy == "rollback" else ""
-        rank_zero_warn(f"step {step} left out: {problem}{went_back}")
+        log.warn(f"step {step} left out: {problem}{went_back}")
         module.log("train/skipped_steps", float(self.skipped), on_step=True, on_epoch=False, batch_size=1)
 
     def _roll_back(self, trainer: Trainer) -> str:

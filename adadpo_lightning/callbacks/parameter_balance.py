@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, cast
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
-from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
+from adadpo_lightning import log
 from adadpo_lightning.compat import steps_logged
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.models.sharding import decoder_blocks
@@ -87,7 +87,7 @@ class ParameterGradientBalance(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say the cost of a single measurement."""
         if self._previous is not None and not self._cost_said:
-            rank_zero_info(f"ParameterGradientBalance took {self._seconds:.2g} s, once in this run.")
+            log.info(f"ParameterGradientBalance took {self._seconds:.2g} s, once in this run.")
 
     def _say_cost(self, start: float, end: float) -> None:
         self._seconds = end - start
@@ -95,7 +95,7 @@ class ParameterGradientBalance(Callback):
         if self._previous is not None and not self._cost_said:
             self._cost_said = True
             share = self._seconds / (end - self._previous)
-            rank_zero_info(
+            log.info(
                 f"ParameterGradientBalance takes {self._seconds:.2g} s every {self.every_n_steps} steps, {share:.1%} "
                 "of the training time; raise every_n_steps to lower it."
             )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import CustomTimeColumn
 
+from adadpo_lightning import log
 from adadpo_lightning.compat import accumulating, ends_logged_step, logs_now
 from adadpo_lightning.data.datamodule import PreferenceDataModule
 
@@ -204,7 +205,7 @@ class ProgressLines(ProgressBar):
     def _line(self, trainer: Trainer, module: LightningModule, stage: str, *more: str) -> None:
         metrics = _metric_lines(self.get_metrics(trainer, module)).get(stage, "")
         step = f"step {trainer.global_step}" + (f"/{self._time.steps:.0f}" if self._time is not None else "")
-        print("  ".join([step, metrics, *more]), flush=True)
+        log.show("  ".join([step, metrics, *more]))
 
 
 def progress_bar() -> ProgressBar:

@@ -6,8 +6,8 @@ from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from lightning.pytorch import Callback
-from lightning.pytorch.utilities import rank_zero_only
 
+from adadpo_lightning import log
 from adadpo_lightning.data.datamodule import PreferenceDataModule
 
 if TYPE_CHECKING:
@@ -126,9 +126,7 @@ def _counted(number: int, what: str) -> str:
     return f"{number} {what}" + ("" if number == 1 else "s")
 
 
-@rank_zero_only
 def _print(lines: list[tuple[str, str]]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -137,4 +135,4 @@ def _print(lines: list[tuple[str, str]]) -> None:
     table.add_column(overflow="fold")
     for what, text in lines:
         table.add_row(what, Text(text))  # a formula's brackets are no markup
-    Console().print(table)
+    log.show(table)

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from adadpo_lightning import log
 from adadpo_lightning.checkpoints.integrity import damage, step_of
 from adadpo_lightning.errors import UserError
-from adadpo_lightning.log import say
 
 # What decides which numbers come out of a run. The rest says where and how fast it runs, or what is written down.
 MATTERS = (
@@ -107,14 +107,14 @@ def resolve_checkpoint(ckpt_path: str | None, output_dir: str, *, auto_resume: b
         return _checked(ckpt_path)
     found, damaged = newest_whole(folder)
     for path, reason in damaged.items():
-        say(f"{path} is damaged: {reason}. It is left alone.")
+        log.warn(f"{path} is damaged: {reason}. It is left alone.")
     if found is not None:
-        say(f"Going on from {found}, step {step_of(found)}.")
+        log.info(f"Going on from {found}, step {step_of(found)}.")
         return str(found)
     if ckpt_path == "last" or damaged:
         held = f"{folder} holds no whole checkpoint" if damaged else f"there is no checkpoint in {folder}"
         raise UserError("ckpt_path", held, "leave it out and take another output_dir to start afresh")
-    say(f"No checkpoint in {folder}: starting afresh.")
+    log.info(f"No checkpoint in {folder}: starting afresh.")
     return None
 
 

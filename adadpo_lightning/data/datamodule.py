@@ -17,6 +17,7 @@ from adadpo_lightning.data.plan import MicroBatch, StepPlan, eval_plan
 from adadpo_lightning.data.prepare import DataReport, Prepared, prepare, report_table, split_by_prompt
 from adadpo_lightning.data.sources import SourceConfig
 from adadpo_lightning.data.tokenize import TokenizeOptions
+from adadpo_lightning.data.tokenizer import read_tokenizer
 from adadpo_lightning.errors import UserError
 
 if TYPE_CHECKING:
@@ -140,10 +141,8 @@ class PreferenceDataModule(LightningDataModule):
         self._tokenizer = tokenizer
 
     def _load_tokenizer(self) -> PreTrainedTokenizerBase:
-        from adadpo_lightning.models.loading import PolicyConfig, load_tokenizer
-
         own = None if self._module is None else self._module.tokenizer
-        tokenizer = load_tokenizer(PolicyConfig(path=self.tokenizer_path))
+        tokenizer = read_tokenizer(str(self.tokenizer_path))
         if own is not None and not tokenizer.get_vocab().items() <= own.get_vocab().items():
             raise UserError(
                 "data.tokenizer",

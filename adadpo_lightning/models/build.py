@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 
+from adadpo_lightning import log
 from adadpo_lightning.compat import apply_to_tensors
-from adadpo_lightning.errors import UserError
+from adadpo_lightning.errors import UserError, first_line
 from adadpo_lightning.models.attention.registry import SERVED
 from adadpo_lightning.models.loading import PolicyConfig, load_model
 from adadpo_lightning.models.policy import PolicyModel
@@ -41,7 +41,7 @@ def build_policy(
     model: Any = None if folder is None else load_model(config, tokenizer, empty=True)
     reason = "its weights are random" if folder is None else unstreamable_reason(model, folder)
     if reason is not None:
-        rank_zero_warn(f"model.policy: {reason}; each rank builds the whole model before it is sharded")
+        log.warn(f"model.policy: {reason}; each rank builds the whole model before it is sharded")
         model = load_model(config, tokenizer)
     if config.lora is not None:
         _same_on_all_ranks(model)
@@ -73,7 +73,7 @@ def weights_folder(config: PolicyConfig) -> Path | None:
     except (OSError, ValueError) as error:
         raise UserError(
             "model.policy.path",
-            f"no weights could be downloaded for {config.path!r}: {str(error).splitlines()[0]}",
+            f"no weights could be downloaded for {config.path!r}: {first_line(error)}",
             "give a directory with config.json and safetensors weights, or a hub id that can be reached",
         ) from error
 

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import logging
-from contextlib import suppress
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import nn
-
-from adadpo_lightning.compat import has_mismatched_sizes, needs_remote_code
+from adadpo_lightning.data.tokenizer import check_exists, read_tokenizer
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.models.activations import enable_checkpointing
-from adadpo_lightning.models.meta import parameters_on_meta, stand_ins
+from adadpo_lightning.models.checks import check_vocabulary, disable_dropout
+from adadpo_lightning.models.lora import check_whole, with_adapter
+from adadpo_lightning.models.meta import parameters_on_meta
+from adadpo_lightning.models.weights import empty_model, pretrained_model, random_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -122,20 +116,15 @@ def load_tokenizer(config: PolicyConfig) -> PreTrainedTokenizerBase:
     Raises:
         UserError: If it cannot be loaded.
     """
-    from transformers import AutoTokenizer
-
     path = config.tokenizer_path
-    revision = config.revision if path == config.path else None
     if path == config.path:
-        _check_exists(path)
-    try:
-        return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=config.trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            "model.policy.tokenizer",
-            f"no tokenizer could be loaded from {path!r}: {_first_line(error)}",
-            "give a directory with tokenizer.json or a hub id",
-        ) from error
+        check_exists(path, "model.policy.path")
+    return read_tokenizer(
+        path,
+        revision=config.revision if path == config.path else None,
+        trust_remote_code=config.trust_remote_code,
+        field="model.policy.tokenizer",
+    )
 
 
 def load_model(
@@ -152,258 +141,19 @@ def load_model(
         UserError: If the model cannot be loaded, or the tokenizer has more tokens than the embedding.
     """
     if config.path is None or empty:
-        _check_whole(config)
+        check_whole(config)
     if empty:
         with parameters_on_meta():
-            model = _random_model(config) if config.path is None else _empty_model(config)
+            model = random_model(config) if config.path is None else empty_model(config)
     else:
-        model = _random_model(config) if config.path is None else _pretrained_model(config)
+        model = random_model(config) if config.path is None else pretrained_model(config)
     if tokenizer is not None:
         check_vocabulary(len(tokenizer), model.get_input_embeddings().num_embeddings)
-    switch_off_dropout(model)
+    disable_dropout(model)
     if config.lora is not None:
-        model = _with_adapter(model, config.lora)
+        model = with_adapter(model, config.lora)
         if config.lora.dropout == 0:
-            switch_off_dropout(model)  # that of an adapter from a directory
+            disable_dropout(model)  # that of an adapter from a directory
     if config.gradient_checkpointing:
         enable_checkpointing(model, selective=config.gradient_checkpointing == "selective")
     return model
-
-
-def check_vocabulary(tokens: int, embeddings: int) -> None:
-    """Every token id must have an embedding.
-
-    Raises:
-        UserError: If the tokenizer is larger than the embedding.
-    """
-    if tokens > embeddings:
-        raise UserError(
-            "model.policy.tokenizer",
-            f"the tokenizer has {tokens} tokens and the model's embedding only {embeddings} rows",
-            "give the tokenizer that belongs to the model, or resize the model's embedding",
-        )
-
-
-def switch_off_dropout(model: nn.Module) -> None:
-    """Set every dropout to 0: policy and reference must agree at step 0, and log-ratios must carry no noise."""
-    changed = set()
-    for holder in (*model.modules(), getattr(model, "config", None)):
-        for name, value in list(vars(holder).items()) if holder is not None else []:
-            is_rate = "dropout" in name or "pdrop" in name or (name == "p" and isinstance(holder, nn.Dropout))
-            if is_rate and isinstance(value, float) and value > 0:
-                setattr(holder, name, 0.0)
-                changed.add(type(holder).__name__ if name == "p" else name)
-    if changed:
-        _log.info("Dropout is switched off (%s).", ", ".join(sorted(changed)))
-
-
-def _dtype(config: PolicyConfig) -> torch.dtype | str:
-    dtype: torch.dtype | str = "auto" if config.dtype == "auto" else getattr(torch, config.dtype)
-    return dtype
-
-
-def _check_whole(config: PolicyConfig) -> None:
-    """4-bit weights are made as they are loaded, whole and on one device."""
-    if config.lora is not None and config.lora.quantize is not None:
-        raise UserError(
-            "model.policy.lora.quantize",
-            "4 bits need weights to load (model.policy.path) and each rank a copy of its own",
-            "set it to null, or take the strategy single or ddp",
-        )
-
-
-def _random_model(config: PolicyConfig) -> PreTrainedModel:
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    values = _config_values(config.config)
-    try:
-        architecture = AutoConfig.for_model(**values)
-    except (KeyError, ValueError, TypeError) as error:
-        raise UserError(
-            "model.policy.config", f"is no Hugging Face config: {_first_line(error)}", "set model_type to a known one"
-        ) from error
-    # Forked: the seed of the weights must not move the run's own random numbers.
-    with torch.random.fork_rng():
-        torch.manual_seed(config.init_seed)
-        dtype = torch.float32 if config.dtype == "auto" else getattr(torch, config.dtype)
-        try:
-            return AutoModelForCausalLM.from_config(
-                architecture, dtype=dtype, attn_implementation=config.attn_implementation
-            )
-        except (ValueError, ImportError) as error:
-            raise UserError("model.policy.config", f"makes no causal language model: {_first_line(error)}") from error
-
-
-def _config_values(source: dict[str, Any] | str | None) -> dict[str, Any]:
-    if isinstance(source, dict):
-        values = dict(source)
-    else:
-        path = Path(str(source))
-        path = path / "config.json" if path.is_dir() else path
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(
-                "model.policy.config", f"{path} cannot be read as JSON: {_first_line(error)}", "give a config.json"
-            ) from error
-    if "model_type" not in values:
-        raise UserError("model.policy.config", f"expected a key model_type, got the keys {sorted(values)}")
-    return values
-
-
-def _pretrained_model(config: PolicyConfig) -> PreTrainedModel:
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
-
-    path = str(config.path)
-    _check_directory(path)
-    quantization = quantization_config(config)
-    try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            path,
-            revision=config.revision,
-            dtype=_dtype(config),
-            attn_implementation=config.attn_implementation,
-            use_safetensors=True,
-            quantization_config=quantization,
-            trust_remote_code=config.trust_remote_code,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        raise UserError(
-            "model.policy.path",
-            f"no model could be loaded from {path!r}: {_first_line(error)}",
-            _mending(error),
-        ) from error
-    if report["missing_keys"]:
-        some = ", ".join(sorted(report["missing_keys"])[:3])
-        raise UserError(
-            "model.policy.path",
-            f"{path!r} lacks {len(report['missing_keys'])} of the model's weights, which would be random: {some}",
-            "give the weights of a causal language model",
-        )
-    return model
-
-
-def quantization_config(config: PolicyConfig) -> Any:
-    """How the base model below adapters is held in 4 bits; None where it is not.
-
-    Raises:
-        UserError: Where 4 bits can't serve: without CUDA, without bitsandbytes, or for random weights.
-    """
-    if config.lora is None or config.lora.quantize is None:
-        return None
-    field = "model.policy.lora.quantize"
-    if not torch.cuda.is_available():
-        raise UserError(field, "4-bit weights need a CUDA device, and there is none", "set it to null")
-    if not find_spec("bitsandbytes"):
-        raise UserError(
-            field, "needs the package bitsandbytes, which is not installed", "pip install 'adadpo-lightning[qlora]'"
-        )
-    from transformers import BitsAndBytesConfig
-
-    compute = torch.bfloat16 if config.dtype == "auto" else getattr(torch, config.dtype)
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
-    )
-
-
-def _empty_model(config: PolicyConfig) -> PreTrainedModel:
-    """The architecture at `path`, for a caller that reads the weights itself."""
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
-
-    path = str(config.path)
-    _check_directory(path)
-    options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-    try:
-        architecture = AutoConfig.from_pretrained(path, **options)
-        model = AutoModelForCausalLM.from_config(
-            architecture,
-            dtype=architecture.dtype if config.dtype == "auto" else _dtype(config),
-            attn_implementation=config.attn_implementation,
-            trust_remote_code=config.trust_remote_code,
-        )
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(
-            "model.policy.path",
-            f"no model could be made from {path!r}: {_first_line(error)}",
-            _mending(error),
-        ) from error
-    # As `from_pretrained` does: a model without a generation config has the defaults.
-    with suppress(OSError):
-        model.generation_config = GenerationConfig.from_pretrained(path, revision=config.revision)
-    return model
-
-
-def _mending(error: BaseException) -> str:
-    """What to do about a model that does not load."""
-    if needs_remote_code(error):
-        return "read that code, and if you trust it set model.policy.trust_remote_code: true"
-    if has_mismatched_sizes(error):
-        return "weights and config.json differ in size, in the table above: give those that belong together"
-    return "give a directory with config.json and safetensors weights that fit it, or a hub id that can be reached"
-
-
-def _check_directory(path: str) -> None:
-    local = Path(path)
-    if (local / "adapter_config.json").exists() and not (local / "config.json").exists():
-        raise UserError(
-            "model.policy.path",
-            f"{path} holds a LoRA adapter and no model",
-            "give its base model as path and this directory as model.policy.lora.adapter",
-        )
-    if local.is_dir() and not (local / "config.json").exists():
-        raise UserError(
-            "model.policy.path", f"the directory {path} has no config.json", "give a Hugging Face directory"
-        )
-    _check_exists(path)
-
-
-def _check_exists(path: str) -> None:
-    """What can be no hub id has to be a directory."""
-    local = Path(path)
-    if not local.is_dir() and (local.is_absolute() or path.startswith((".", "~"))):
-        raise UserError("model.policy.path", f"there is no directory {path}", "give an existing directory or a hub id")
-
-
-def _with_adapter(model: PreTrainedModel, options: LoraOptions) -> Any:
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise UserError(
-            "model.policy.lora",
-            "needs the package peft, which is not installed",
-            "pip install 'adadpo-lightning[lora]'",
-        ) from error
-    if options.adapter is not None:
-        with stand_ins(model):
-            return _trained_adapter(model, options.adapter)
-    lora = LoraConfig(
-        r=options.r,
-        lora_alpha=options.alpha,
-        lora_dropout=options.dropout,
-        target_modules=options.target_modules,
-        task_type="CAUSAL_LM",
-    )
-    try:
-        with stand_ins(model):
-            return get_peft_model(model, lora)
-    except ValueError as error:
-        raise UserError("model.policy.lora.target_modules", _first_line(error)) from error
-
-
-def _trained_adapter(model: PreTrainedModel, path: str) -> Any:
-    from peft import PeftModel
-
-    try:
-        return PeftModel.from_pretrained(model, path, is_trainable=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(
-            "model.policy.lora.adapter",
-            f"no adapter could be loaded from {path!r}: {_first_line(error)}",
-            "give a directory with adapter_config.json and LoRA weights that fit the model",
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

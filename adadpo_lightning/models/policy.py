@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from adadpo_lightning import log
 from adadpo_lightning.compat import attention_of, start_fsdp_root
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.models.activations import offloading
@@ -171,7 +171,7 @@ def choose_layout(asked: Literal["auto", "packed", "padded"], model: Any) -> Lit
         return "packed"
     if asked == "packed":
         raise UserError("model.policy.layout", reason, "set it to padded or auto")
-    warnings.warn(f"model.policy.layout: {reason}; running in the padded layout, which is slower", stacklevel=2)
+    log.warn(f"model.policy.layout: {reason}; running in the padded layout, which is slower")
     return "padded"
 
 

@@ -9,10 +9,10 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from torch.distributed.tensor import DTensor
 
-from adadpo_lightning import fingerprint
+from adadpo_lightning import fingerprint, log
+from adadpo_lightning.compat import attention_of
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.reference.cache import ReferenceCache, fill, locked
 from adadpo_lightning.reference.live import AdapterOffReference, ReferenceMode, build_reference
@@ -75,7 +75,7 @@ def reference_fingerprint(reference: Any) -> dict[str, Any]:
         "config": fingerprint.of_config(json.loads(model.config.to_json_string(use_diff=False))),
         "weights": fingerprint.of_weights((name.replace(".base_layer.", "."), _whole(p)) for name, p in named),
         "layout": policy.layout,
-        "attention": policy.packed_attention if policy.layout == "packed" else model.config._attn_implementation,
+        "attention": policy.packed_attention if policy.layout == "packed" else attention_of(model.config),
         "head_chunk_size": policy.head_chunk_size,
         "compiled": policy.compiled,
     }
@@ -99,7 +99,7 @@ def _provide(
             cache.create()
     strategy.barrier("reference cache created")
     if cache.is_complete():
-        rank_zero_info(f"Reference log-probabilities of {name}: reusing {cache.folder}")
+        log.info(f"Reference log-probabilities of {name}: reusing {cache.folder}")
         return cache
     _compute(module, data, name, cache, reference)
     return cache
@@ -122,7 +122,7 @@ def _compute(
     collate, plan = data.scoring_loader(name)
     trainer = module.trainer
     total = sum(len(batch.rows) for batch in plan if not batch.filler)
-    rank_zero_info(f"Reference log-probabilities of {name}: {len(cache.missing())} of {len(cache)} pairs to compute")
+    log.info(f"Reference log-probabilities of {name}: {len(cache.missing())} of {len(cache)} pairs to compute")
     hide = not trainer.is_global_zero or trainer.progress_bar_callback is None
     with (
         tqdm(total=total, desc=f"Reference of {name}", unit="pair", disable=hide) as bar,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 from datetime import timedelta
 from pathlib import Path
@@ -11,13 +10,12 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 
+from adadpo_lightning import log
 from adadpo_lightning.checkpoints.integrity import shard_digests, write_manifest
 from adadpo_lightning.checkpoints.shards import is_sharded
 from adadpo_lightning.compat import is_lost_rank
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.models.sharding import Sharding
-
-_log = logging.getLogger(__name__)
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -161,11 +159,10 @@ class FSDP2(ModelParallelStrategy):
     def on_exception(self, exception: BaseException) -> None:
         """Say what a broken connection means: the traceback below it only shows where this rank was."""
         if is_lost_rank(exception):
-            _log.error(
-                "Rank %d stops: another rank is gone or did not answer within %s (its own output says why). "
-                "The last checkpoint is whole: resume with --ckpt_path last.",
-                self.global_rank,
-                self._timeout,
+            log.error(
+                f"Rank {self.global_rank} stops: another rank is gone or did not answer within {self._timeout} (its "
+                "own output says why). The last checkpoint is complete: resume with --ckpt_path last.",
+                every_rank=True,
             )
         super().on_exception(exception)
 

@@ -62,7 +62,7 @@ def look(callback, monkeypatch, points, key="dpo"):
     from adadpo_lightning.losses import build_loss
 
     said = []
-    monkeypatch.setattr(displacement, "rank_zero_info", said.append)
+    monkeypatch.setattr(displacement.log, "info", said.append)
     for drift, margin in points:
         metrics = {"train/displacement/chosen": drift, "train/rewards/margins": margin}
         callback._look(SimpleNamespace(callback_metrics=metrics), SimpleNamespace(loss=build_loss(key)), "train")

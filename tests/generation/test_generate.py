@@ -227,7 +227,7 @@ def test_vllm_is_asked_with_the_prompts_of_training(model_dir, tmp_path, monkeyp
 
 
 BAD = {
-    "no model": (["--model=/no/such/dir"], "there is no directory /no/such/dir|no tokenizer could be loaded"),
+    "no model": (["--model=/no/such/dir"], "directory not found: /no/such/dir|no tokenizer could be loaded"),
     "no prompts": (["--prompts=nosuch.jsonl"], "there is no such file"),
     "no column": (["--column=nosuch"], "has no prompt: expected one of nosuch, found prompt"),
     "vllm": (["--engine=vllm"], "needs the package vllm, which is not installed; pip install"),

@@ -10,14 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from adadpo_lightning.errors import UserError
-from adadpo_lightning.models.loading import (
-    LoraOptions,
-    PolicyConfig,
-    check_vocabulary,
-    load_model,
-    load_tokenizer,
-    quantization_config,
-)
+from adadpo_lightning.models.checks import check_vocabulary
+from adadpo_lightning.models.loading import LoraOptions, PolicyConfig, load_model, load_tokenizer
+from adadpo_lightning.models.lora import quantization_config
 
 GPT2 = {"model_type": "gpt2", "vocab_size": 20, "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 16}
 
@@ -128,7 +123,7 @@ def refused(match, **values):
 
 
 def test_no_such_directory(tmp_path):
-    refused(r"model\.policy\.path: there is no directory .*/nothing", path=str(tmp_path / "nothing"))
+    refused(r"model\.policy\.path: directory not found: .*/nothing", path=str(tmp_path / "nothing"))
 
 
 def test_hub_id_that_cannot_be_reached():

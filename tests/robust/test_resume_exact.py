@@ -89,7 +89,7 @@ def test_resumed_equals_uninterrupted(tmp_path, model_dir, pairs, whole, interru
     args = arguments(model_dir, pairs, tmp_path, *options(kind, expected))
     assert interrupted(args, Interrupt(at)) == 128 + signal.SIGTERM
     said = capsys.readouterr().err
-    assert f"SIGTERM: saved {tmp_path}/checkpoints/last.ckpt at step {at // 4}. Go on with:" in said
+    assert f"SIGTERM: saved {tmp_path}/checkpoints/last.ckpt at step {at // 4}. Resume with:" in said
     assert run([*args, "--ckpt_path=last"]) == 0
     assert_same(tmp_path, expected)
 

@@ -1,0 +1,49 @@
+"""Load a tokenizer from a local directory or the hub, with errors that name the option."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adadpo_lightning.errors import UserError, first_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def read_tokenizer(
+    path: str, *, revision: str | None = None, trust_remote_code: bool = False, field: str = "data.tokenizer"
+) -> PreTrainedTokenizerBase:
+    """Load a tokenizer.
+
+    Args:
+        path: Directory or hub id.
+        revision: Revision of the hub id.
+        trust_remote_code: Run code that comes with the tokenizer.
+        field: The option that names it, for errors.
+
+    Raises:
+        UserError: If it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    check_exists(path, field)
+    try:
+        return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            field,
+            f"no tokenizer could be loaded from {path!r}: {first_line(error)}",
+            "give a directory with tokenizer.json or a hub id",
+        ) from error
+
+
+def check_exists(path: str, field: str) -> None:
+    """Refuse a path that cannot be a hub id and is no directory.
+
+    Raises:
+        UserError: Naming `field`.
+    """
+    local = Path(path)
+    if not local.is_dir() and (local.is_absolute() or path.startswith((".", "~"))):
+        raise UserError(field, f"directory not found: {path}", "give an existing directory or a hub id")

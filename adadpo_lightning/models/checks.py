@@ -1,0 +1,35 @@
+"""What is checked and changed of every model that is loaded."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from adadpo_lightning import log
+from adadpo_lightning.errors import UserError
+
+
+def check_vocabulary(tokens: int, embeddings: int) -> None:
+    """Every token id must have an embedding.
+
+    Raises:
+        UserError: If the tokenizer is larger than the embedding.
+    """
+    if tokens > embeddings:
+        raise UserError(
+            "model.policy.tokenizer",
+            f"the tokenizer has {tokens} tokens and the model's embedding only {embeddings} rows",
+            "give the tokenizer that belongs to the model, or resize the model's embedding",
+        )
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Set every dropout to 0: policy and reference must agree at step 0, and log-ratios must carry no noise."""
+    changed = set()
+    for holder in (*model.modules(), getattr(model, "config", None)):
+        for name, value in list(vars(holder).items()) if holder is not None else []:
+            is_rate = "dropout" in name or "pdrop" in name or (name == "p" and isinstance(holder, nn.Dropout))
+            if is_rate and isinstance(value, float) and value > 0:
+                setattr(holder, name, 0.0)
+                changed.add(type(holder).__name__ if name == "p" else name)
+    if changed:
+        log.info(f"Dropout is off ({', '.join(sorted(changed))}): policy and reference must agree at step 0.")

@@ -1,0 +1,159 @@
+"""The base model: weights from safetensors, an architecture on the meta device, or random weights from a config."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from adadpo_lightning.compat import has_mismatched_sizes, needs_remote_code
+from adadpo_lightning.data.tokenizer import check_exists
+from adadpo_lightning.errors import UserError, first_line
+from adadpo_lightning.models.lora import quantization_config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from adadpo_lightning.models.loading import PolicyConfig
+
+
+def random_model(config: PolicyConfig) -> PreTrainedModel:
+    """Random weights from a config, drawn from `init_seed`.
+
+    Raises:
+        UserError: If the config is not that of a causal language model.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    values = _config_values(config.config)
+    try:
+        architecture = AutoConfig.for_model(**values)
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(
+            "model.policy.config", f"is no Hugging Face config: {first_line(error)}", "set model_type to a known one"
+        ) from error
+    # Forked: the seed of the weights must not move the run's own random numbers.
+    with torch.random.fork_rng():
+        torch.manual_seed(config.init_seed)
+        dtype = torch.float32 if config.dtype == "auto" else getattr(torch, config.dtype)
+        try:
+            return AutoModelForCausalLM.from_config(
+                architecture, dtype=dtype, attn_implementation=config.attn_implementation
+            )
+        except (ValueError, ImportError) as error:
+            raise UserError("model.policy.config", f"makes no causal language model: {first_line(error)}") from error
+
+
+def _config_values(source: dict[str, Any] | str | None) -> dict[str, Any]:
+    if isinstance(source, dict):
+        values = dict(source)
+    else:
+        path = Path(str(source))
+        path = path / "config.json" if path.is_dir() else path
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(
+                "model.policy.config", f"{path} cannot be read as JSON: {first_line(error)}", "give a config.json"
+            ) from error
+    if "model_type" not in values:
+        raise UserError("model.policy.config", f"expected a key model_type, got the keys {sorted(values)}")
+    return values
+
+
+def pretrained_model(config: PolicyConfig) -> PreTrainedModel:
+    """The weights at `path`.
+
+    Raises:
+        UserError: If they cannot be loaded, or some are missing.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    path = str(config.path)
+    _check_directory(path)
+    quantization = quantization_config(config)
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path,
+            revision=config.revision,
+            dtype=_dtype(config),
+            attn_implementation=config.attn_implementation,
+            use_safetensors=True,
+            quantization_config=quantization,
+            trust_remote_code=config.trust_remote_code,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        raise UserError(
+            "model.policy.path",
+            f"no model could be loaded from {path!r}: {first_line(error)}",
+            _remedy(error),
+        ) from error
+    if report["missing_keys"]:
+        some = ", ".join(sorted(report["missing_keys"])[:3])
+        raise UserError(
+            "model.policy.path",
+            f"{path!r} lacks {len(report['missing_keys'])} of the model's weights, which would be random: {some}",
+            "give the weights of a causal language model",
+        )
+    return model
+
+
+def empty_model(config: PolicyConfig) -> PreTrainedModel:
+    """The architecture at `path`, for a caller that reads the weights itself."""
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    path = str(config.path)
+    _check_directory(path)
+    options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    try:
+        architecture = AutoConfig.from_pretrained(path, **options)
+        model = AutoModelForCausalLM.from_config(
+            architecture,
+            dtype=architecture.dtype if config.dtype == "auto" else _dtype(config),
+            attn_implementation=config.attn_implementation,
+            trust_remote_code=config.trust_remote_code,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(
+            "model.policy.path",
+            f"no model could be made from {path!r}: {first_line(error)}",
+            _remedy(error),
+        ) from error
+    # As `from_pretrained` does: a model without a generation config has the defaults.
+    with suppress(OSError):
+        model.generation_config = GenerationConfig.from_pretrained(path, revision=config.revision)
+    return model
+
+
+def _dtype(config: PolicyConfig) -> torch.dtype | str:
+    dtype: torch.dtype | str = "auto" if config.dtype == "auto" else getattr(torch, config.dtype)
+    return dtype
+
+
+def _remedy(error: BaseException) -> str:
+    """What to do about a model that does not load."""
+    if needs_remote_code(error):
+        return "read that code, and if you trust it set model.policy.trust_remote_code: true"
+    if has_mismatched_sizes(error):
+        return "weights and config.json differ in size, in the table above: give those that belong together"
+    return "give a directory with config.json and safetensors weights that fit it, or a hub id that can be reached"
+
+
+def _check_directory(path: str) -> None:
+    local = Path(path)
+    if (local / "adapter_config.json").exists() and not (local / "config.json").exists():
+        raise UserError(
+            "model.policy.path",
+            f"{path} holds a LoRA adapter and no model",
+            "give its base model as path and this directory as model.policy.lora.adapter",
+        )
+    if local.is_dir() and not (local / "config.json").exists():
+        raise UserError(
+            "model.policy.path", f"the directory {path} has no config.json", "give a Hugging Face directory"
+        )
+    check_exists(path, "model.policy.path")
