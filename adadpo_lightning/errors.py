@@ -46,7 +46,7 @@ def first_line(error: BaseException) -> str:
     r"""The first line of an error's text, or its type where it has none.
 
     Example:
-        >>> first_line(ValueError("no file\\n\\nsee the manual")), first_line(KeyError())
+        >>> first_line(ValueError("no file\n\nsee the manual")), first_line(KeyError())
         ('no file', 'KeyError')
     """
     return (str(error).strip() or type(error).__name__).splitlines()[0]
