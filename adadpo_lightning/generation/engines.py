@@ -1,0 +1,97 @@
+"""Engines: what turns token ids of prompts into answers, transformers or vLLM."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from adadpo_lightning.errors import UserError
+from adadpo_lightning.generation.sampling import Sampled, check_room, pad_id_of, row_seed, sample, through_stop
+from adadpo_lightning.models.loading import PolicyConfig, load_model
+
+if TYPE_CHECKING:
+    from adadpo_lightning.generation.options import GenerateOptions
+    from adadpo_lightning.generation.prompts import PromptTokenizer
+
+
+class Engine(Protocol):
+    """Answers a batch of prompts."""
+
+    def __call__(self, prompts: Sequence[list[int]], numbers: Sequence[int]) -> list[Sampled]:
+        """One answer per prompt.
+
+        Args:
+            prompts: Token ids.
+            numbers: Number of each prompt in the whole job, for its random numbers.
+        """
+
+
+def build_engine(options: GenerateOptions, encoder: PromptTokenizer, longest: int) -> Engine:
+    """Load the model of a job into its engine.
+
+    Args:
+        options: The job.
+        encoder: The model's tokenizer.
+        longest: Tokens of the longest prompt.
+
+    Raises:
+        UserError: If the model cannot be loaded, or the longest prompt leaves no room for an answer.
+    """
+    build = vllm_engine if options.engine == "vllm" else transformers_engine
+    return build(options, encoder, longest)
+
+
+def transformers_engine(options: GenerateOptions, encoder: PromptTokenizer, longest: int) -> Engine:
+    """Answer with transformers and `sample`; arguments as `build_engine`."""
+    loaded = load_model(PolicyConfig(path=options.model, dtype=options.dtype), encoder.tokenizer).eval()
+    check_room(loaded, longest, options.sampling)
+    device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    model = loaded.to(device)
+    stops, pad_id = encoder.stop_ids(), pad_id_of(encoder.tokenizer)
+
+    def answer(prompts: Sequence[list[int]], numbers: Sequence[int]) -> list[Sampled]:
+        drawn = sample(model, prompts, options.sampling, stop_ids=stops, pad_id=pad_id, numbers=numbers)
+        return [answers[0] for answers in drawn]
+
+    return answer
+
+
+def vllm_engine(options: GenerateOptions, encoder: PromptTokenizer, longest: int) -> Engine:
+    """Answer with vLLM (extra ``vllm``), which loads the model itself; arguments as `build_engine`.
+
+    Its answers have the seeds of `row_seed`, but its own random numbers: they differ from those of transformers.
+
+    Raises:
+        UserError: If vLLM is not installed.
+    """
+    try:
+        from vllm import LLM, SamplingParams
+    except ImportError as error:
+        raise UserError(
+            "engine", "vllm needs the package vllm, which is not installed", "pip install 'adadpo-lightning[vllm]'"
+        ) from error
+    sampling, stops = options.sampling, encoder.stop_ids()
+    model = LLM(model=options.model, dtype=options.dtype, seed=sampling.seed)
+
+    def answer(prompts: Sequence[list[int]], numbers: Sequence[int]) -> list[Sampled]:
+        params = [
+            SamplingParams(
+                max_tokens=sampling.max_new_tokens,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k or -1,
+                seed=row_seed(sampling.seed, number),
+                stop_token_ids=sorted(stops),
+            )
+            for number in numbers
+        ]
+        outputs = model.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
+        firsts = [output.outputs[0] for output in outputs]
+        # The last token of a finished answer is its terminator, also where only the model's own config names it.
+        return [
+            Sampled(through_stop(list(first.token_ids), stops)[0], first.finish_reason == "stop") for first in firsts
+        ]
+
+    return answer

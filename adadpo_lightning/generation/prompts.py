@@ -1,0 +1,198 @@
+"""Prompts: read from files in the shapes that data sets and benchmarks have, and rendered as in training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adadpo_lightning.data.schema import BadRow, PreferencePair, as_messages
+from adadpo_lightning.data.sources import SourceConfig, decode, load_rows
+from adadpo_lightning.data.tokenize import PairTokenizer, TokenizeOptions
+from adadpo_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from adadpo_lightning.generation.options import Chat
+
+PROMPT_COLUMNS = ("prompt", "instruction", "turns", "messages", "question")
+UID_COLUMNS = ("uid", "question_id", "id")
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt to answer.
+
+    Args:
+        messages: The conversation before the answer, or text.
+        uid: The benchmark's identifier of the prompt; its number in the file if it has none.
+        dataset: AlpacaEval's column of that name.
+    """
+
+    messages: list[dict[str, Any]] | str
+    uid: str
+    dataset: str = ""
+
+    @property
+    def text(self) -> str:
+        """The prompt as one text: its only user message, or the conversation as JSON."""
+        if isinstance(self.messages, str):
+            return self.messages
+        if len(self.messages) == 1:
+            return str(self.messages[0]["content"])
+        return json.dumps(self.messages, ensure_ascii=False)
+
+    def with_system(self, system: str | None) -> Prompt:
+        """The prompt after a system message; itself without one."""
+        if system is None:
+            return self
+        return replace(self, messages=[{"role": "system", "content": system}, *as_messages(self.messages, "user")])
+
+
+class PromptTokenizer(PairTokenizer):
+    """Token ids of prompts alone, exactly as they precede answers in training.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        chat: As in `TokenizeOptions`.
+
+    Raises:
+        UserError: As `PairTokenizer`.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, chat: Chat = "auto") -> None:
+        super().__init__(tokenizer, TokenizeOptions(chat=chat, with_rejected=False))
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Token ids of one prompt, with the template's BOS or, without a template, the tokenizer's own.
+
+        Raises:
+            UserError: If the template rejects the conversation, or the prompt has messages and there is no template.
+        """
+        if not self.uses_template:
+            if not isinstance(prompt.messages, str):
+                raise UserError(f"prompt {prompt.uid}", "has messages and the tokenizer no chat template")
+            bos = [self.tokenizer.bos_token_id] if self._adds_bos else []
+            return bos + self._ids(self._protected(prompt.messages))
+        messages = as_messages(prompt.messages, "user")
+        try:
+            return self._ids(self._render(messages, None, add_generation_prompt=True))
+        except BadRow as error:
+            raise UserError(f"prompt {prompt.uid}", str(error)) from error
+
+    def stop_ids(self) -> set[int]:
+        """EOS, and the token that ends answers in training."""
+        trained = self(PreferencePair(prompt="a", chosen="a")).chosen_ids[-1]
+        return {trained, self.tokenizer.eos_token_id}
+
+
+def read_objects(source: SourceConfig) -> list[tuple[str, dict[str, Any]]]:
+    """Every row of a file or data set, with its location for error messages.
+
+    Raises:
+        UserError: If the source is missing, empty or malformed.
+    """
+    rows = load_rows(source)
+    found = []
+    for i, values in enumerate(rows.table):
+        try:
+            row = decode(values, is_json=rows.is_json)
+        except BadRow as error:
+            raise UserError(rows.where(i), str(error), "fix the file") from error
+        if row is not None:
+            found.append((rows.where(i), row))
+    return found
+
+
+def read_prompts(source: SourceConfig, column: str | None = None, limit: int | None = None) -> list[Prompt]:
+    """Read prompts.
+
+    Args:
+        source: A text file with one prompt per line, or anything that training data can be read from. Rows with
+            ``prompt`` (text or messages), ``instruction`` (AlpacaEval), ``turns`` (Arena-Hard's questions),
+            ``messages`` or ``question``; an assistant message at the end of a conversation is removed.
+        column: The column with the prompt; None uses the first of those.
+        limit: Read only the first `limit` prompts; None reads all.
+
+    Raises:
+        UserError: If a row has no prompt, or a conversation of Arena-Hard's form has several turns.
+    """
+    if Path(source.path).suffix == ".txt":
+        rows = [(where, {"prompt": line}) for where, line in _text_lines(Path(source.path).expanduser())]
+        column = "prompt"
+    else:
+        rows = read_objects(source)
+    return [parse_prompt(row, where, column, i) for i, (where, row) in enumerate(rows[:limit])]
+
+
+def parse_prompt(row: Row, where: str, column: str | None, number: int) -> Prompt:
+    """The prompt of one row.
+
+    Args:
+        row: Column names to values.
+        where: Location for error messages.
+        column: As in `read_prompts`.
+        number: Number of the row, which identifies prompts without an identifier.
+
+    Raises:
+        UserError: If the row has no prompt.
+    """
+    names = PROMPT_COLUMNS if column is None else (column,)
+    name = find_column(row, where, names, "prompt", "name the prompt's column")
+    uid = next((str(row[key]) for key in UID_COLUMNS if row.get(key) is not None), str(number))
+    return Prompt(_messages(row[name], f"{where}: {name}"), uid, str(row.get("dataset") or ""))
+
+
+def find_column(row: Row, where: str, names: Iterable[str], what: str, fix: str = "") -> str:
+    """The first of some columns that has a value.
+
+    Raises:
+        UserError: If none has.
+    """
+    found = next((name for name in names if row.get(name) is not None), None)
+    if found is None:
+        expected = f"expected one of {', '.join(names)}, found {', '.join(map(str, row)) or 'none'}"
+        raise UserError(where, f"has no {what}: {expected}", fix)
+    return found
+
+
+def _messages(value: Any, field: str) -> list[dict[str, Any]] | str:
+    if isinstance(value, str) and value.strip():
+        return value
+    if _is_conversation(value):
+        if all("role" in message for message in value):
+            asked = value[:-1] if value[-1]["role"] == "assistant" else value
+            if asked:
+                return [dict(message) for message in asked]
+        elif len(value) == 1:  # a question of Arena-Hard
+            return as_messages(value[0]["content"], "user")
+    raise UserError(field, "expected text, messages with role and content, or one turn with content")
+
+
+def _is_conversation(value: Any) -> bool:
+    """Messages or turns, each with some text."""
+    return (
+        isinstance(value, Sequence)
+        and not isinstance(value, str)
+        and len(value) > 0
+        and all(isinstance(turn, Mapping) and isinstance(turn.get("content"), str) for turn in value)
+        and all(turn["content"] for turn in value)
+    )
+
+
+def _text_lines(path: Path) -> list[tuple[str, str]]:
+    if not path.is_file():
+        raise UserError(str(path), "file not found", "check the path")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(str(path), f"is not UTF-8: byte {error.start} cannot be decoded", "convert it") from error
+    found = [(f"{path}:{number}", line) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not found:
+        raise UserError(str(path), "contains no prompts", "write one prompt per line")
+    return found
