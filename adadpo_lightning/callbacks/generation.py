@@ -5,13 +5,11 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -22,9 +20,9 @@ from adadpo_lightning.compat import steps_logged
 from adadpo_lightning.data.collate import collate
 from adadpo_lightning.data.datamodule import PreferenceDataModule
 from adadpo_lightning.errors import UserError
-from adadpo_lightning.evaluation.formats import Prompt
-from adadpo_lightning.generation.generate import PromptTokenizer, SeededChoice
 from adadpo_lightning.generation.options import SamplingOptions
+from adadpo_lightning.generation.prompts import Prompt, PromptTokenizer
+from adadpo_lightning.generation.sampling import check_room, pad_id_of, sample
 from adadpo_lightning.metrics.functional import kl_terms
 from adadpo_lightning.metrics.on_policy import on_policy_kl
 from adadpo_lightning.reference.live import AdapterOffReference, build_reference
@@ -34,7 +32,6 @@ from adadpo_lightning.types import EncodedPair
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
-    from adadpo_lightning.models.policy import PolicyModel
     from adadpo_lightning.reference.live import Reference
     from adadpo_lightning.training.module import PreferenceLitModule
 
@@ -142,16 +139,8 @@ class GenerationCallback(Callback):
         else:
             self._encoded = [tokenizer.encode(Prompt(text, str(i))) for i, text in enumerate(self.prompts)]
         model = module.built_policy.causal_lm
-        theirs = model.generation_config.eos_token_id
-        self._stops = tokenizer.stop_ids() | set(theirs if isinstance(theirs, list) else [theirs]) - {None}
-        room, longest = getattr(model.config, "max_position_embeddings", None), max(map(len, self._encoded))
-        if room is not None and longest + self.options.max_new_tokens > room:
-            raise UserError(
-                "GenerationCallback.max_new_tokens",
-                f"the longest prompt has {longest} tokens; with {self.options.max_new_tokens} new ones that is beyond "
-                f"the model's {room} positions",
-                "lower it, or give shorter prompts",
-            )
+        self._stops = tokenizer.stop_ids()
+        check_room(model, max(map(len, self._encoded)), self.options, "GenerationCallback.max_new_tokens")
         if _reference(module) is None and not self.load_reference:
             log.info(
                 f"GenerationCallback: no val/kl/policy, because this run (reference: {module.reference_mode}) keeps no "
@@ -175,24 +164,21 @@ class GenerationCallback(Callback):
             missing = -(-len(self._encoded) // trainer.world_size) - len(numbers)
             mine = [*numbers, *[0] * missing]
             size = self.options.batch_size
-            chunks = [mine[i : i + size] for i in range(0, len(mine), size)]
-            with generating(policy, self._stops, _pad_id(module.tokenizer), self.options) as model:
-                answers = [a for chunk in chunks for a in self._generate(model, chunk, synced=sharding is not None)]
+            with policy.plain_attention():
+                drawn = sample(
+                    policy.causal_lm,
+                    [self._encoded[number] for number in mine],
+                    self.options,
+                    stop_ids=self._stops,
+                    pad_id=pad_id_of(module.tokenizer),
+                    numbers=mine,
+                    synced=sharding is not None,
+                )
+            answers = [Answer(number, a.ids, a.finished) for number, (a,) in zip(mine, drawn, strict=True)]
             if reference is not None:
                 for i in range(0, len(answers), size):
                     self._score(module, reference, answers[i : i + size])
         return answers[: len(numbers)]
-
-    def _generate(self, model: Any, numbers: Sequence[int], *, synced: bool) -> list[Answer]:
-        prompts = [self._encoded[number] for number in numbers]
-        width, pad, device = max(map(len, prompts)), model.generation_config.pad_token_id, _device(model)
-        ids = torch.tensor([[pad] * (width - len(p)) + p for p in prompts], device=device)
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
-        seeds = [row_seed(self.options.seed, number) for number in numbers]
-        choice = [SeededChoice(seeds, self.options, width)] if self.options.temperature > 0 else []
-        whole = model.generate(input_ids=ids, attention_mask=mask, logits_processor=choice, synced_gpus=synced)
-        cut = [through_stop(row, self._stops) for row in whole[:, width:].tolist()]
-        return [Answer(number, *answer) for number, answer in zip(numbers, cut, strict=True)]
 
     def _score(self, module: PreferenceLitModule, reference: Reference, answers: Sequence[Answer]) -> None:
         """Fill in `Answer.kl`, by the forward pass that training uses."""
@@ -201,7 +187,7 @@ class GenerationCallback(Callback):
         batch = collate(
             pairs,
             layout=module.layout,
-            pad_id=_pad_id(module.tokenizer),
+            pad_id=pad_id_of(module.tokenizer),
             step_pairs=len(pairs),
             step_chosen_tokens=sum(lengths),
         ).to(module.device)
@@ -236,42 +222,6 @@ def statistics(answers: Sequence[Answer]) -> dict[str, float]:
         if len(sums) > 1:
             metrics["kl/policy_stderr"] = stderr
     return metrics
-
-
-@contextmanager
-def generating(policy: PolicyModel, stops: set[int], pad_id: int, options: SamplingOptions) -> Iterator[Any]:
-    """Within this context the model generates by these options and not by those that came with it."""
-    from transformers import GenerationConfig
-
-    model = policy.causal_lm
-    # transformers would fill in what the model's own says of temperature, top-k or penalties.
-    own, model.generation_config = (
-        model.generation_config,
-        GenerationConfig(
-            max_new_tokens=options.max_new_tokens, do_sample=False, eos_token_id=sorted(stops), pad_token_id=pad_id
-        ),
-    )
-    try:
-        with policy.plain_attention():
-            yield model
-    finally:
-        model.generation_config = own
-
-
-def through_stop(ids: list[int], stops: set[int]) -> tuple[list[int], bool]:
-    """The tokens up to the first stop and it, and whether there is one.
-
-    Example:
-        >>> through_stop([5, 6, 2, 0, 0], {2}), through_stop([5, 6], {2})
-        (([5, 6, 2], True), ([5, 6], False))
-    """
-    end = next((i for i, token in enumerate(ids) if token in stops), None)
-    return (ids, False) if end is None else (ids[: end + 1], True)
-
-
-def row_seed(seed: int, number: int) -> int:
-    """Seed of the random numbers of one prompt, whichever rank and batch it is in."""
-    return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint32)[0])
 
 
 def write_table(trainer: Trainer, rows: list[list[Any]], step: int) -> None:
@@ -334,16 +284,6 @@ def _reference(module: PreferenceLitModule) -> Reference | None:
     if own is None and module.policy_config.lora is not None:
         return AdapterOffReference(module.built_policy)
     return own
-
-
-def _pad_id(tokenizer: Any) -> int:
-    pad = tokenizer.pad_token_id
-    return int(tokenizer.eos_token_id if pad is None else pad)
-
-
-def _device(model: Any) -> torch.device:
-    device: torch.device = model.get_input_embeddings().weight.device
-    return device
 
 
 def _gathered(mine: list[Answer]) -> list[Answer]:

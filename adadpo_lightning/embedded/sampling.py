@@ -1,21 +1,25 @@
-"""Sample from a causal language model, and score given answers: batched, seeded, without padding of prompts."""
+"""Sample from the embedded task's models, and score given answers."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
+from adadpo_lightning.generation.options import SamplingOptions
+from adadpo_lightning.generation.sampling import pad_id_of, sample
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MAX_NEW_TOKENS = 80
 ROWS = 1024
+# Finished answers leave the batch after so many tokens: the longest would otherwise cost as much as all.
+BLOCK = 8
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,6 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -
     ]
 
 
-@torch.inference_mode()
 def sample_answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -71,69 +74,30 @@ def sample_answers(
 ) -> list[list[Sample]]:
     """Sample answers at temperature 1 from the model's whole distribution.
 
-    Prompts of equal length share a batch, so that no prompt is padded and the model sees what it saw in training.
-
     Args:
         model: A causal language model.
         tokenizer: Its tokenizer, with a chat template.
         prompts: User messages.
         samples: Answers for each prompt.
-        seed: The same seed gives the same answers on one machine.
+        seed: Random seed; see `row_seed`.
         max_new_tokens: Longer answers are cut off.
 
     Returns:
         For each prompt its samples.
     """
-    generator = torch.Generator().manual_seed(seed)
-    encoded = encode_prompts(tokenizer, prompts)
-    drawn: list[list[Sample]] = [[] for _ in prompts]
-    for chunk in _equal_lengths(encoded, max(1, ROWS // samples)):
-        ids, logps = _sample_batch(
-            model, torch.tensor([encoded[i] for i in chunk]), samples, generator, max_new_tokens, tokenizer.eos_token_id
-        )
-        for row, (row_ids, row_logps) in enumerate(zip(ids, logps, strict=True)):
-            finished = row_ids[-1] == tokenizer.eos_token_id
-            text = tokenizer.decode(row_ids[: len(row_ids) - finished])
-            drawn[chunk[row // samples]].append(Sample(text, row_ids, row_logps, finished))
-    return drawn
-
-
-def _equal_lengths(encoded: Sequence[list[int]], size: int) -> Iterator[list[int]]:
-    """Indices of prompts of equal length, at most `size` at a time."""
-    by_length = defaultdict(list)
-    for i, ids in enumerate(encoded):
-        by_length[len(ids)].append(i)
-    for length in sorted(by_length):
-        group = by_length[length]
-        yield from (group[start : start + size] for start in range(0, len(group), size))
-
-
-def _sample_batch(
-    model: PreTrainedModel, prompts: Tensor, samples: int, generator: torch.Generator, max_new_tokens: int, eos: int
-) -> tuple[list[list[int]], list[list[float]]]:
-    step = model(prompts, use_cache=True, logits_to_keep=1)
-    cache: Any = step.past_key_values
-    cache.batch_repeat_interleave(samples)
-    logits = step.logits[:, -1].repeat_interleave(samples, 0)
-    rows = torch.arange(len(logits))
-    ids: list[list[int]] = [[] for _ in rows]
-    logps: list[list[float]] = [[] for _ in rows]
-    for _ in range(max_new_tokens):
-        distribution = logits.float().log_softmax(-1)
-        token = torch.multinomial(distribution.exp(), 1, generator=generator)
-        logp = distribution.gather(1, token)
-        for row, t, lp in zip(rows.tolist(), token[:, 0].tolist(), logp[:, 0].tolist(), strict=True):
-            ids[row].append(t)
-            logps[row].append(lp)
-        going = (token[:, 0] != eos).nonzero()[:, 0]
-        if len(going) == 0:
-            break
-        # Finished rows leave the batch: the longest answers would otherwise cost as much as all.
-        if len(going) < len(rows):
-            cache.batch_select_indices(going)
-            rows, token = rows[going], token[going]
-        logits = model(token, past_key_values=cache, use_cache=True).logits[:, -1]
-    return ids, logps
+    drawn = sample(
+        model,
+        encode_prompts(tokenizer, prompts),
+        SamplingOptions(max_new_tokens, temperature=1.0, seed=seed, batch_size=ROWS),
+        stop_ids={tokenizer.eos_token_id},
+        pad_id=pad_id_of(tokenizer),
+        samples=samples,
+        with_logps=True,
+        block=BLOCK,
+    )
+    return [
+        [Sample(tokenizer.decode(a.answer), a.ids, list(a.logps), a.finished) for a in answers] for answers in drawn
+    ]
 
 
 @torch.inference_mode()

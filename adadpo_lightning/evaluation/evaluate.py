@@ -13,11 +13,12 @@ import numpy as np
 
 from adadpo_lightning.data.sources import SourceConfig
 from adadpo_lightning.errors import UserError
-from adadpo_lightning.evaluation.formats import Response, read_objects, read_responses, write_atomically
 from adadpo_lightning.evaluation.judges.base import AnnotationsJudge, Comparison, build_judge
 from adadpo_lightning.evaluation.length_controlled import Anchor, Interval, bootstrap, length_controlled
 from adadpo_lightning.evaluation.options import EvaluateOptions, EvaluationOptions, LengthUnit
 from adadpo_lightning.evaluation.win_rate import mean_over_prompts
+from adadpo_lightning.generation.prompts import read_objects
+from adadpo_lightning.generation.responses import Response, read_responses, write_atomically
 
 if TYPE_CHECKING:
     from adadpo_lightning.evaluation.judges.base import Judge

@@ -50,10 +50,10 @@ def answer_prompts(
         UserError: If there are no prompts, or one leaves no room for an answer.
 
     Example:
-        >>> from adadpo_lightning.generation import answer_prompts
-        >>> answers = answer_prompts(model, tokenizer, ["What is 2 plus 3?"])  # doctest: +SKIP
-        >>> answers[0][0].response  # doctest: +SKIP
-        '5'
+        Greedy answers of a policy in training::
+
+            answers = answer_prompts(policy, tokenizer, ["What is 2 plus 3?"], SamplingOptions(temperature=0))
+            answers[0][0].response
     """
     options = options or SamplingOptions()
     if not prompts or isinstance(prompts, str):

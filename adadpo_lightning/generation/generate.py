@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from adadpo_lightning import log
 from adadpo_lightning.data.sources import SourceConfig
 from adadpo_lightning.generation.answers import decode_answer
 from adadpo_lightning.generation.engines import build_engine
@@ -74,8 +74,5 @@ def generate_responses(options: GenerateOptions, prompts: Sequence[Prompt]) -> G
             for i, sampled in zip(batch, answers, strict=True)
         ]
         append_responses(output, rows, fmt)
-        _log.info("%d of %d prompts answered", batch[-1] + 1, len(prompts))
+        log.info(f"{batch[-1] + 1} of {len(prompts)} prompts answered")
     return Generated(len(prompts), done)
-
-
-_log = logging.getLogger(__name__)

@@ -229,9 +229,7 @@ class _Batch:
 
 
 @contextmanager
-def _generation_config(
-    model: Any, options: SamplingOptions, stop_ids: set[int], pad_id: int
-) -> Iterator[set[int]]:
+def _generation_config(model: Any, options: SamplingOptions, stop_ids: set[int], pad_id: int) -> Iterator[set[int]]:
     """Within this context the model's own generation defaults do not apply; yields all tokens that end an answer."""
     from transformers import GenerationConfig
 

@@ -7,9 +7,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from adadpo_lightning.errors import UserError
-from adadpo_lightning.evaluation.formats import Response
 from adadpo_lightning.evaluation.judges.base import Comparison
 from adadpo_lightning.evaluation.judges.endpoint import EndpointJudge
+from adadpo_lightning.generation.responses import Response
 
 SECRET = "sk-very-secret"
 ANSWERS = [("good {b} answer", "bad")] * 4 + [("bad", "good")] * 2

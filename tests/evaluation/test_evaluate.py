@@ -8,10 +8,10 @@ import pytest
 from adadpo_lightning.cli import main
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.evaluation.evaluate import evaluate_responses, match_responses
-from adadpo_lightning.evaluation.formats import Response
 from adadpo_lightning.evaluation.judges.base import AnnotationsJudge
 from adadpo_lightning.evaluation.length_controlled import Anchor, length_controlled
 from adadpo_lightning.evaluation.options import EvaluationOptions
+from adadpo_lightning.generation.responses import Response
 
 RNG = np.random.default_rng(0)
 N = 300

@@ -10,9 +10,9 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from adadpo_lightning.embedded.gold import grade
 from adadpo_lightning.errors import UserError
-from adadpo_lightning.evaluation.formats import Response
 from adadpo_lightning.evaluation.judges import base as judges
 from adadpo_lightning.evaluation.judges.base import AnnotationsJudge, Comparison, available_judges, build_judge
+from adadpo_lightning.generation.responses import Response
 from tests.support.tiny import make_rows, make_tokenizer
 
 

@@ -14,14 +14,10 @@ from adadpo_lightning.cli import main
 from adadpo_lightning.data.schema import PreferencePair
 from adadpo_lightning.data.tokenize import PairTokenizer, TokenizeOptions
 from adadpo_lightning.errors import UserError
-from adadpo_lightning.evaluation.formats import Prompt
-from adadpo_lightning.generation.generate import (
-    GenerationJob,
-    PromptTokenizer,
-    SeededChoice,
-    generate_responses,
-)
-from adadpo_lightning.generation.options import SamplingOptions
+from adadpo_lightning.generation.generate import generate_responses
+from adadpo_lightning.generation.options import GenerateOptions, SamplingOptions
+from adadpo_lightning.generation.prompts import Prompt, PromptTokenizer
+from adadpo_lightning.generation.sampling import SeededChoice, uniforms
 from tests.support.tiny import make_rows, make_tokenizer
 
 PROMPTS = [Prompt(row["prompt"], f"q{i}") for i, row in enumerate(make_rows(11))]
@@ -32,7 +28,7 @@ def rows_of(path):
 
 
 def job(model_dir, path, **options):
-    return GenerationJob(model=str(model_dir), output=str(path), device="cpu", **options)
+    return GenerateOptions(str(model_dir), "prompts", str(path), device="cpu", **options)
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +60,7 @@ def test_prompts_are_those_of_training_with_one_bos(chat):
 def test_greedy_answers_are_the_models_likeliest_tokens(model_dir, model, tmp_path):
     """Without padding, cache or ``generate``: one whole forward pass for each token."""
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    generate_responses(
-        job(model_dir, tmp_path / "out.jsonl"),
-        PROMPTS,
-        SamplingOptions(max_new_tokens=9, temperature=0.0, batch_size=4),
-    )
+    generate_responses(job(model_dir, tmp_path / "out.jsonl", max_new_tokens=9, temperature=0.0, batch_size=4), PROMPTS)
     for prompt, row in zip(PROMPTS, rows_of(tmp_path / "out.jsonl"), strict=True):
         ids = PromptTokenizer(tokenizer).encode(prompt)
         start = len(ids)
@@ -85,8 +77,8 @@ def test_neither_batch_size_nor_a_stop_in_between_changes_the_answers(model_dir,
     whole, stopped = tmp_path / "whole.jsonl", tmp_path / "stopped.jsonl"
 
     def run(path, batch_size):
-        options = SamplingOptions(max_new_tokens=8, temperature=temperature, batch_size=batch_size)
-        return generate_responses(job(model_dir, path), PROMPTS, options)
+        options = job(model_dir, path, max_new_tokens=8, temperature=temperature, batch_size=batch_size)
+        return generate_responses(options, PROMPTS).resumed
 
     assert run(whole, 11) == 0
     assert run(stopped, 2) == 0
@@ -101,8 +93,8 @@ def test_neither_batch_size_nor_a_stop_in_between_changes_the_answers(model_dir,
 def test_the_seed_decides(model_dir, tmp_path):
     texts = []
     for i, seed in enumerate((0, 0, 1)):
-        options = SamplingOptions(max_new_tokens=8, temperature=1.0, seed=seed)
-        generate_responses(job(model_dir, tmp_path / f"{i}.jsonl"), PROMPTS, options)
+        options = job(model_dir, tmp_path / f"{i}.jsonl", max_new_tokens=8, temperature=1.0, seed=seed)
+        generate_responses(options, PROMPTS)
         texts.append((tmp_path / f"{i}.jsonl").read_text())
     assert texts[0] == texts[1] != texts[2]
 
@@ -111,7 +103,8 @@ def test_draws_follow_the_models_distribution():
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0, -torch.inf])
 
     def frequencies(**options):
-        choice = SeededChoice(range(20000), SamplingOptions(max_new_tokens=1, **options), prompt_length=3)
+        options = SamplingOptions(max_new_tokens=1, **options)
+        choice = SeededChoice(uniforms(range(20000), 1), options, prompt_length=3)
         scores = choice(torch.zeros(20000, 3, dtype=torch.long), logits.repeat(20000, 1))
         assert ((scores == 0).sum(1) == 1).all()
         return torch.bincount(scores.argmax(1), minlength=5) / 20000
@@ -160,7 +153,7 @@ def test_the_command_line_reads_alpaca_eval_and_writes_its_outputs(model_dir, tm
     assert main(args) == 0
     assert json.loads(output.read_text()) == rows
     assert main([*args, "--seed=1"]) == 2
-    assert "begun with other settings: seed was 0" in capsys.readouterr().err
+    assert "was started with other inputs: options.seed: 0 -> 1" in capsys.readouterr().err
     assert json.loads(output.read_text()) == rows
 
 
@@ -216,8 +209,8 @@ def test_vllm_is_asked_with_the_prompts_of_training(model_dir, tmp_path, monkeyp
 
     fake = types.SimpleNamespace(LLM=LLM, SamplingParams=lambda **options: options)
     monkeypatch.setitem(sys.modules, "vllm", fake)
-    options = SamplingOptions(max_new_tokens=7, top_k=0, batch_size=2)
-    generate_responses(job(model_dir, tmp_path / "o.jsonl", engine="vllm"), PROMPTS[:3], options)
+    options = job(model_dir, tmp_path / "o.jsonl", engine="vllm", max_new_tokens=7, top_k=0, batch_size=2)
+    generate_responses(options, PROMPTS[:3])
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     encoder = PromptTokenizer(tokenizer)
     assert [prompt["prompt_token_ids"] for prompt, _ in calls] == [encoder.encode(p) for p in PROMPTS[:3]]
@@ -257,6 +250,6 @@ def test_bad_input_ends_with_one_clear_error(case, model_dir, tmp_path, capsys, 
 def test_a_file_of_something_else_is_left_alone(model_dir, tmp_path):
     path = tmp_path / "o.jsonl"
     path.write_text('{"precious": 1}\n')
-    with pytest.raises(UserError, match="is no unfinished output of generate"):
-        generate_responses(job(model_dir, path), PROMPTS, SamplingOptions())
+    with pytest.raises(UserError, match="is not an output of generate"):
+        generate_responses(job(model_dir, path), PROMPTS)
     assert path.read_text() == '{"precious": 1}\n'

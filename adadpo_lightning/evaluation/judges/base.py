@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from adadpo_lightning.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
-    from adadpo_lightning.evaluation.formats import Response
+    from adadpo_lightning.generation.responses import Response
 
 ENTRY_POINT_GROUP = "adadpo_lightning.judges"
 
@@ -70,7 +70,7 @@ def register_judge(key: str) -> Callable[[J], J]:
         UserError: If the key is taken by another class.
 
     Example:
-        >>> from adadpo_lightning.evaluation.formats import Response
+        >>> from adadpo_lightning.generation.responses import Response
         >>> @register_judge("shorter")
         ... @dataclass
         ... class Shorter(Judge):
@@ -211,7 +211,7 @@ class AnnotationsJudge(Judge):
     def __post_init__(self) -> None:
         """Read the file."""
         from adadpo_lightning.data.sources import SourceConfig
-        from adadpo_lightning.evaluation.formats import read_objects
+        from adadpo_lightning.generation.prompts import read_objects
 
         found = read_objects(SourceConfig(self.annotations))
         self._rows = [_annotation(row, where, self.generator) for where, row in found]
@@ -246,7 +246,7 @@ def _texts(comparison: Comparison) -> tuple[str, str, str]:
 
 
 def _annotation(row: Mapping[str, Any], where: str, generator: str | None) -> tuple[Comparison, float | None]:
-    from adadpo_lightning.evaluation.formats import Response
+    from adadpo_lightning.generation.responses import Response
 
     missing = [name for name in ("instruction", "output_1", "output_2", "preference") if name not in row]
     if missing:

@@ -12,8 +12,8 @@ from adadpo_lightning.evaluation.judges.base import Judge, preference_of, regist
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from adadpo_lightning.evaluation.formats import Response
     from adadpo_lightning.evaluation.judges.base import Comparison
+    from adadpo_lightning.generation.responses import Response
 
 
 @register_judge("reward_model")
