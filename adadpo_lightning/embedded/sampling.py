@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MAX_NEW_TOKENS = 80
 ROWS = 1024
 # Finished answers leave the batch after so many tokens: the longest would otherwise cost as much as all.
-BLOCK = 8
+BLOCK = 16
 
 
 @dataclass(frozen=True)
