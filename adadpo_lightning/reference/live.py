@@ -1,12 +1,17 @@
-"""Where reference log-probabilities come from: a frozen copy, or the policy with its adapter off."""
+"""Live references: a second model, or the policy itself with another adapter or none."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Protocol
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from lightning.pytorch.utilities import rank_zero_warn
+
+from adadpo_lightning.errors import UserError
 from adadpo_lightning.models.build import build_policy
+from adadpo_lightning.reference.modes import uses_reference_adapter
 
 if TYPE_CHECKING:
     from typing import Any
@@ -16,10 +21,8 @@ if TYPE_CHECKING:
     from adadpo_lightning.models.loading import PolicyConfig
     from adadpo_lightning.models.policy import PolicyModel
     from adadpo_lightning.models.sharding import Sharding
+    from adadpo_lightning.reference.modes import ReferenceMode
     from adadpo_lightning.types import PreferenceBatch
-
-
-ReferenceMode = Literal["none", "frozen", "adapter_off", "cached"]
 
 
 class Reference(Protocol):
@@ -30,14 +33,14 @@ class Reference(Protocol):
 
 
 class FrozenReference:
-    """A second model of the same weights as the policy at step 0.
+    """A second model: a copy of the policy as it is at step 0, or another one.
 
-    Loaded by the same config and so of the same dtype, it follows the policy's device at its first use: then the very
-    same computation gives rewards of exactly 0 at step 0.
+    It moves to the policy's device at its first use. A copy is loaded by the policy's own config, so that the same
+    computation gives rewards of exactly 0 at step 0.
 
     Args:
-        model: The copy; its parameters are frozen here.
-        policy: The model to follow.
+        model: The second model; its parameters are frozen here.
+        policy: The model whose device it follows.
     """
 
     def __init__(self, model: PolicyModel, policy: PolicyModel) -> None:
@@ -73,25 +76,77 @@ class AdapterOffReference:
         return logps
 
 
+class AdapterReference:
+    """The policy with a frozen second adapter in place of the trained one: no second base model in memory.
+
+    Args:
+        policy: A policy built with ``reference_adapter=True``.
+    """
+
+    def __init__(self, policy: PolicyModel) -> None:
+        self.policy = policy
+
+    def __call__(self, batch: PreferenceBatch) -> Tensor:
+        """See `Reference`."""
+        with torch.no_grad(), self.policy.reference_adapter():
+            logps: Tensor = self.policy(batch)
+        return logps
+
+
 def build_reference(
     mode: ReferenceMode,
     policy: PolicyModel,
     config: PolicyConfig,
     tokenizer: Any = None,
     sharding: Sharding | None = None,
+    *,
+    path: str | None = None,
 ) -> Reference | None:
     """Make the reference of a policy.
 
     Args:
-        mode: ``none``, ``frozen`` (a copy, adapter included if there is one), ``adapter_off``, or ``cached``: none to
-            keep, its numbers come with the batches.
+        mode: What yields the reference log-probabilities; see `adadpo_lightning.reference.modes`. ``cached`` and
+            ``none`` make no live reference.
         policy: The policy as it is before training.
         config: What the policy was loaded by.
         tokenizer: Its tokenizer, for the same checks.
-        sharding: How to shard a copy; None keeps it whole.
+        sharding: How to shard a second model; None keeps it whole.
+        path: Directory or hub id of the reference; for the mode ``path``.
+
+    Raises:
+        UserError: If the second model cannot be loaded or has another vocabulary.
     """
     if mode in ("none", "cached"):
         return None
     if mode == "adapter_off":
         return AdapterOffReference(policy)
+    if uses_reference_adapter(mode, config):
+        return AdapterReference(policy)
+    if mode == "path":
+        check_same_vocabulary(str(path), tokenizer)
+        config = replace(config, path=path, config=None, revision=None, lora=None)
     return FrozenReference(build_policy(config, tokenizer, sharding, frozen=True), policy)
+
+
+def check_same_vocabulary(path: str, tokenizer: Any) -> None:
+    """Token ids must mean the same to policy and reference. A reference without a tokenizer cannot be checked.
+
+    Raises:
+        UserError: If the reference's tokenizer numbers a token of the policy differently.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        own = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError):
+        rank_zero_warn(f"model.reference_path: {path} has no tokenizer; its vocabulary is taken to be the policy's")
+        return
+    vocabulary, theirs = tokenizer.get_vocab(), own.get_vocab()
+    differ = [token for token, number in vocabulary.items() if theirs.get(token) != number]
+    if differ:
+        raise UserError(
+            "model.reference_path",
+            f"expected the vocabulary of the policy's tokenizer; {path} lacks or numbers differently {len(differ)} of "
+            f"{len(vocabulary)} tokens, among them {sorted(differ)[:3]}",
+            "give a model of the same family",
+        )

@@ -1,0 +1,57 @@
+"""A second, frozen adapter on the policy's base model, for references that start from a trained adapter."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from adadpo_lightning.models.meta import stand_ins
+
+if TYPE_CHECKING:
+    from torch import nn
+
+TRAINED, REFERENCE = "default", "reference"
+
+
+def add_reference_adapter(model: Any) -> None:
+    """Put a frozen copy of the trained adapter beside it.
+
+    Args:
+        model: A peft model whose adapter has its starting weights; it is changed in place. Its base model may be on
+            the meta device.
+    """
+    config = copy.deepcopy(model.peft_config[TRAINED])
+    config.init_lora_weights = False  # some initialisations change the base model; these weights are replaced anyway
+    config.inference_mode = True
+    with stand_ins(model), torch.random.fork_rng():
+        model.add_adapter(REFERENCE, config)
+    with torch.no_grad():
+        for trained, reference in paired_adapters(model):
+            reference.copy_(trained)
+    for name, parameter in model.named_parameters():
+        if is_reference(name):
+            parameter.requires_grad_(False)
+
+
+def paired_adapters(model: nn.Module) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
+    """Each parameter of the trained adapter with its counterpart in the reference adapter."""
+    parameters = dict(model.named_parameters())
+    for name, parameter in parameters.items():
+        counterpart = re.sub(rf"\.{TRAINED}(?=\.|$)", f".{REFERENCE}", name)
+        if counterpart != name and counterpart in parameters:
+            yield parameter, parameters[counterpart]
+
+
+def is_reference(name: str) -> bool:
+    """Whether a parameter belongs to the reference adapter.
+
+    Example:
+        >>> is_reference("layers.0.mlp.up_proj.lora_A.reference.weight"), is_reference("lora_A.default.weight")
+        (True, False)
+    """
+    return REFERENCE in name.split(".")
