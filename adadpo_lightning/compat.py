@@ -10,12 +10,12 @@ file imports none of them.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from argparse import Action, ArgumentParser
-    from collections.abc import Callable, Hashable, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
     import torch
     from datasets import Dataset
@@ -233,3 +233,27 @@ def read_no_config_from(action: Action) -> None:
     """Take a value that is a path as text; otherwise jsonargparse reads the file as a config of the option's class."""
     if hasattr(action, "_enable_path"):
         action._enable_path = False
+
+
+# --- peft 0.21.2 ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def adapter_in_use(model: Any, name: str | None) -> Iterator[None]:
+    """Within this context peft's layers compute with the adapter `name`, or with none (peft 0.21).
+
+    Peft's public ``set_adapter`` and ``disable_adapter`` also switch ``requires_grad``. Under FSDP2 they reach only the
+    parameter that is registered at that moment, sharded or gathered, and could leave a shard frozen.
+    """
+    layers = [layer for layer in model.modules() if hasattr(layer, "_active_adapter")]
+    before = [(layer._active_adapter, layer._disable_adapters) for layer in layers]
+    for layer in layers:
+        if name is None:
+            layer._disable_adapters = True
+        else:
+            layer._active_adapter = [name]
+    try:
+        yield
+    finally:
+        for layer, (active, disabled) in zip(layers, before, strict=True):
+            layer._active_adapter, layer._disable_adapters = active, disabled

@@ -25,7 +25,8 @@ from adadpo_lightning.generation.prompts import Prompt, PromptTokenizer
 from adadpo_lightning.generation.sampling import check_room, pad_id_of, sample
 from adadpo_lightning.metrics.functional import kl_terms
 from adadpo_lightning.metrics.on_policy import on_policy_kl
-from adadpo_lightning.reference.live import AdapterOffReference, build_reference
+from adadpo_lightning.reference.live import AdapterOffReference, AdapterReference, build_reference
+from adadpo_lightning.reference.modes import uses_reference_adapter
 from adadpo_lightning.strategies.capabilities import sharding_of
 from adadpo_lightning.types import EncodedPair
 
@@ -279,11 +280,15 @@ def first_prompts(prompts: Iterable[list[int]], count: int) -> list[list[int]]:
 
 
 def _reference(module: PreferenceLitModule) -> Reference | None:
-    """What this run has in memory; adapters can be switched off whatever the loss reads."""
+    """What this run has in memory; a new adapter can be switched off whatever the loss reads."""
     own: Reference | None = module.live_reference
-    if own is None and module.policy_config.lora is not None:
+    lora = module.policy_config.lora
+    if own is not None or lora is None:
+        return own
+    if lora.adapter is None:
         return AdapterOffReference(module.built_policy)
-    return own
+    beside = uses_reference_adapter(module.reference_mode, module.policy_config, module.reference_path)
+    return AdapterReference(module.built_policy) if beside else None
 
 
 def _gathered(mine: list[Answer]) -> list[Answer]:

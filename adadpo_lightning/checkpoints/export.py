@@ -14,6 +14,7 @@ import torch
 from adadpo_lightning.checkpoints.integrity import damage
 from adadpo_lightning.checkpoints.shards import converts_weights, export_shards, is_sharded, read_weights, write_live
 from adadpo_lightning.errors import UserError
+from adadpo_lightning.models.adapters import TRAINED
 from adadpo_lightning.models.loading import LoraOptions, PolicyConfig, load_model, load_tokenizer
 
 if TYPE_CHECKING:
@@ -43,7 +44,9 @@ def export_model(model: Any, tokenizer: Any, path: str | Path, *, merge: bool = 
     if merge and hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
     with new_directory(target) as partial:
-        model.save_pretrained(partial, safe_serialization=True)
+        # A reference adapter beside the trained one stays where it is.
+        only = {"selected_adapters": [TRAINED]} if hasattr(model, "peft_config") else {}
+        model.save_pretrained(partial, safe_serialization=True, **only)
         tokenizer.save_pretrained(partial)
 
 

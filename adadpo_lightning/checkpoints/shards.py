@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from adadpo_lightning.errors import UserError
+from adadpo_lightning.models.adapters import TRAINED
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -106,7 +107,7 @@ def write_live(model: Any, folder: Path | None) -> None:
     if hasattr(model, "peft_config"):
         adapters = read([name for name, tensor in tensors.items() if tensor.requires_grad])
         if folder is not None:
-            model.save_pretrained(folder, state_dict=adapters)
+            model.save_pretrained(folder, state_dict=adapters, selected_adapters=[TRAINED])
         return
     sizes = {name: tensors[name].numel() * tensors[name].element_size() for name in own_names(model)}
     write_files(sizes, read, folder or Path(), write=folder is not None)

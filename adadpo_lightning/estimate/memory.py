@@ -33,7 +33,7 @@ class RunShape:
         lengths: ``(prompt, chosen, rejected)`` tokens of each pair of the largest micro-batch on a rank.
         ranks: Processes, one device each.
         shards: Ranks that share one copy of the weights; 1 where each has its own.
-        reference: ``none``, ``frozen``, ``adapter_off`` or ``cached``.
+        reference: One of the modes of `adadpo_lightning.reference.modes`; a ``path`` counts as a copy of the policy.
         autocast: Whether float32 weights compute in half precision, as ``bf16-mixed`` has it.
         gathered_dtype: Type in which shards are gathered (FSDP2's ``param_dtype``); None is that of the weights.
         accumulation: Micro-batches an optimizer step on each rank.
@@ -123,7 +123,7 @@ def estimate(run: RunShape) -> Estimate:
     m = measure(run.policy, run.lengths, run.autocast, run.gathered_dtype if run.shards > 1 else None)
     shard = 1 / run.shards
     gathered = _gathered(m, run) if run.shards > 1 else 0
-    reference = m.weights * shard if run.reference == "frozen" else 0
+    reference = m.weights * shard if run.reference in SECOND_MODEL else 0
     if run.policy.gradient_checkpointing:
         kept = SELECTIVE_SHARE * m.block_activations if run.policy.gradient_checkpointing == "selective" else 0.0
         activations = m.other_activations + m.blocks * (m.block_input + kept) + m.block_activations
@@ -147,7 +147,7 @@ def estimate(run: RunShape) -> Estimate:
     everything = state | step | {"reference": reference}
     sizes = {name: size for name, size in everything.items() if name not in host}
     tokens = sum(map(sum, run.lengths))
-    passes = 3 + (run.reference in ("frozen", "adapter_off")) + bool(run.policy.gradient_checkpointing)
+    passes = 3 + (run.reference not in ("none", "cached")) + bool(run.policy.gradient_checkpointing)
     return Estimate(
         gib={name: size / GIB for name, size in sizes.items() if size},
         host_gib=sum(everything[name] for name in host) / GIB,
@@ -160,6 +160,7 @@ def estimate(run: RunShape) -> Estimate:
 
 # What selective checkpointing keeps of a block's activations: 0.26 to 0.28 in Llama-like and GPT-2-like blocks.
 SELECTIVE_SHARE = 0.27
+SECOND_MODEL = ("frozen", "path", "synced")
 OFFLOADED = ("weights", "optimizer", "gradients", "reference")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,14 +27,14 @@ def add_reference_adapter(model: Any) -> None:
     config = copy.deepcopy(model.peft_config[TRAINED])
     config.init_lora_weights = False  # some initialisations change the base model; these weights are replaced anyway
     config.inference_mode = True
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     with stand_ins(model), torch.random.fork_rng():
         model.add_adapter(REFERENCE, config)
-    with torch.no_grad():
-        for trained, reference in paired_adapters(model):
-            reference.copy_(trained)
     for name, parameter in model.named_parameters():
-        if is_reference(name):
-            parameter.requires_grad_(False)
+        parameter.requires_grad_(name in trained)
+    with torch.no_grad():
+        for own, reference in paired_adapters(model):
+            reference.copy_(own)
 
 
 def paired_adapters(model: nn.Module) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
@@ -55,3 +54,13 @@ def is_reference(name: str) -> bool:
         (True, False)
     """
     return REFERENCE in name.split(".")
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter belongs to an adapter.
+
+    Example:
+        >>> is_adapter("mlp.up_proj.lora_A.default.weight"), is_adapter("mlp.up_proj.base_layer.weight")
+        (True, False)
+    """
+    return not {TRAINED, REFERENCE}.isdisjoint(name.split("."))

@@ -11,6 +11,7 @@ import torch
 from adadpo_lightning import log
 from adadpo_lightning.compat import apply_to_tensors
 from adadpo_lightning.errors import UserError, first_line
+from adadpo_lightning.models.adapters import add_reference_adapter, is_adapter
 from adadpo_lightning.models.attention.registry import SERVED
 from adadpo_lightning.models.loading import PolicyConfig, load_model
 from adadpo_lightning.models.policy import PolicyModel
@@ -22,7 +23,12 @@ if TYPE_CHECKING:
 
 
 def build_policy(
-    config: PolicyConfig, tokenizer: Any = None, sharding: Sharding | None = None, *, frozen: bool = False
+    config: PolicyConfig,
+    tokenizer: Any = None,
+    sharding: Sharding | None = None,
+    *,
+    frozen: bool = False,
+    reference_adapter: bool = False,
 ) -> PolicyModel:
     """Load a policy, whole or sharded.
 
@@ -31,20 +37,27 @@ def build_policy(
         tokenizer: Its tokenizer, for a check of the vocabulary.
         sharding: Over which ranks; None loads it whole.
         frozen: For a reference.
+        reference_adapter: Put a frozen copy of the adapter beside it; see `adadpo_lightning.models.adapters`.
 
     Raises:
         UserError: If it cannot be loaded.
     """
+    model: Any
     if sharding is None:
-        return PolicyModel(load_model(config, tokenizer), config)
+        model = load_model(config, tokenizer)
+        if reference_adapter:
+            add_reference_adapter(model)
+        return PolicyModel(model, config)
     folder = weights_folder(config)
-    model: Any = None if folder is None else load_model(config, tokenizer, empty=True)
+    model = None if folder is None else load_model(config, tokenizer, empty=True)
     reason = "its weights are random" if folder is None else unstreamable_reason(model, folder)
     if reason is not None:
         log.warn(f"model.policy: {reason}; each rank builds the whole model before it is sharded")
         model = load_model(config, tokenizer)
     if config.lora is not None:
         _same_on_all_ranks(model)
+    if reference_adapter:
+        add_reference_adapter(model)
     policy = PolicyModel(model, config)
     shard(policy, sharding, frozen=frozen)
     _place(policy, sharding)
@@ -144,5 +157,5 @@ def _read(policy: PolicyModel, folder: str) -> None:
     from torch.distributed.checkpoint.state_dict_loader import load
 
     named = policy.model.named_parameters()
-    weights = {base_name(name): parameter.detach() for name, parameter in named if "lora_" not in name}
+    weights = {base_name(name): parameter.detach() for name, parameter in named if not is_adapter(name)}
     load(weights, storage_reader=HuggingFaceStorageReader(folder))

@@ -12,9 +12,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from adadpo_lightning import log
-from adadpo_lightning.compat import attention_of, start_fsdp_root
+from adadpo_lightning.compat import adapter_in_use, attention_of, start_fsdp_root
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.models.activations import offloading
+from adadpo_lightning.models.adapters import REFERENCE
 from adadpo_lightning.models.attention import registry as attention
 from adadpo_lightning.models.attention.layout import PackedLayout
 from adadpo_lightning.models.logprobs import LogitTransform, token_logps
@@ -72,7 +73,13 @@ class PolicyModel(nn.Module):
     @contextmanager
     def adapter_off(self) -> Iterator[None]:
         """Within this context the policy is its base model."""
-        with self.model.disable_adapter():
+        with adapter_in_use(self.model, None):
+            yield
+
+    @contextmanager
+    def reference_adapter(self) -> Iterator[None]:
+        """Within this context the policy computes with its frozen reference adapter."""
+        with adapter_in_use(self.model, REFERENCE):
             yield
 
     @contextmanager

@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
-
 from lightning.pytorch.utilities import rank_zero_warn
 
 from adadpo_lightning.errors import UserError

@@ -49,7 +49,9 @@ def resolve_reference(
             "set it to auto, frozen, adapter_off or cached, or take a loss without a reference: simpo, cpo, orpo",
         )
     if asked in ("adapter_off", "adapter") and policy.lora is None:
-        raise UserError("model.reference", f"{asked} needs a policy with LoRA, got a full model", "set model.policy.lora")
+        raise UserError(
+            "model.reference", f"{asked} needs a policy with LoRA, got a full model", "set model.policy.lora"
+        )
     return asked
 
 
@@ -76,6 +78,20 @@ def starts_at_zero(mode: ReferenceMode, policy: PolicyConfig, reference_path: st
     if mode == "adapter_off":
         return policy.lora is not None and policy.lora.adapter is None
     return mode in ("frozen", "adapter", "synced")
+
+
+def reference_note(mode: ReferenceMode, policy: PolicyConfig, reference_path: str | None = None) -> str | None:
+    """What to tell the user of a reference that is not the policy as it starts; None for one that is.
+
+    Example:
+        >>> from adadpo_lightning.models.loading import PolicyConfig
+        >>> reference_note("path", PolicyConfig("model"), "other")
+        'the reference is other, not the policy as it starts: rewards at step 0 are not 0'
+    """
+    if mode == "none" or starts_at_zero(mode, policy, reference_path):
+        return None
+    what = reference_path if mode != "adapter_off" else "the base model without its trained adapter"
+    return f"the reference is {what}, not the policy as it starts: rewards at step 0 are not 0"
 
 
 def _check_path(asked: AskedMode, reference_path: str | None) -> None:

@@ -14,8 +14,10 @@ from torch.distributed.tensor import DTensor
 from adadpo_lightning import fingerprint, log
 from adadpo_lightning.compat import attention_of
 from adadpo_lightning.errors import UserError
+from adadpo_lightning.models.adapters import is_adapter, is_reference
 from adadpo_lightning.reference.cache import ReferenceCache, fill, locked
-from adadpo_lightning.reference.live import AdapterOffReference, ReferenceMode, build_reference
+from adadpo_lightning.reference.live import AdapterReference, FrozenReference, build_reference
+from adadpo_lightning.reference.modes import source_of
 from adadpo_lightning.strategies.capabilities import sharding_of
 
 if TYPE_CHECKING:
@@ -46,9 +48,11 @@ def provide_cached_reference(
     if not wanted:
         return
     # One live reference for all datasets; with adapters it is the policy itself and no second model.
-    mode: ReferenceMode = "adapter_off" if module.policy_config.lora is not None else "frozen"
+    mode = source_of(module.policy_config, module.reference_path)
     sharding = sharding_of(module.trainer.strategy)
-    reference = build_reference(mode, module.built_policy, module.policy_config, module.tokenizer, sharding)
+    reference = build_reference(
+        mode, module.built_policy, module.policy_config, module.tokenizer, sharding, path=module.reference_path
+    )
     depends_on = {
         "reference": reference_fingerprint(reference),
         "precision": str(module.trainer.precision),
@@ -65,12 +69,17 @@ def provide_cached_reference(
 def reference_fingerprint(reference: Any) -> dict[str, Any]:
     """What the numbers of a live reference depend on: weights, model config, layout and attention.
 
-    Adapters that the reference switches off do not count.
+    Adapters that the reference does not compute with do not count.
     """
-    off = isinstance(reference, AdapterOffReference)
-    policy: PolicyModel = reference.policy if off else reference.model
+    policy: PolicyModel = reference.model if isinstance(reference, FrozenReference) else reference.policy
     model = policy.causal_lm
-    named = ((name, p) for name, p in model.named_parameters() if not (off and "lora_" in name))
+
+    def used(name: str) -> bool:
+        if isinstance(reference, FrozenReference) or not is_adapter(name):
+            return True
+        return isinstance(reference, AdapterReference) and is_reference(name)
+
+    named = ((name, p) for name, p in model.named_parameters() if used(name))
     return {
         "config": fingerprint.of_config(json.loads(model.config.to_json_string(use_diff=False))),
         "weights": fingerprint.of_weights((name.replace(".base_layer.", "."), _whole(p)) for name, p in named),

@@ -12,16 +12,20 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins import HalfPrecision
 from lightning.pytorch.trainer.states import TrainerFn
 
+from adadpo_lightning import log
 from adadpo_lightning._version import __version__
 from adadpo_lightning.callbacks.defaults import complete
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.losses import PreferenceLoss
 from adadpo_lightning.metrics.functional import kl_terms
+from adadpo_lightning.models.adapters import is_reference
 from adadpo_lightning.models.build import build_policy
 from adadpo_lightning.models.loading import PolicyConfig, load_tokenizer
 from adadpo_lightning.reference.cache import default_folder
-from adadpo_lightning.reference.live import build_reference
+from adadpo_lightning.reference.live import FrozenReference, build_reference
+from adadpo_lightning.reference.modes import AskedMode, reference_note, resolve_reference, uses_reference_adapter
 from adadpo_lightning.reference.provider import provide_cached_reference
+from adadpo_lightning.reference.sync import SyncOptions, sync
 from adadpo_lightning.strategies.capabilities import sharding_of, shards_parameters
 from adadpo_lightning.training.optim import OptimizerConfig, SchedulerConfig, build_optimizer, build_scheduler
 from adadpo_lightning.types import PairLogps, PreferenceBatch, StepOutput
@@ -45,9 +49,15 @@ class PreferenceLitModule(LightningModule):
         loss: The loss; one of `adadpo_lightning.losses`.
         optimizer: AdamW's numbers.
         scheduler: Learning-rate schedule.
-        reference: Where reference log-probabilities come from. ``auto``: none if the loss needs none, the policy with
-            its adapter off if it has one, else a frozen copy. ``cached``: from disk, computed once before the first
-            step and then shared by all runs over the same weights and pairs; no second model stays in memory.
+        reference: What yields the reference log-probabilities. ``frozen``: a copy of the policy as it starts. ``path``:
+            the model at `reference_path`. ``adapter_off``: the policy without its adapter. ``adapter``: the policy with
+            a frozen copy of the adapter that it starts from. ``synced``: a copy that follows the policy (TR-DPO, see
+            `sync`). ``cached``: the numbers of ``auto`` from disk, computed once before the first step and shared by
+            all runs over the same weights and pairs; no second model stays in memory. ``auto``: none if the loss needs
+            none, else ``path`` if there is one, ``adapter`` for a trained adapter (``lora.adapter``), ``adapter_off``
+            for a new one, ``frozen`` for a full model: rewards start at exactly 0, except with ``path``.
+        reference_path: Directory or hub id of the reference, of the policy's vocabulary; for ``path`` and ``cached``.
+        sync: How a ``synced`` reference follows the policy.
         reference_cache: Folder of the caches; null takes ``$XDG_CACHE_HOME/adadpo_lightning/reference``.
 
     Raises:
@@ -60,15 +70,21 @@ class PreferenceLitModule(LightningModule):
         loss: PreferenceLoss,
         optimizer: OptimizerConfig | None = None,
         scheduler: SchedulerConfig | None = None,
-        reference: Literal["auto", "none", "frozen", "adapter_off", "cached"] = "auto",
+        reference: AskedMode = "auto",
         reference_cache: str | None = None,
+        reference_path: str | None = None,
+        sync: SyncOptions | None = None,
     ) -> None:
         super().__init__()
         self.policy_config = policy
         self.loss = loss
         self.optimizer_config = optimizer or OptimizerConfig()
         self.scheduler_config = scheduler or SchedulerConfig()
-        self.reference_mode = resolve_reference(reference, loss, has_adapter=policy.lora is not None)
+        self.reference_mode = resolve_reference(reference, loss, policy, reference_path)
+        self.reference_path = reference_path
+        self.sync = sync or SyncOptions()
+        if self.reference_mode == "synced":
+            self.sync.check(policy)
         self.reference_cache = Path(reference_cache) if reference_cache is not None else default_folder()
         self.policy: PolicyModel | None = None
         self._reference: Reference | None = None
@@ -128,11 +144,21 @@ class PreferenceLitModule(LightningModule):
         if self.policy is not None:
             return
         sharding = sharding_of(self.trainer.strategy, self.reference_mode) if self._trainer is not None else None
-        self.policy = build_policy(self.policy_config, self.tokenizer, sharding)
+        if note := reference_note(self.reference_mode, self.policy_config, self.reference_path):
+            log.warn(f"model.reference: {note}")
+        beside = uses_reference_adapter(self.reference_mode, self.policy_config, self.reference_path)
+        self.policy = build_policy(self.policy_config, self.tokenizer, sharding, reference_adapter=beside)
         # A reference is not a child module: frozen weights belong neither in checkpoints nor in the optimizer.
         self._reference = build_reference(
-            self.reference_mode, self.policy, self.policy_config, self.tokenizer, sharding
+            self.reference_mode,
+            self.policy,
+            self.policy_config,
+            self.tokenizer,
+            sharding,
+            path=self.reference_path,
         )
+        if self.reference_mode == "synced" and isinstance(self._reference, FrozenReference):
+            self.synced_reference = self._reference.model  # a child: a resumed run needs what it has become
 
     def on_fit_start(self) -> None:
         """Fill or find the reference caches of what is trained and validated on."""
@@ -163,6 +189,12 @@ class PreferenceLitModule(LightningModule):
         total = int(self.trainer.estimated_stepping_batches) if planned is None else planned
         scheduler = build_scheduler(optimizer, self.scheduler_config, total)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Take the step; a ``synced`` reference then follows, before any callback validates or saves."""
+        super().optimizer_step(*args, **kwargs)
+        if self.reference_mode == "synced" and self.sync.due(self.trainer.global_step + 1):
+            sync(self.built_policy, getattr(self, "synced_reference", None), self.sync.alpha)
 
     def forward(self, batch: PreferenceBatch) -> Tensor:
         """Log-probability of each scored token of the batch, nats, shape (N,)."""
@@ -233,40 +265,10 @@ class PreferenceLitModule(LightningModule):
             "reference": self.reference_mode,
         }
         if self.policy_config.lora is not None:
-            trained = {name for name, p in self.named_parameters() if p.requires_grad}
+            synced = self.reference_mode == "synced"
+            kept = {name for name, p in self.named_parameters() if p.requires_grad or (synced and is_reference(name))}
             weights = checkpoint["state_dict"]
-            checkpoint["state_dict"] = {name: w for name, w in weights.items() if name in trained}
-
-
-def resolve_reference(
-    reference: Literal["auto", "none", "frozen", "adapter_off", "cached"], loss: PreferenceLoss, *, has_adapter: bool
-) -> Literal["none", "frozen", "adapter_off", "cached"]:
-    """Choose where reference log-probabilities come from.
-
-    Raises:
-        UserError: If the choice and the loss or the policy contradict each other.
-
-    Example:
-        >>> from adadpo_lightning.losses import DPO, SimPO
-        >>> resolve_reference("auto", DPO(), has_adapter=True), resolve_reference("auto", SimPO(), has_adapter=False)
-        ('adapter_off', 'none')
-    """
-    if not loss.needs_reference:
-        # A reference that the loss does not read would cost memory and time for nothing.
-        return "none"
-    if reference == "auto":
-        return "adapter_off" if has_adapter else "frozen"
-    if reference == "none":
-        raise UserError(
-            "model.reference",
-            f"{type(loss).__name__} needs a reference, got none",
-            "set it to auto, frozen, adapter_off or cached, or take a loss without a reference: simpo, cpo, orpo",
-        )
-    if reference == "adapter_off" and not has_adapter:
-        raise UserError(
-            "model.reference", "adapter_off needs a policy with LoRA, got a full model", "set model.policy.lora"
-        )
-    return reference
+            checkpoint["state_dict"] = {name: w for name, w in weights.items() if name in kept}
 
 
 def sum_by_answer(values: Tensor, batch: PreferenceBatch) -> Tensor:

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from tests.support import fsdp_worker
-from tests.support.tiny import make_model_dir, make_rows, write_rows
+from tests.support.tiny import make_adapter_dir, make_model_dir, make_rows, write_rows
 
 pytestmark = pytest.mark.distributed
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "USE_LIBUV": "0"}
-WHOLE_RUNS = ["dpo", "adadpo", "cpo", "lora", "cached", "hsdp", "offload", "saving", "padded"]
-RESUMED_RUNS = ["dpo-resumed", "lora-resumed"]
+WHOLE_RUNS = ["dpo", "adadpo", "cpo", "lora", "cached", "adapter", "adapter-cached", "path", "synced"]
+WHOLE_RUNS += ["hsdp", "offload", "saving", "padded"]
+RESUMED_RUNS = ["dpo-resumed", "lora-resumed", "synced-resumed"]
 
 
 def tie_embeddings(path):
@@ -31,6 +32,8 @@ def folder(tmp_path_factory):
     """Models, pairs, and what two ranks made of all cases."""
     folder = tmp_path_factory.mktemp("fsdp")
     make_model_dir(folder / "plain")
+    make_model_dir(folder / "other", seed=7)
+    make_adapter_dir(folder / "plain", folder / "adapter")
     tie_embeddings(make_model_dir(folder / "tied"))
     write_rows(folder / "pairs.jsonl", make_rows(37))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

@@ -19,6 +19,7 @@ from adadpo_lightning.checkpoints.export import export_policy
 from adadpo_lightning.data.datamodule import PreferenceDataModule
 from adadpo_lightning.losses import build_loss
 from adadpo_lightning.models.loading import LoraOptions, PolicyConfig
+from adadpo_lightning.reference.sync import SyncOptions
 from adadpo_lightning.strategies import FSDP2
 from adadpo_lightning.training.module import PreferenceLitModule
 from adadpo_lightning.training.optim import OptimizerConfig, SchedulerConfig
@@ -33,6 +34,8 @@ class Case:
     policy: dict[str, Any] = field(default_factory=dict)
     strategy: dict[str, Any] = field(default_factory=dict)
     reference: str = "auto"
+    reference_model: str | None = None
+    adapter: bool = False
     save: bool = False
     resume: str | None = None
     clip: float | None = 0.5
@@ -45,6 +48,10 @@ CASES = {
     "cpo": Case("cpo"),
     "lora": Case("adadpo", policy={"lora": LoraOptions(r=2)}, save=True),
     "cached": Case("adadpo", reference="cached"),
+    "adapter": Case("adadpo", policy={"lora": LoraOptions()}, adapter=True),
+    "adapter-cached": Case("dpo", policy={"lora": LoraOptions()}, adapter=True, reference="cached"),
+    "path": Case("dpo", reference_model="other"),
+    "synced": Case("dpo", reference="synced", save=True),
     "hsdp": Case("dpo", strategy={"replicas": 2}),
     "offload": Case("dpo", model="tied", strategy={"cpu_offload": True}),
     "saving": Case("adacpo", policy={"gradient_checkpointing": "selective", "offload_activations": True}),
@@ -52,6 +59,7 @@ CASES = {
     "unclipped": Case("dpo", clip=None),
     "dies": Case("simpo", save=True, dies=True),
     "dpo-resumed": Case("dpo", resume="dpo"),
+    "synced-resumed": Case("dpo", reference="synced", resume="synced"),
     "lora-resumed": Case("adadpo", policy={"lora": LoraOptions(r=2)}, resume="lora"),
 }
 
@@ -75,13 +83,18 @@ def run(folder: Path, name: str, ranks: int, strategy=None) -> dict[str, Any]:
     """Train five steps of 8, 8, 8, 8 and 5 pairs, clipped, with validation before and after."""
     case = CASES[name]
     seed_everything(int(os.environ.get("RANK", 0)) if case.policy.get("lora") is None else 0)
+    policy = PolicyConfig(path=str(folder / case.model), dtype="float32", **case.policy)
+    if case.adapter:
+        policy.lora = LoraOptions(adapter=str(folder / "adapter"))
     module = PreferenceLitModule(
-        PolicyConfig(path=str(folder / case.model), dtype="float32", **case.policy),
+        policy,
         build_loss(case.loss),
         OptimizerConfig(lr=1e-2, eps=1e-5),
         SchedulerConfig(name="constant", warmup_ratio=0.0),
         reference=case.reference,
         reference_cache=str(folder / f"cache-{ranks}"),
+        reference_path=str(folder / case.reference_model) if case.reference_model else None,
+        sync=SyncOptions(alpha=0.5, every_n_steps=2),
     )
     data = PreferenceDataModule(
         train=str(folder / "pairs.jsonl"),

@@ -69,3 +69,17 @@ def make_rows(count: int, seed: int = 0) -> list[dict[str, str]]:
 def write_rows(path: Path, rows) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def make_adapter_dir(model_dir: Path, path: Path) -> Path:
+    """A LoRA adapter that changes what a model says, as a trained one does."""
+    from adadpo_lightning.models.loading import LoraOptions, PolicyConfig, load_model
+
+    model = load_model(PolicyConfig(path=str(model_dir), lora=LoraOptions(r=2)))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.2)
+    model.save_pretrained(path)
+    return path

@@ -23,6 +23,7 @@ from adadpo_lightning.data.plan import MicroBatch
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.models.selfcheck import TOLERANCE
 from adadpo_lightning.reference.cache import ReferenceCache, fill
+from adadpo_lightning.reference.modes import starts_at_zero
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -211,8 +212,9 @@ class Checkup(Callback):
             f"largest log-ratio {max(float(ratio) for ratio in ratios):.2g}"
         )
         agrees = abs(self.shares - self.expected) < LOSS_TOLERANCE
-        if not agrees and self._module.policy_config.lora is not None and self._module.policy_config.lora.adapter:
-            return Finding(what, f"{detail}; the adapter is a trained one")
+        module = self._module
+        if not agrees and not starts_at_zero(module.reference_mode, module.policy_config, module.reference_path):
+            return Finding(what, f"{detail}; model.reference {module.reference_mode} is another model than the policy")
         return Finding(what, detail, "ok" if agrees else "FAIL")
 
 

@@ -13,7 +13,6 @@ import torch
 from adadpo_lightning.cli.trainer import PreferenceCLI
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.estimate.memory import Estimate, Lengths, RunShape, estimate
-from adadpo_lightning.training.module import resolve_reference
 
 if TYPE_CHECKING:
     from adadpo_lightning.data.datamodule import PreferenceDataModule
@@ -135,9 +134,7 @@ def run_shape(
         lengths=lengths,
         ranks=ranks,
         shards=ranks // int(options.get("replicas") or 1) if sharded else 1,
-        reference=resolve_reference(
-            module.reference_mode, module.loss, has_adapter=module.policy_config.lora is not None
-        ),
+        reference=module.reference_mode,
         autocast=str(trainer.get("precision")) == "bf16-mixed",
         gathered_dtype=getattr(torch, dtype) if dtype else None,
         accumulation=max(1, -(-data.global_batch_size // (ranks * pairs))),
