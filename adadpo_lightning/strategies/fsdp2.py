@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 
 from adadpo_lightning import log
 from adadpo_lightning.checkpoints.integrity import shard_digests, write_manifest
-from adadpo_lightning.checkpoints.shards import is_sharded
+from adadpo_lightning.checkpoints.shards import is_sharded, stored_weights
 from adadpo_lightning.compat import is_lost_rank
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.models.sharding import Sharding
@@ -98,11 +98,11 @@ class FSDP2(ModelParallelStrategy):
         """Nothing: weights and buffers were placed when the model was sharded, and offloaded ones must stay."""
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """The trained weights; frozen ones are those of the base model that a LoRA checkpoint names."""
+        """The trained weights. Frozen ones belong to the base model, which a LoRA checkpoint names."""
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
         full = not self._save_distributed_checkpoint
-        options = StateDictOptions(full_state_dict=full, cpu_offload=True, ignore_frozen_params=True)
+        options = StateDictOptions(full_state_dict=full, cpu_offload=True, ignore_frozen_params=self._ignores_frozen)
         return get_model_state_dict(self._module, options=options)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
@@ -143,8 +143,11 @@ class FSDP2(ModelParallelStrategy):
         )
         from torch.distributed.checkpoint.state_dict_loader import load
 
-        options = StateDictOptions(cpu_offload=self.cpu_offload, ignore_frozen_params=True, strict=False)
-        weights = {"state_dict": get_model_state_dict(self._module, options=options)}
+        options = StateDictOptions(
+            cpu_offload=self.cpu_offload, ignore_frozen_params=self._ignores_frozen, strict=False
+        )
+        own, stored = get_model_state_dict(self._module, options=options), stored_weights(path)
+        weights = {"state_dict": {name: weight for name, weight in own.items() if name in stored}}
         load(weights, checkpoint_id=path)
         set_model_state_dict(self._module, weights["state_dict"], options=options)
         for number, optimizer in enumerate(self.optimizers):
@@ -165,6 +168,11 @@ class FSDP2(ModelParallelStrategy):
                 every_rank=True,
             )
         super().on_exception(exception)
+
+    @property
+    def _ignores_frozen(self) -> bool:
+        """A module whose frozen weights change says so."""
+        return not getattr(self._module, "saves_frozen_weights", False)
 
     @property
     def _module(self) -> torch.nn.Module:

@@ -103,6 +103,11 @@ class PreferenceLitModule(LightningModule):
         return layout
 
     @property
+    def saves_frozen_weights(self) -> bool:
+        """Whether checkpoints must hold weights that have no gradient: those of a reference that moves."""
+        return self.reference_mode == "synced"
+
+    @property
     def built_policy(self) -> PolicyModel:
         """The policy, once it is loaded."""
         if self.policy is None:
@@ -265,7 +270,7 @@ class PreferenceLitModule(LightningModule):
             "reference": self.reference_mode,
         }
         if self.policy_config.lora is not None:
-            synced = self.reference_mode == "synced"
+            synced = self.saves_frozen_weights
             kept = {name for name, p in self.named_parameters() if p.requires_grad or (synced and is_reference(name))}
             weights = checkpoint["state_dict"]
             checkpoint["state_dict"] = {name: w for name, w in weights.items() if name in kept}

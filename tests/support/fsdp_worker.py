@@ -48,8 +48,8 @@ CASES = {
     "cpo": Case("cpo"),
     "lora": Case("adadpo", policy={"lora": LoraOptions(r=2)}, save=True),
     "cached": Case("adadpo", reference="cached"),
-    "adapter": Case("adadpo", policy={"lora": LoraOptions()}, adapter=True),
-    "adapter-cached": Case("dpo", policy={"lora": LoraOptions()}, adapter=True, reference="cached"),
+    "adapter": Case("adadpo", policy={"dtype": "float64"}, adapter=True),
+    "adapter-cached": Case("dpo", policy={"dtype": "float64"}, adapter=True, reference="cached"),
     "path": Case("dpo", reference_model="other"),
     "synced": Case("dpo", reference="synced", save=True),
     "hsdp": Case("dpo", strategy={"replicas": 2}),
@@ -83,7 +83,7 @@ def run(folder: Path, name: str, ranks: int, strategy=None) -> dict[str, Any]:
     """Train five steps of 8, 8, 8, 8 and 5 pairs, clipped, with validation before and after."""
     case = CASES[name]
     seed_everything(int(os.environ.get("RANK", 0)) if case.policy.get("lora") is None else 0)
-    policy = PolicyConfig(path=str(folder / case.model), dtype="float32", **case.policy)
+    policy = PolicyConfig(path=str(folder / case.model), **{"dtype": "float32", **case.policy})
     if case.adapter:
         policy.lora = LoraOptions(adapter=str(folder / "adapter"))
     module = PreferenceLitModule(

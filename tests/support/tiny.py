@@ -80,6 +80,6 @@ def make_adapter_dir(model_dir: Path, path: Path) -> Path:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
-                parameter.normal_(std=0.2)
+                parameter.normal_(std=0.05)
     model.save_pretrained(path)
     return path
