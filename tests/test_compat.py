@@ -239,3 +239,26 @@ def test_read_no_config_from_leaves_other_options_alone():
     option = SimpleNamespace()
     compat.read_no_config_from(option)
     assert vars(option) == {}
+
+
+def test_adapter_in_use():
+    """The same outputs as by peft's own switches, and no parameter changes whether it is trained."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    config = LoraConfig(r=2, target_modules=["0"], init_lora_weights=False)
+    model = get_peft_model(nn.Sequential(nn.Linear(3, 3)), config)
+    model.add_adapter("other", config)
+    model.set_adapter("default")
+    trained, x = [p.requires_grad for p in model.parameters()], torch.ones(1, 3)
+    with compat.adapter_in_use(model, "other"):
+        other = model(x)
+    with compat.adapter_in_use(model, None):
+        off = model(x)
+    assert trained == [p.requires_grad for p in model.parameters()]
+    own = model(x)
+    with model.disable_adapter():
+        assert torch.equal(model(x), off)
+    model.set_adapter("other")
+    assert torch.equal(model(x), other)
+    assert len({out.sum().item() for out in (own, off, other)}) == 3

@@ -79,11 +79,11 @@ def test_rewards_are_zero_at_step_zero(model_dir, pairs_file, adapter_dir, tmp_p
 
 
 def test_a_trained_adapter_gets_itself_as_reference_and_the_base_only_when_asked(
-    model_dir, pairs_file, adapter_dir, tmp_path
+    model_dir, pairs_file, adapter_dir, tmp_path, capsys
 ):
     lora = LoraOptions(adapter=str(adapter_dir))
-    with pytest.warns(UserWarning, match="base model without its trained adapter"):
-        _, rewards, _ = train(model_dir, pairs_file, tmp_path, lora, reference="adapter_off")
+    _, rewards, _ = train(model_dir, pairs_file, tmp_path, lora, reference="adapter_off")
+    assert "the base model without its trained adapter, not the policy as it starts" in capsys.readouterr().err
     assert rewards[0].abs().max() > 1e-3
     frozen, _, _ = train(model_dir, pairs_file, tmp_path, lora, reference="frozen")
     adapter, _, _ = train(model_dir, pairs_file, tmp_path, lora, reference="adapter")
@@ -103,9 +103,9 @@ def test_two_trained_adapters_have_two_caches(model_dir, pairs_file, adapter_dir
 
 
 @pytest.mark.parametrize("mode", ["auto", "path", "cached"])
-def test_a_path_is_another_model(model_dir, other_dir, pairs_file, tmp_path, mode):
-    with pytest.warns(UserWarning, match="not the policy as it starts"):
-        module, rewards, _ = train(model_dir, pairs_file, tmp_path, reference=mode, reference_path=str(other_dir))
+def test_a_path_is_another_model(model_dir, other_dir, pairs_file, tmp_path, capsys, mode):
+    module, rewards, _ = train(model_dir, pairs_file, tmp_path, reference=mode, reference_path=str(other_dir))
+    assert "not the policy as it starts: rewards at step 0 are not 0" in capsys.readouterr().err
     assert module.reference_mode in ("path", "cached")
     assert rewards[0].abs().max() > 1e-3
     _, itself, _ = train(model_dir, pairs_file, tmp_path, reference=mode, reference_path=str(model_dir))
