@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 # Tests run in two processes; more threads than cores only get in each other's way.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: quickstart test notebooks lint types audit docs bench clean
+.PHONY: quickstart test notebooks lint types audit docs release-check bench clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -27,8 +27,22 @@ test: $(VENV)/.installed-dev
 notebooks: $(VENV)/.installed-dev
 	$(TEST_ENV) $(BIN)/python -m pytest -m "slow or not slow" tests/test_notebooks.py
 
-docs: $(VENV)/.installed-dev
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(INSTALL) --editable .[docs]
+	touch $@
+
+# Generated pages, then the site in build/site; a broken link, reference or page without an entry fails.
+docs: $(VENV)/.installed-dev $(VENV)/.installed-docs
 	$(BIN)/python scripts/make_docs.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+$(VENV)/.installed-release: $(VENV)/.installed
+	$(INSTALL) --editable .[release]
+	touch $@
+
+# A dry run of the release: build, check, install the wheel without its dependencies, compare versions.
+release-check: $(VENV)/.installed-release
+	$(BIN)/python scripts/release_check.py
 
 # Known vulnerabilities of what is installed; where their service cannot be reached it says so and passes.
 audit: $(VENV)/.installed-dev
