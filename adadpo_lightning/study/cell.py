@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import os
 import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adadpo_lightning.errors import UserError
+from lightning.pytorch.utilities import rank_zero_only
+
+from adadpo_lightning.runs.lock import claim
+from adadpo_lightning.runs.logs import last_metrics, read_metrics
+from adadpo_lightning.study.commands import (
+    Command,
+    fit_arguments,
+    in_a_process,
+    judge_arguments,
+    quiet_trainer,
+    run,
+    seed_folder,
+)
+from adadpo_lightning.study.directory import fingerprint_of, result_path, write_result
 from adadpo_lightning.study.grid import Cell, source_cell
 
 if TYPE_CHECKING:
     from adadpo_lightning.study.grid import Job, StudyConfig
 
-RESULT = "result.json"
 COEFFICIENT = "train/grad_balance/coefficient"
-Command = Callable[[Sequence[str]], int]
-
-
-def result_path(study: StudyConfig, job: Job) -> Path:
-    """Where a job says that it is finished."""
-    folder = "cells" if job.cell is not None else "seeds"
-    return study.root / folder / job.name / RESULT
+FITTED = "fitted.json"  # says that training and export are finished
+OF_AN_EARLIER_POLICY = (FITTED, "responses.jsonl", "responses.jsonl.settings.json", "evaluation.json")
 
 
 def run_job(study: StudyConfig, job: Job, main: Command) -> None:
@@ -36,22 +39,26 @@ def run_job(study: StudyConfig, job: Job, main: Command) -> None:
 
     Args:
         study: The study.
-        job: One of its jobs, whose needs are met.
+        job: One of its jobs; the jobs that it needs are done.
         main: The command line; it takes arguments and returns an exit status.
 
     Raises:
-        SystemExit: With the status of a command that failed; it has said why.
+        UserError: If another process runs the job.
+        SystemExit: With the status of a command that failed, after its error was printed.
     """
     begun = time.monotonic()
     path = result_path(study, job)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    found = prepare_seed(study, job.seed, main) if job.cell is None else run_cell(study, job.cell, main)
-    if int(os.environ.get("LOCAL_RANK", "0")) != 0:
-        return  # another rank of the same run
-    result = {"status": "done", "error": None, "seconds": round(time.monotonic() - begun, 1), **found}
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(result, indent=1), encoding="utf-8")
-    unfinished.replace(path)
+    first = getattr(rank_zero_only, "rank", 0) == 0  # the other ranks of a run only take part in `fit`
+    with claim(path.parent, "job") if first else nullcontext():
+        made_under = fingerprint_of(study, job)
+        if job.cell is None:
+            found = prepare_seed(study, job.seed, main)
+        else:
+            found = run_cell(study, job.cell, main, made_under, first=first)
+        if first:
+            seconds = round(time.monotonic() - begun, 1)
+            result = {"status": "done", "error": None, "seconds": seconds, "fingerprint": made_under, **found}
+            write_result(path, result)
 
 
 def prepare_seed(study: StudyConfig, seed: int, main: Command) -> dict[str, Any]:
@@ -62,7 +69,7 @@ def prepare_seed(study: StudyConfig, seed: int, main: Command) -> dict[str, Any]
 
     folder, size = seed_folder(study, seed), study.embedded
     for part in ("task", "warmup", "pairs"):
-        shutil.rmtree(folder / part, ignore_errors=True)  # of an attempt that was stopped
+        shutil.rmtree(folder / part, ignore_errors=True)  # from an attempt that was stopped
     task = make_task(
         folder / "task",
         seed=seed,
@@ -92,12 +99,29 @@ def prepare_seed(study: StudyConfig, seed: int, main: Command) -> dict[str, Any]
     return asdict(statistics)
 
 
-def run_cell(study: StudyConfig, cell: Cell, main: Command) -> dict[str, Any]:
-    """Train one cell and judge its policy."""
+def run_cell(
+    study: StudyConfig, cell: Cell, main: Command, made_under: dict[str, Any], *, first: bool
+) -> dict[str, Any]:
+    """Train one cell and judge its policy.
+
+    If an earlier attempt finished training and failed afterwards, only the judging is repeated.
+
+    Args:
+        study: The study.
+        cell: The cell.
+        main: The command line.
+        made_under: Its fingerprint.
+        first: Whether this is the first rank of the run.
+    """
     folder = study.root / "cells" / cell.name
     options = cell.options | coefficient_options(study, cell)
-    run(main, fit_arguments(study, cell, options, folder / "run"))
-    if int(os.environ.get("LOCAL_RANK", "0")) != 0:
+    if not _fitted(folder, made_under):
+        if first:
+            _remove_leftovers(study, folder)
+        run(main, fit_arguments(study, cell, options, folder / "run"))
+        if first:
+            (folder / FITTED).write_text(json.dumps(made_under), encoding="utf-8")
+    if not first:
         return {}
     metrics = last_values(folder / "run")
     judged = judge_embedded if study.task == "embedded" else judge_responses
@@ -108,56 +132,19 @@ def run_cell(study: StudyConfig, cell: Cell, main: Command) -> dict[str, Any]:
     return {"cell": {**described, "options": options}, "run": "run", "metrics": metrics}
 
 
-def fit_arguments(study: StudyConfig, cell: Cell, options: dict[str, Any], output_dir: Path) -> list[str]:
-    """The ``fit`` command of one cell."""
-    from adadpo_lightning.losses import build_loss, loss_class
-    from adadpo_lightning.shipped import find_config
-
-    configs = study.fit_configs or [str(find_config("quickstart.yaml"))]
-    order = cell.seed + 100_000 * study.arms[cell.arm].training_seed
-    arguments = [
-        "fit",
-        *(f"--config={config}" for config in configs),
-        f"--output_dir={output_dir}",
-        f"--seed_everything={order}",
-        f"--data.seed={order}",
-        f"--model.loss={loss_class(cell.loss).__name__}",
-        *(f"--model.loss.{name}={_value(value)}" for name, value in options.items()),
-        f"--model.optimizer.lr={cell.lr}",
-    ]
-    if build_loss(cell.loss, **options).needs_reference:
-        arguments += ["--model.reference=cached", f"--model.reference_cache={study.root / 'reference_cache'}"]
-    if study.task == "embedded":
-        arguments += _embedded_arguments(study, cell.seed, output_dir)
-        shutil.rmtree(output_dir, ignore_errors=True)  # of an attempt that was stopped; it takes seconds to run anew
-    else:
-        arguments += ["--auto_resume=true", "--trainer.callbacks+=adadpo_lightning.callbacks.ExportHF"]
-    return arguments + [f"--{name}={_value(value)}" for name, value in study.fit_options.items()]
+def _fitted(folder: Path, made_under: dict[str, Any]) -> bool:
+    with suppress(OSError, ValueError):
+        marker = json.loads((folder / FITTED).read_text(encoding="utf-8"))
+        return marker == made_under and (folder / "run" / "export").is_dir()
+    return False
 
 
-def _value(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _embedded_arguments(study: StudyConfig, seed: int, output_dir: Path) -> list[str]:
-    folder = seed_folder(study, seed)
-    return [
-        f"--model.policy.path={folder / 'warmup' / 'export'}",
-        f"--data.train={folder / 'pairs' / 'pairs.jsonl'}",
-        f"--data.val={folder / 'pairs' / 'pairs_val.jsonl'}",
-        "--trainer.enable_checkpointing=false",
-        *quiet_trainer(output_dir),
-    ]
-
-
-def quiet_trainer(output_dir: Path) -> list[str]:
-    """Options that leave a small run's curves to one CSV file."""
-    return [
-        "--trainer.enable_progress_bar=false",
-        "--trainer.logger=lightning.pytorch.loggers.CSVLogger",
-        f"--trainer.logger.save_dir={output_dir}",
-        "--trainer.logger.name=csv",
-    ]
+def _remove_leftovers(study: StudyConfig, folder: Path) -> None:
+    """Remove what an interrupted attempt left; checkpoints stay, and `fit` resumes from them."""
+    # A run of the embedded task takes seconds and writes no checkpoints.
+    shutil.rmtree(folder / "run" if study.task == "embedded" else folder / "run" / "export", ignore_errors=True)
+    for name in OF_AN_EARLIER_POLICY:
+        (folder / name).unlink(missing_ok=True)
 
 
 def coefficient_options(study: StudyConfig, cell: Cell) -> dict[str, float]:
@@ -165,36 +152,23 @@ def coefficient_options(study: StudyConfig, cell: Cell) -> dict[str, float]:
     arm = study.arms[cell.arm].coefficient_of
     if arm is None:
         return {}
-    values = logged(study.root / "cells" / source_cell(cell, arm).name / "run")[COEFFICIENT]
+    values = read_metrics(study.root / "cells" / source_cell(cell, arm).name / "run", [COEFFICIENT])[COEFFICIENT]
     mean = sum(values) / len(values)
     return {"floor": mean, "ceiling": mean}
 
 
-def logged(run_dir: Path) -> dict[str, list[float]]:
-    """Every metric of a run's CSV log, in the order of its steps.
+def last_values(run_dir: Path) -> dict[str, float]:
+    """The metrics of the last validation, and the mean coefficient of training.
 
     Raises:
-        UserError: If the run has logged nothing.
+        UserError: If the run has no CSV log.
     """
-    files = sorted(run_dir.glob("csv/version_*/metrics.csv"), key=lambda path: path.stat().st_mtime)
-    if not files:
-        raise UserError(str(run_dir), "holds no csv/version_*/metrics.csv", "leave a CSVLogger in trainer.logger")
-    values: dict[str, list[float]] = {}
-    for file in files:  # a resumed run has begun a file of its own
-        with file.open(encoding="utf-8", newline="") as lines:
-            for row in csv.DictReader(lines):
-                for name, value in row.items():
-                    if value:
-                        values.setdefault(name, []).append(float(value))
-    return values
-
-
-def last_values(run_dir: Path) -> dict[str, float]:
-    """What the last validation said, and the mean coefficient of training."""
-    values = logged(run_dir)
-    last = {name: found[-1] for name, found in values.items() if name.startswith("val/")}
-    if found := values.get(COEFFICIENT):
-        last[COEFFICIENT] = sum(found) / len(found)
+    read_metrics(run_dir, [])
+    found = last_metrics(run_dir)
+    last = {name: value for name, value in found.items() if name.startswith("val/")}
+    if COEFFICIENT in found:
+        values = read_metrics(run_dir, [COEFFICIENT])[COEFFICIENT]
+        last[COEFFICIENT] = sum(values) / len(values)
     return last
 
 
@@ -215,42 +189,11 @@ def judge_embedded(study: StudyConfig, cell: Cell, folder: Path) -> dict[str, fl
 
 def judge_responses(study: StudyConfig, cell: Cell, folder: Path) -> dict[str, float]:
     """Answers to the study's prompts and their win rates, by ``generate`` and ``evaluate``."""
-    if (how := study.evaluation) is None:
+    report = folder / "evaluation.json"
+    commands = judge_arguments(study, cell, folder / "run" / "export", folder / "responses.jsonl", report)
+    for arguments in commands:
+        run(in_a_process, arguments)  # so that the memory of the trained model is free
+    if not commands:
         return {}
-    model, responses, report = folder / "run" / "export", folder / "responses.jsonl", folder / "evaluation.json"
-    generate = {"model": model, "prompts": how.prompts, "output": responses, "seed": cell.seed, **how.generate}
-    evaluate = {
-        "judge": how.judge,
-        "responses": responses,
-        "baseline": how.baseline,
-        "output": report,
-        **{f"judge_options.{name}": value for name, value in how.judge_options.items()},
-        **how.evaluate,
-    }
-    # Processes of their own: the trained model's memory is free again.
-    for command, options in (("generate", generate), ("evaluate", evaluate)):
-        arguments = [f"--{name}={_value(v) if not isinstance(v, Path) else v}" for name, v in options.items()]
-        run(_in_a_process, [command, *arguments])
     found: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
     return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
-
-
-def _in_a_process(arguments: Sequence[str]) -> int:
-    command = [sys.executable, "-m", "adadpo_lightning", *arguments]
-    return subprocess.run(command, check=False).returncode  # noqa: S603  # our own command line, no shell
-
-
-def run(main: Command, arguments: Sequence[str]) -> None:
-    """Say a command as a user would type it, and run it.
-
-    Raises:
-        SystemExit: With its status, if it failed.
-    """
-    print(f"python -m adadpo_lightning {' '.join(arguments)}", flush=True)
-    if status := main(arguments):
-        raise SystemExit(status)
-
-
-def seed_folder(study: StudyConfig, seed: int) -> Path:
-    """Task, warm-up model, pairs and pool of one seed."""
-    return study.root / "seeds" / f"prepare_seed{seed}"

@@ -1,4 +1,4 @@
-"""A study as data: its arms, its grid, the cells of that grid, and in which order they can be run."""
+"""A study as data: its arms, its grid, the cells of that grid, and an order in which they can be run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Arm:
     Args:
         loss: Key of the loss.
         twin_of: The plain arm that this one is the adaptive twin of; the report compares the two.
-        control: What this arm is a control for, in a word of your own, such as noise or static.
+        control: What this arm is a control for, in one word, such as noise or static.
         against: The arm that a control is compared with; null takes the first plain arm.
         options: Options of the loss beside the swept one.
         strength: The option that `betas` sweeps: beta, or tau (ipo), lam (orpo).
@@ -83,7 +83,7 @@ class StudyConfig:
     """A grid of ordinary ``fit`` runs over losses, learning rates, betas and seeds.
 
     Args:
-        output_dir: Directory of the study; the same command goes on where it was stopped.
+        output_dir: Directory of the study; the same command resumes it.
         learning_rates: Swept for every arm.
         betas: Swept for every arm.
         seeds: Pipeline seeds: on the embedded task each redraws warm-up, pairs, training and evaluation, on your own
@@ -99,7 +99,7 @@ class StudyConfig:
         paper: Published figures by headline, shown in a column of their own.
 
     Raises:
-        UserError: If the grid is empty, or an arm names a loss or another arm that there is not.
+        UserError: If the grid is empty, or an arm names a loss or another arm that does not exist.
     """
 
     output_dir: str
@@ -117,7 +117,7 @@ class StudyConfig:
     paper: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check what can be checked before anything runs."""
+        """Check everything that needs no run."""
         for name in ("learning_rates", "betas", "seeds", "arms"):
             if not getattr(self, name):
                 raise UserError(name, "expected at least one, got none")
@@ -165,7 +165,18 @@ class Cell:
     @property
     def name(self) -> str:
         """Name of its directory and of its job."""
-        return f"{self.arm}_lr{self.lr:g}_beta{self.beta:g}_seed{self.seed}"
+        return f"{self.arm}_lr{exact(self.lr)}_beta{exact(self.beta)}_seed{self.seed}"
+
+
+def exact(value: float) -> str:
+    """A number in six digits where these give it exactly, else in as many as it takes: no two share a name.
+
+    Example:
+        >>> exact(0.0005), exact(1.0), exact(1.0000001e-5)
+        ('0.0005', '1', '1.0000001e-05')
+    """
+    short = f"{value:g}"
+    return short if float(short) == value else repr(float(value))
 
 
 @dataclass(frozen=True)
@@ -229,7 +240,7 @@ def find_job(study: StudyConfig, name: str) -> Job:
     """The job of that name.
 
     Raises:
-        UserError: If there is none.
+        UserError: If the study has no such job.
     """
     jobs: Sequence[Job] = jobs_of(study)
     for job in jobs:

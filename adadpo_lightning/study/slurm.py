@@ -6,8 +6,8 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adadpo_lightning.study.directory import SAVED, status_of
 from adadpo_lightning.study.grid import jobs_of
-from adadpo_lightning.study.run import SAVED, status_of
 
 if TYPE_CHECKING:
     from adadpo_lightning.study.grid import Job, StudyConfig
@@ -51,7 +51,7 @@ def write_slurm(study: StudyConfig, script: str, python: str = "python") -> list
         names.write_text("".join(f"{job.name}\n" for job in layer), encoding="utf-8")
         written.append(names)
         lines += [
-            # afterany, not afterok: a failed cell does not stop the rest, and its dependents say what they miss.
+            # afterany, not afterok: a failed cell does not stop the rest; cells that need it report what is missing.
             f"id=$(sbatch --parsable ${{SBATCH_OPTIONS:-}} $after --array=1-{len(layer)} --job-name=study{number} "
             f"--wrap='srun {command} --job $(sed -n ${{SLURM_ARRAY_TASK_ID}}p {shlex.quote(str(names))})')",
             'after="--dependency=afterany:$id"',

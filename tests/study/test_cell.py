@@ -7,9 +7,11 @@ import yaml
 
 from adadpo_lightning.cli import main
 from adadpo_lightning.errors import UserError
-from adadpo_lightning.study.cell import COEFFICIENT, fit_arguments, logged, run_job
+from adadpo_lightning.runs.logs import read_metrics
+from adadpo_lightning.study.cell import COEFFICIENT, last_values, run_job
+from adadpo_lightning.study.commands import fit_arguments
+from adadpo_lightning.study.directory import status_of
 from adadpo_lightning.study.grid import Arm, Cell, EmbeddedTaskConfig, JudgedPrompts, StudyConfig, jobs_of
-from adadpo_lightning.study.run import status_of
 from tests.evaluation.test_judges import classifier_dir
 from tests.support.tiny import make_rows, write_rows
 
@@ -41,6 +43,11 @@ def result(study, arm):
     return json.loads((study.root / "cells" / f"{arm}_lr0.001_beta0.1_seed3" / "result.json").read_text())
 
 
+def logged_coefficients(study, arm):
+    run = study.root / "cells" / f"{arm}_lr0.001_beta0.1_seed3" / "run"
+    return read_metrics(run, [COEFFICIENT])[COEFFICIENT]
+
+
 def test_every_job_is_done_and_says_what_it_measured(study):
     assert {status_of(study, job) for job in jobs_of(study)} == {"done"}
     found = result(study, "adadpo")
@@ -51,7 +58,7 @@ def test_every_job_is_done_and_says_what_it_measured(study):
 
 def test_arms_start_from_the_same_model_and_see_the_same_pairs(study):
     def first(arm, name):
-        return logged(study.root / "cells" / f"{arm}_lr0.001_beta0.1_seed3" / "run")[name][0]
+        return read_metrics(study.root / "cells" / f"{arm}_lr0.001_beta0.1_seed3" / "run", [name])[name][0]
 
     # At the first step policy and reference are the same: only another order of pairs changes the log-probabilities.
     assert first("dpo", "train/logps/chosen") == pytest.approx(first("adadpo", "train/logps/chosen"), rel=1e-6)
@@ -59,10 +66,10 @@ def test_arms_start_from_the_same_model_and_see_the_same_pairs(study):
 
 
 def test_static_takes_the_mean_coefficient_of_the_adaptive_run(study):
-    values = logged(study.root / "cells" / "adadpo_lr0.001_beta0.1_seed3" / "run")[COEFFICIENT]
+    values = logged_coefficients(study, "adadpo")
     options = result(study, "static")["cell"]["options"]
     assert options["floor"] == options["ceiling"] == pytest.approx(sum(values) / len(values))
-    coefficients = logged(study.root / "cells" / "static_lr0.001_beta0.1_seed3" / "run")[COEFFICIENT]
+    coefficients = logged_coefficients(study, "static")
     assert coefficients == pytest.approx([options["floor"]] * len(coefficients))
 
 
@@ -98,7 +105,7 @@ def test_a_preference_study_builds_the_fit_command_of_its_configs(tmp_path):
 
 def test_a_run_without_a_csv_log_is_an_error(tmp_path):
     with pytest.raises(UserError, match=r"holds no csv/version"):
-        logged(tmp_path)
+        last_values(tmp_path)
 
 
 def test_a_preference_study_trains_answers_and_is_judged(tmp_path, model_dir, monkeypatch):

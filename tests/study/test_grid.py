@@ -1,17 +1,25 @@
 """The grid of a study: its cells, the order of its jobs, and the errors it finds before anything runs."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
+from adadpo_lightning.cli import main
 from adadpo_lightning.cli.commands.study import parse_study
 from adadpo_lightning.errors import UserError
+from adadpo_lightning.runs.lock import claim
 from adadpo_lightning.shipped import find_config
-from adadpo_lightning.study.grid import Arm, Job, StudyConfig, cells_of, find_job, jobs_of
-from adadpo_lightning.study.run import run_study, save_study, schedule, status_of
+from adadpo_lightning.study import cell
+from adadpo_lightning.study.cell import run_job
+from adadpo_lightning.study.directory import fingerprint_of, result_path, save_study, status_of, write_result
+from adadpo_lightning.study.grid import Arm, Job, JudgedPrompts, StudyConfig, cells_of, find_job, jobs_of
+from adadpo_lightning.study.jobs import run_study, schedule
 from adadpo_lightning.study.slurm import layers_of, write_slurm
 
 
@@ -145,3 +153,159 @@ def test_failed_jobs_are_reported_with_their_last_words_and_tried_again(tmp_path
     assert "FAILED: exit 2: " in capsys.readouterr().out
     assert status_of(grid, jobs_of(grid)[0]) == "failed"
     assert "missing.yaml" in (tmp_path / "cells" / "dpo_lr0.0001_beta0.1_seed0" / "log.txt").read_text()
+
+
+def test_learning_rates_equal_to_six_digits_are_two_cells():
+    rates = [1.0000001e-4, 1.0000002e-4, 1e-4]
+    names = {cell.name for cell in cells_of(study(learning_rates=rates, arms={"dpo": Arm("dpo")}, betas=[0.1]))}
+    assert len(names) == 3 * 2
+    assert len(jobs_of(study(learning_rates=rates, arms={"dpo": Arm("dpo")}, betas=[0.1]))) == 2 + 3 * 2
+
+
+def preference(tmp_path, **options):
+    grid = {"arms": {"dpo": Arm("dpo")}, "betas": [0.1], "learning_rates": [1e-4], "seeds": [0]}
+    return study(tmp_path / "study", task="preference", fit_configs=[str(tmp_path / "fit.yaml")], **{**grid, **options})
+
+
+def finish(grid, job):
+    """Write what a finished job writes."""
+    found = {"metrics": {"val/rewards/accuracies": 0.5}, "run": "run", "fingerprint": fingerprint_of(grid, job)}
+    write_result(result_path(grid, job), {"status": "done", "error": None, "seconds": 1.0, **found})
+
+
+def test_cells_of_changed_configs_or_data_are_not_mixed(tmp_path):
+    """The same names, other contents: one epoch and three, or other pairs."""
+    config, pairs = tmp_path / "fit.yaml", tmp_path / "pairs.jsonl"
+    text = f"trainer: {{max_epochs: 1}}\ndata: {{train: {pairs}}}\n"
+    config.write_text(text)
+    pairs.write_text("{}\n")
+    grid = preference(tmp_path)
+    save_study(grid)
+    finish(grid, jobs_of(grid)[0])
+    config.write_text(f"# a comment\n{text}")
+    save_study(preference(tmp_path, seeds=[0, 1]))
+    config.write_text(text.replace("1", "3", 1))
+    with pytest.raises(UserError, match=r"fit_configs\.1\.trainer\.max_epochs: 1 -> 3; restore them"):
+        save_study(preference(tmp_path))
+    config.write_text(text)
+    pairs.write_text("{ }\n")
+    with pytest.raises(UserError, match=r"shared\.files\.\S*pairs\.jsonl: \w{12} -> \w{12}"):
+        save_study(preference(tmp_path))
+
+
+def test_an_arm_that_was_removed_and_comes_back_changed_is_refused(tmp_path):
+    (tmp_path / "fit.yaml").write_text("{}")
+    first = preference(tmp_path)
+    save_study(first)
+    finish(first, jobs_of(first)[0])
+    save_study(preference(tmp_path, arms={"ipo": Arm("ipo", strength="tau")}))
+    with pytest.raises(UserError, match=r"job\.training_seed: 0 -> 1"):
+        save_study(preference(tmp_path, arms={"dpo": Arm("dpo", training_seed=1)}))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", '{"status": "done"}', '{"status": "done", "seconds": null}', "null"])
+def test_a_result_that_was_cut_short_is_a_user_error(tmp_path, text):
+    grid = study(tmp_path)
+    path = result_path(grid, jobs_of(grid)[0])
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"result.json: not the result of a job.* remove it; the job then runs again"):
+        status_of(grid, jobs_of(grid)[0])
+    with pytest.raises(UserError, match=r"result.json"):
+        run_study(grid, 1)
+
+
+@pytest.mark.parametrize("text", ["", "arms: [", "- 1", "arms: 3", "\0"])
+def test_a_study_file_that_was_cut_short_is_a_user_error(tmp_path, text):
+    (tmp_path / "study.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"study.yaml: not .* remove it; it is written again"):
+        save_study(study(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["", "arms: [", "- 1", "arms: 3"])
+def test_a_config_of_a_study_that_was_cut_short_is_a_user_error(tmp_path, text, capsys):
+    (tmp_path / "grid.yaml").write_text(text)
+    assert main(["study", "--config", str(tmp_path / "grid.yaml")]) == 2
+    assert "error: " in capsys.readouterr().err
+
+
+def test_two_studies_in_one_directory_are_refused_by_host_and_process(tmp_path):
+    grid = study(tmp_path)
+    save_study(grid)
+    with claim(tmp_path, "output_dir"):
+        with pytest.raises(UserError, match=rf"in use by process {os.getpid()} on host \S+; wait"):
+            run_study(grid, 1)
+        save_study(grid)  # unchanged: a report can be written while the study runs
+        with pytest.raises(UserError, match="in use by process"):
+            save_study(study(tmp_path, seeds=[0, 1, 2]))
+
+
+def test_a_job_that_another_process_runs_is_not_run_twice(tmp_path):
+    (tmp_path / "fit.yaml").write_text("{}")
+    grid = preference(tmp_path)
+    (job,) = jobs_of(grid)
+    with claim(result_path(grid, job).parent, "job"), pytest.raises(UserError, match="in use by process"):
+        run_job(grid, job, lambda arguments: 0)
+
+
+def test_a_signal_stops_the_running_cells_and_leaves_them_open(tmp_path):
+    (tmp_path / "fit.yaml").write_text("{}")
+    grid = preference(tmp_path, seeds=[0, 1])
+    save_study(grid)
+    # The job starts a process of its own, as `generate` does, and neither must survive.
+    script = f"echo $$ >> {tmp_path}/pids; sleep 60 & echo $! >> {tmp_path}/pids; wait"
+    pids = tmp_path / "pids"
+
+    def stop():
+        while not (pids.exists() and len(pids.read_text().split()) == 4):
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=stop)
+    thread.start()
+    with pytest.raises(SystemExit, match="143"):
+        run_study(grid, 2, ["bash", "-c", script])
+    thread.join()
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert [status_of(grid, job) for job in jobs_of(grid)] == ["open", "open"]
+    for pid in map(int, pids.read_text().split()):
+        with contextlib.suppress(ProcessLookupError):  # a zombie may wait for init
+            os.kill(pid, 0)
+            assert "Z" in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def test_a_cell_whose_judging_failed_once_recovers(tmp_path, monkeypatch):
+    """Training is not repeated, and an export from an attempt that was killed is not in the way."""
+    (tmp_path / "fit.yaml").write_text("{}")
+    judged = JudgedPrompts(prompts="p", baseline="b", judge="exact")
+    grid = preference(tmp_path, evaluation=judged)
+    (job,) = jobs_of(grid)
+    run_dir = result_path(grid, job).parent / "run"
+    calls = []
+
+    def fit(arguments):
+        calls.append(arguments[0])
+        assert not (run_dir / "export").exists()
+        (run_dir / "export").mkdir(parents=True)
+        (run_dir / "csv/version_0").mkdir(parents=True, exist_ok=True)
+        (run_dir / "csv/version_0/metrics.csv").write_text("step,val/loss\n1,0.5\n")
+        return 0
+
+    def broken(arguments):
+        calls.append(arguments[0])
+        return 3
+
+    def works(arguments):
+        calls.append(arguments[0])
+        (run_dir.parent / "evaluation.json").write_text('{"win_rate": 50.0}')
+        return 0
+
+    (run_dir / "export").mkdir(parents=True)
+    monkeypatch.setattr(cell, "in_a_process", broken)
+    with pytest.raises(SystemExit, match="3"):
+        run_job(grid, job, fit)
+    monkeypatch.setattr(cell, "in_a_process", works)
+    run_job(grid, job, fit)
+    assert calls == ["fit", "generate", "generate", "evaluate"]
+    assert status_of(grid, job) == "done"

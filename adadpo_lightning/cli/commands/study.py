@@ -27,8 +27,9 @@ def run_study_command(args: Sequence[str], main: Callable[[Sequence[str]], int])
         UserError: If the study is not well-formed, or some of its jobs failed.
     """
     from adadpo_lightning.study.cell import run_job
+    from adadpo_lightning.study.directory import save_study
     from adadpo_lightning.study.grid import find_job
-    from adadpo_lightning.study.run import run_study, save_study
+    from adadpo_lightning.study.jobs import run_study
     from adadpo_lightning.study.slurm import write_slurm
 
     study, parsed = parse_study(args)

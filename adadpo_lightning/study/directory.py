@@ -1,0 +1,222 @@
+"""What a study keeps on disk: ``study.yaml``, and for each job a result with the fingerprint of what it depends on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from adadpo_lightning import fingerprint
+from adadpo_lightning.errors import UserError
+from adadpo_lightning.log import say
+from adadpo_lightning.runs.lock import claim
+from adadpo_lightning.shipped import find_config
+from adadpo_lightning.study.grid import as_document, jobs_of
+
+if TYPE_CHECKING:
+    from adadpo_lightning.study.grid import Job, StudyConfig
+
+SAVED = "study.yaml"
+RESULT = "result.json"
+DATA_FILES = (".jsonl", ".json", ".parquet", ".csv", ".arrow")
+FIXED = ("task", "embedded", "fit_options", "evaluation")  # must not change between calls
+OF_ARM = ("loss", "options", "strength", "coefficient_of", "training_seed")
+
+
+def result_path(study: StudyConfig, job: Job) -> Path:
+    """The file that a finished job writes."""
+    folder = "cells" if job.cell is not None else "seeds"
+    return study.root / folder / job.name / RESULT
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """Read what a job has written.
+
+    Raises:
+        UserError: If the file is cut short or is not a result.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        result = {"status": str(found["status"]), "seconds": float(found["seconds"]), "run": "run", "metrics": {}}
+        return result | {name: value for name, value in found.items() if name not in result or value is not None}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        problem = f"not the result of a job: {type(error).__name__}: {error}"
+        raise UserError(str(path), problem, "remove it; the job then runs again") from error
+
+
+def write_result(path: Path, result: dict[str, Any]) -> None:
+    """Write a result so that a reader sees all of it or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(result, indent=1), encoding="utf-8")
+    unfinished.replace(path)
+
+
+def status_of(study: StudyConfig, job: Job) -> str:
+    """``done``, ``failed`` or ``open``.
+
+    Raises:
+        UserError: If the result cannot be read.
+    """
+    path = result_path(study, job)
+    return str(read_result(path)["status"]) if path.is_file() else "open"
+
+
+def save_study(study: StudyConfig) -> Path:
+    """Write ``study.yaml``, after checking that what the directory holds is the same study, perhaps a smaller one.
+
+    Raises:
+        UserError: If the directory holds results of another task, other training or other configs, ``study.yaml``
+            cannot be read, or another process runs the study.
+    """
+    path, document = study.root / SAVED, as_document(study)
+    saved = _read_study(path) if path.exists() else None
+    if saved is not None:
+        _check_saved(study, saved, document)
+    check_results(study)
+    if saved != document:
+        with claim(study.root, "output_dir"):
+            path.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def _read_study(path: Path) -> dict[str, Any]:
+    try:
+        saved = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        problem = f"not valid YAML: {' '.join(str(error).split())}"
+        raise UserError(str(path), problem, "remove it; it is written again") from error
+    if not isinstance(saved, dict) or not isinstance(saved.get("arms", {}), dict):
+        raise UserError(str(path), "not a study: empty, cut short or overwritten", "remove it; it is written again")
+    return saved
+
+
+def _check_saved(study: StudyConfig, saved: dict[str, Any], document: dict[str, Any]) -> None:
+    for name in FIXED:
+        if saved.get(name) != document[name]:
+            raise UserError(
+                name,
+                f"{study.root} holds a study with {saved.get(name)}, got {document[name]}",
+                "their cells cannot be compared: choose another output_dir",
+            )
+    for name, arm in saved.get("arms", {}).items():
+        now = document["arms"].get(name)
+        if now is not None and any(now[key] != arm.get(key) for key in OF_ARM):
+            raise UserError(f"arms.{name}", f"{study.root} holds cells of {arm}, got {now}", "give it another name")
+
+
+def fingerprint_of(study: StudyConfig, job: Job, shared: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What the result of a job depends on: contents of configs, data and models, not their names.
+
+    Args:
+        study: The study.
+        job: One of its jobs.
+        shared: As of `shared_fingerprint`, if it is known already.
+    """
+    if job.cell is None:
+        own: dict[str, Any] = {"seed": job.seed}
+    else:
+        arm = asdict(study.arms[job.cell.arm])
+        own = {"seed": job.seed, "lr": job.cell.lr, "beta": job.cell.beta, **{key: arm[key] for key in OF_ARM}}
+    return {"shared": shared_fingerprint(study) if shared is None else shared, "job": _plain(own)}
+
+
+def shared_fingerprint(study: StudyConfig) -> dict[str, Any]:
+    """The part of the fingerprint that is the same for all jobs.
+
+    Raises:
+        UserError: If a config is not valid YAML.
+    """
+    if study.task == "embedded":
+        shipped = [str(find_config(name)) for name in ("quickstart.yaml", "quickstart_warmup.yaml")]
+        names = [*(study.fit_configs or shipped[:1]), shipped[1]]
+    else:
+        names = study.fit_configs or []
+    configs = [_config(name) for name in names]
+    evaluation = asdict(study.evaluation) if study.evaluation else None
+    paths = sorted({text for text in _texts([configs, study.fit_options, evaluation]) if text not in names})
+    files = {path: found for path in paths if (found := _content(path)) is not None}
+    found = {
+        "numerics": fingerprint.NUMERICS_VERSION,
+        "task": study.task,
+        "fit_configs": {str(number): config for number, config in enumerate(configs, start=1)},
+        "fit_options": study.fit_options,
+        "evaluation": evaluation,
+        "files": files,
+    }
+    if study.task == "embedded":
+        found["embedded"] = asdict(study.embedded)
+    plain: dict[str, Any] = _plain(found)
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back, so that stored and new fingerprints compare equal."""
+    return json.loads(json.dumps(value, default=str))
+
+
+def _config(name: str) -> Any:
+    path = Path(name)
+    if not path.is_file():
+        return None  # `fit` reports it, by the name that the user gave
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(name, f"not valid YAML: {' '.join(str(error).split())}", "fix the file") from error
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for name, each in value.items():
+            if name != "output_dir":
+                yield from _texts(each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _texts(each)
+
+
+def _content(name: str) -> Any:
+    """Hashes of a data file, of the data files in a directory, or of a model; None for any other text."""
+    try:
+        path = Path(name)
+        if path.is_file():
+            return fingerprint.of_file(path)
+        if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
+            return fingerprint.of_model_folder(path)
+        if name and path.is_dir():
+            files = sorted(file for file in path.iterdir() if file.suffix in DATA_FILES and file.is_file())
+            return {file.name: fingerprint.of_file(file) for file in files} or None
+    except (OSError, ValueError):  # not a path: too long, or with a null character
+        return None
+    return None
+
+
+def check_results(study: StudyConfig) -> None:
+    """Check that the results of finished jobs were made under the study's present configs and data.
+
+    Raises:
+        UserError: If one was not; the error says what differs, from what to what.
+    """
+    unmarked, shared = 0, None
+    for job in jobs_of(study):
+        path = result_path(study, job)
+        if not path.is_file() or (result := read_result(path))["status"] != "done":
+            continue
+        if "fingerprint" not in result:
+            unmarked += 1
+            continue
+        shared = shared_fingerprint(study) if shared is None else shared
+        if found := fingerprint.differences(result["fingerprint"], fingerprint_of(study, job, shared)):
+            raise UserError(
+                str(path.parent),
+                f"was run under other settings: {'; '.join(found[:5])}{'; ...' if len(found) > 5 else ''}",
+                "restore them, remove the directory to run it again, or choose another output_dir",
+            )
+    if unmarked:
+        say(f"{unmarked} results were written by an earlier version: their configs and data cannot be compared")
