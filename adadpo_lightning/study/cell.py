@@ -10,8 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch.utilities import rank_zero_only
-
+from adadpo_lightning import log
 from adadpo_lightning.runs.lock import claim
 from adadpo_lightning.runs.logs import last_metrics, read_metrics
 from adadpo_lightning.study.commands import (
@@ -48,7 +47,7 @@ def run_job(study: StudyConfig, job: Job, main: Command) -> None:
     """
     begun = time.monotonic()
     path = result_path(study, job)
-    first = getattr(rank_zero_only, "rank", 0) == 0  # the other ranks of a run only take part in `fit`
+    first = log.is_rank_zero()  # the other ranks of a run only take part in `fit`
     with claim(path.parent, "job") if first else nullcontext():
         made_under = fingerprint_of(study, job)
         if job.cell is None:

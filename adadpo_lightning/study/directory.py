@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from adadpo_lightning import fingerprint
+from adadpo_lightning import fingerprint, log
 from adadpo_lightning.errors import UserError
-from adadpo_lightning.log import say
 from adadpo_lightning.runs.lock import claim
 from adadpo_lightning.shipped import find_config
 from adadpo_lightning.study.grid import as_document, jobs_of
@@ -219,4 +218,4 @@ def check_results(study: StudyConfig) -> None:
                 "restore them, remove the directory to run it again, or choose another output_dir",
             )
     if unmarked:
-        say(f"{unmarked} results were written by an earlier version: their configs and data cannot be compared")
+        log.warn(f"{unmarked} results were written by an earlier version: their configs and data cannot be compared")

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import IO, Any
 
-from adadpo_lightning.log import say
+from adadpo_lightning import log
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
 
@@ -72,7 +72,9 @@ def stop_on_signals(processes: Processes) -> Iterator[None]:
     def handle(number: int, frame: Any) -> None:
         again = processes.stopped
         count = processes.stop(signal.SIGKILL if again else signal.SIGTERM)
-        say(f"{signal.Signals(number).name}: stopping {count} running jobs{'' if again else '; again to kill them'}")
+        log.info(
+            f"{signal.Signals(number).name}: stopping {count} running jobs{'' if again else '; again to kill them'}"
+        )
         raise SystemExit(128 + number)
 
     before = {number: signal.signal(number, handle) for number in SIGNALS}
