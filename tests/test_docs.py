@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,7 @@ def commands(page):
 def test_configs_of_commands_exist_and_options_of_fit_are_known(page):
     known = set(known_options())
     for command, *words in commands(page):
-        for option, value in zip(words, [*words[1:], ""], strict=True):
+        for option, value in pairwise([*words, ""]):
             if option == "--config" and value.endswith(".yaml") and "/" in value:
                 assert (ROOT / value).exists(), value
             name = option.removeprefix("--").partition("=")[0]
