@@ -101,14 +101,18 @@ class EncodedPair:
         row_id: Number of the row in its dataset, for error messages and the reference cache.
         weight: The row's loss weight, if its dataset has one.
         margin: The row's target margin, if its dataset has one.
+        cut: What was cut off: ``""``, ``"answer cut"`` or ``"prompt cut"``.
+        boundary_moved: Whether the answers begin before the tokenised prompt's end.
     """
 
     prompt_ids: list[int]
     chosen_ids: list[int]
     rejected_ids: list[int]
-    row_id: int
+    row_id: int = 0
     weight: float | None = None
     margin: float | None = None
+    cut: str = ""
+    boundary_moved: bool = False
 
 
 @dataclass

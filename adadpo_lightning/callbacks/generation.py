@@ -134,11 +134,16 @@ class GenerationCallback(Callback):
                 "GenerationCallback answers in validation, and there are no validation pairs",
                 "set data.val or data.val_size, or leave the callback out",
             )
-        tokenizer = PromptTokenizer(data.tokenizer, data.options.chat)
+        options = data.options
+        tokenizer = PromptTokenizer(
+            data.tokenizer, options.chat, options.special_tokens, options.chat_template_kwargs
+        )
         if isinstance(self.prompts, int):
             self._encoded = first_prompts(data.prepared["val"].pairs["prompt_ids"], self.prompts)
         else:
-            self._encoded = [tokenizer.encode(Prompt(text, str(i))) for i, text in enumerate(self.prompts)]
+            prompts = [Prompt(text, str(i)) for i, text in enumerate(self.prompts)]
+            tokenizer.read(prompts)
+            self._encoded = [tokenizer.encode(prompt) for prompt in prompts]
         model = module.built_policy.causal_lm
         self._stops = tokenizer.stop_ids()
         check_room(model, max(map(len, self._encoded)), self.options, "GenerationCallback.max_new_tokens")

@@ -56,6 +56,10 @@ class PreferenceDataModule(LightningDataModule):
         drop_last: Leave out the last step of an epoch if it is not full.
         num_workers: Processes that collate ahead.
         num_proc: Processes that tokenise.
+        special_tokens: Special tokens that the data spell out: ``text`` keeps them as text, ``parse`` reads them as
+            tokens, ``auto`` decides for each column (see `adadpo_lightning.data.special.decide`).
+        chat_template_kwargs: Variables of the chat template, such as ``enable_thinking``; a column of that name takes
+            precedence.
 
     Raises:
         UserError: If an option is out of its range; in `setup`, if the data cannot serve.
@@ -91,6 +95,8 @@ class PreferenceDataModule(LightningDataModule):
         drop_last: bool = False,
         num_workers: int = 0,
         num_proc: int | None = None,
+        special_tokens: Literal["auto", "text", "parse"] = "auto",
+        chat_template_kwargs: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.sources = {"train": _listed(train), "val": _listed(val), "test": _listed(test)}
@@ -98,7 +104,14 @@ class PreferenceDataModule(LightningDataModule):
         self.val_size = val_size
         self.tokenizer_path = tokenizer
         self.chat_template = chat_template
-        self.options = TokenizeOptions(max_length, max_prompt_length, truncation, chat)
+        self.options = TokenizeOptions(
+            max_length,
+            max_prompt_length,
+            truncation,
+            chat,
+            special_tokens=special_tokens,
+            chat_template_kwargs=chat_template_kwargs,
+        )
         self.on_bad_row: Literal["error", "drop"] = on_bad_row
         self.global_batch_size = global_batch_size
         self.micro_batch_size = micro_batch_size

@@ -20,6 +20,25 @@ Row = Mapping[str, Any]
 ANSWER_NAMES = ("chosen", "completion", "response")
 # Why a row is left out without being an error of the data: equal answers teach nothing.
 IDENTICAL = "chosen equals rejected"
+# Arguments of `apply_chat_template` that this package sets itself, or that change what it returns.
+RESERVED = frozenset(
+    {
+        "conversation",
+        "messages",
+        "tools",
+        "chat_template",
+        "add_generation_prompt",
+        "continue_final_message",
+        "tokenize",
+        "padding",
+        "truncation",
+        "max_length",
+        "return_tensors",
+        "return_dict",
+        "return_assistant_tokens_mask",
+        "tokenizer_kwargs",
+    }
+)
 
 
 class BadRow(ValueError):
@@ -47,6 +66,7 @@ class PreferencePair:
         tools: Tool descriptions for the chat template.
         weight: Loss weight of the pair, at least 0.
         margin: Target margin of the pair.
+        chat_template_kwargs: Variables of the chat template for this pair.
     """
 
     prompt: list[Message] | str
@@ -56,6 +76,7 @@ class PreferencePair:
     tools: list[Any] | None = None
     weight: float | None = None
     margin: float | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
     @property
     def prompt_key(self) -> str:
@@ -237,15 +258,35 @@ def read_pair(row: Row, fmt: str) -> PreferencePair:
     if not pair.prompt:
         raise BadRow("empty prompt")
     system = row.get("system")
+    check_text([pair.prompt, pair.chosen, pair.rejected, system, row.get("tools"), row.get("chat_template_kwargs")])
     if system and not isinstance(pair.prompt, str) and pair.prompt[0]["role"] == "system":
         raise BadRow("two system prompts", "one in the system column and one in the messages")
     return replace(
         pair,
         system=_text(system, "system") if system else None,
         tools=_tools(row.get("tools")),
+        chat_template_kwargs=_template_kwargs(row.get("chat_template_kwargs")),
         weight=_number(row, "weight", least=0.0),
         margin=_number(row, "margin"),
     )
+
+
+def check_text(value: Any) -> None:
+    """Refuse text that no tokenizer can read, at any depth.
+
+    Raises:
+        BadRow: If text holds half of a surrogate pair.
+    """
+    if isinstance(value, str):
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise BadRow("lone surrogate", f"character {error.start + 1} of {value[:40]!r} is half a pair") from error
+    elif isinstance(value, Mapping):
+        check_text([*value.keys(), *value.values()])
+    elif _is_list(value):
+        for item in value:
+            check_text(item)
 
 
 def as_messages(value: list[Message] | str, role: str) -> list[Message]:
@@ -328,18 +369,35 @@ def _is_blank(value: Message | str | None) -> bool:
     return value is not None and not value.strip()
 
 
+def _from_json(value: Any, name: str) -> Any:
+    """The value of a column that may hold JSON text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value) if value.strip() else None
+    except (ValueError, RecursionError) as error:
+        raise BadRow(f"bad {name}", f"{name} is text but no JSON: {error}") from error
+
+
 def _tools(value: Any) -> list[Any] | None:
-    if isinstance(value, str):
-        try:
-            value = json.loads(value) if value.strip() else None
-        except ValueError as error:
-            raise BadRow("bad tools", f"tools is text but no JSON: {error}") from error
+    value = _from_json(value, "tools")
     if not value:
         return None
     if not _is_list(value):
         raise BadRow("bad tools", f"expected a list, got {type(value).__name__}")
     tools: list[Any] = without_nulls(value)
     return tools
+
+
+def _template_kwargs(value: Any) -> dict[str, Any] | None:
+    value = without_nulls(_from_json(value, "chat_template_kwargs"))
+    if not value:
+        return None
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        raise BadRow("bad chat_template_kwargs", f"expected an object, got {type(value).__name__}")
+    if taken := sorted(RESERVED & set(value)):
+        raise BadRow("bad chat_template_kwargs", f"{taken[0]!r} is set by this package")
+    return dict(value)
 
 
 def _number(row: Row, name: str, least: float = -math.inf) -> float | None:

@@ -75,7 +75,14 @@ class Rows:
 
     def head(self, count: int) -> Iterator[dict[str, Any]]:
         """The first rows that can be read."""
-        for values in self.table.select(range(min(count, len(self.table)))):
+        return self._decoded(range(min(count, len(self.table))))
+
+    def sample(self, count: int) -> Iterator[dict[str, Any]]:
+        """Rows at equal distances over the whole source that can be read, about `count` of them."""
+        return self._decoded(range(0, len(self.table), max(1, len(self.table) // count)))
+
+    def _decoded(self, numbers: range) -> Iterator[dict[str, Any]]:
+        for values in self.table.select(numbers):
             try:
                 row = decode(values, is_json=self.is_json)
             except BadRow:

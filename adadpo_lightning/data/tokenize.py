@@ -7,24 +7,25 @@ prompt with the first of an answer, the answer begins one token earlier, and not
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
-from adadpo_lightning.data.schema import IDENTICAL, BadRow, PreferencePair, as_messages
+from adadpo_lightning.data.schema import BadRow, PreferencePair, as_messages
+from adadpo_lightning.data.special import BREAK, Reading, SpecialText, SpecialTokens, check_marks, decide
+from adadpo_lightning.data.template import check_template_kwargs, probe_template, render
+from adadpo_lightning.data.truncate import fit_length
 from adadpo_lightning.errors import UserError
+from adadpo_lightning.log import warn
+from adadpo_lightning.types import EncodedPair
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+    from typing_extensions import Self
 
     from adadpo_lightning.data.schema import Message
-
-# Put inside special tokens that stand in the data's own text, and split at before tokenising: so the text
-# "<|eot_id|>" in an answer stays text. A Unicode noncharacter, which no text holds.
-BREAK = "\ufdd0"
-TOO_LONG = "longer than max_length"
-PROMPT_TOO_LONG = "prompt too long"
 
 
 @dataclass(frozen=True)
@@ -32,14 +33,18 @@ class TokenizeOptions:
     """How pairs become token ids.
 
     Args:
-        max_length: Tokens of prompt plus longer answer at most.
-        max_prompt_length: Tokens of the prompt at most; None for no bound of its own.
+        max_length: Maximum tokens of prompt plus longer answer.
+        max_prompt_length: Maximum tokens of the prompt; None for no bound of its own.
         truncation: What to do with a pair that is too long. ``drop``: leave it out. ``keep_start``: cut the end of its
             answers, which lose their terminator; a prompt that leaves no room is a bad row. ``keep_end``: cut the start
             of its prompt; left out if its answers alone are too long.
-        chat: ``auto`` renders the tokenizer's chat template where there is one, ``always`` demands it, ``never`` joins
-            prompt, answer and EOS as they are.
+        chat: ``auto`` renders the tokenizer's chat template if it has one, except around prompts that were rendered
+            already; ``always`` requires it; ``never`` joins prompt, answer and EOS as they are.
         with_rejected: False leaves the rejected answers out, for a loss that reads none.
+        special_tokens: ``text`` keeps special tokens that the data spell out as plain text, ``parse`` reads them as
+            tokens, and ``auto`` decides for each column; see `special.decide`.
+        chat_template_kwargs: Variables of the chat template, such as ``{"enable_thinking": False}``; a row's column of
+            that name takes precedence.
     """
 
     max_length: int = 2048
@@ -47,6 +52,8 @@ class TokenizeOptions:
     truncation: Literal["drop", "keep_start", "keep_end"] = "keep_start"
     chat: Literal["auto", "always", "never"] = "auto"
     with_rejected: bool = True
+    special_tokens: SpecialTokens = "auto"
+    chat_template_kwargs: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         """Check the bounds and the choices."""
@@ -57,29 +64,15 @@ class TokenizeOptions:
                 "data.max_prompt_length",
                 f"expected 1 to max_length - 1 = {self.max_length - 1}, got {self.max_prompt_length}",
             )
-        choices = {"truncation": ("drop", "keep_start", "keep_end"), "chat": ("auto", "always", "never")}
+        choices = {
+            "truncation": ("drop", "keep_start", "keep_end"),
+            "chat": ("auto", "always", "never"),
+            "special_tokens": ("auto", "text", "parse"),
+        }
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise UserError(f"data.{name}", f"expected one of {', '.join(known)}, got {getattr(self, name)!r}")
-
-
-@dataclass(frozen=True)
-class TokenizedPair:
-    """Token ids of a pair, and what was done to get them.
-
-    Args:
-        prompt_ids: The prompt that both answers share; never empty.
-        chosen_ids: Scored tokens of the chosen answer; never empty.
-        rejected_ids: Scored tokens of the rejected answer; empty if there is none.
-        cut: What was cut off: ``""``, ``"answer cut"`` or ``"prompt cut"``.
-        boundary_moved: Whether the answers begin before the tokenised prompt's end.
-    """
-
-    prompt_ids: list[int]
-    chosen_ids: list[int]
-    rejected_ids: list[int]
-    cut: str = ""
-    boundary_moved: bool = False
+        check_template_kwargs(self.chat_template_kwargs)
 
 
 class PairTokenizer:
@@ -88,12 +81,15 @@ class PairTokenizer:
     Args:
         tokenizer: The policy's tokenizer.
         options: How to render and to cut.
+        reading: How the columns are read; None takes what `special.decide` says without having seen any data.
 
     Raises:
-        UserError: If the tokenizer has no EOS token, or no chat template where one is demanded.
+        UserError: If the tokenizer has no EOS token, or no chat template where one is required.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, options: TokenizeOptions) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, options: TokenizeOptions, reading: Reading | None = None
+    ) -> None:
         if tokenizer.eos_token_id is None:
             raise UserError(
                 "tokenizer", "has no EOS token, so no answer could end", "set eos_token in its tokenizer_config.json"
@@ -105,16 +101,27 @@ class PairTokenizer:
         self.tokenizer = tokenizer
         self.options = options
         self.uses_template = options.chat != "never" and bool(tokenizer.chat_template)
-        special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
-        special |= {str(token): i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-        self._special_ids = frozenset(special.values())
-        breakable = sorted((token for token in special if len(token) > 1), key=len, reverse=True)
-        self._special_text = re.compile("|".join(map(re.escape, breakable)))
+        self.special = SpecialText(tokenizer)
+        self.reading = reading or decide(options.special_tokens, [], [])
         # Whether plain text gets a BOS; what `add_special_tokens` adds at the end differs from tokenizer to tokenizer.
         bos = tokenizer.bos_token_id
         self._adds_bos = bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
+        if self.uses_template:
+            probe_template(tokenizer, options.chat_template_kwargs or {})
 
-    def __call__(self, pair: PreferencePair) -> TokenizedPair:
+    def decide(self, pairs: Sequence[PreferencePair]) -> Reading:
+        """Decide from a sample of pairs how their columns are read; see `special.decide`."""
+        prompts = [text for pair in pairs if (text := one_text(pair.prompt)) is not None]
+        answers = [text for pair in pairs for answer in _answers(pair) if (text := one_text(answer)) is not None]
+        return decide(self.options.special_tokens, map(self.looks_rendered, prompts), map(self.special.ends, answers))
+
+    def reads(self, reading: Reading) -> Self:
+        """The same tokenizer with another reading of the columns."""
+        other = copy(self)
+        other.reading = reading
+        return other
+
+    def __call__(self, pair: PreferencePair) -> EncodedPair:
         """Tokenise one pair.
 
         Raises:
@@ -122,114 +129,182 @@ class PairTokenizer:
         """
         if not self.options.with_rejected:
             pair = replace(pair, rejected=None)
-        prompt, wholes = self._templated(pair) if self.uses_template else self._joined(pair)
-        wholes = [self._terminate(ids, len(prompt)) for ids in wholes]
+        prompt, wholes = self._joined(pair) if self.joins(pair) else self._templated(pair)
         # An answer has at least one token, whatever the prompt's tokens are.
         boundary = min(common_prefix_length([prompt, *wholes]), *(len(ids) - 1 for ids in wholes))
         if boundary < 1:
-            raise BadRow("empty prompt", "no token stands before the answers")
+            raise BadRow("empty prompt", "no token precedes the answers")
         chosen, *rejected = [ids[boundary:] for ids in wholes]
-        moved = boundary < len(prompt)
-        return self._fit(TokenizedPair(prompt[:boundary], chosen, rejected[0] if rejected else [], "", moved))
+        encoded = EncodedPair(
+            prompt[:boundary],
+            chosen,
+            rejected[0] if rejected else [],
+            weight=pair.weight,
+            margin=pair.margin,
+            boundary_moved=boundary < len(prompt),
+        )
+        options, bos = self.options, self.tokenizer.bos_token_id
+        return fit_length(encoded, options.max_length, options.max_prompt_length, options.truncation, bos)
+
+    def prompt_ids(self, pair: PreferencePair) -> list[int]:
+        """Token ids of a pair's prompt alone, as a model is asked.
+
+        Raises:
+            BadRow: If the template refuses the conversation, or there is none for messages.
+        """
+        return self._joined(pair)[0] if self.joins(pair) else self._templated(pair)[0]
+
+    def joins(self, pair: PreferencePair) -> bool:
+        """Whether prompt and answer are joined as they are, without rendering the chat template."""
+        return not self.uses_template or (self.options.chat == "auto" and self.is_rendered(pair))
+
+    def is_rendered(self, pair: PreferencePair) -> bool:
+        """Whether a pair's prompt is read as one that a template rendered already."""
+        if not (self.reading.rendered and self.reading.prompts):
+            return False
+        prompt = one_text(pair.prompt)
+        return prompt is not None and self.looks_rendered(prompt)
+
+    def looks_rendered(self, prompt: str) -> bool:
+        """Whether a prompt holds special tokens, or begins and ends as the chat template would make it."""
+        if self.special.holds(prompt):
+            return True
+        before, after = self._frame
+        text = prompt.strip()
+        return bool(before and after) and text.startswith(before) and text.endswith(after)
+
+    def warn_if_rendered(self, where: str) -> None:
+        """Say which reading was taken of prompts that look rendered already."""
+        reading = self.reading
+        if not reading.rendered:
+            return
+        special = f"their special tokens are read as {'tokens' if reading.prompts else 'text'}"
+        again = self.uses_template and not (reading.prompts and self.options.chat == "auto")
+        if again:
+            template = "the chat template is rendered around them AGAIN"
+        elif self.uses_template:
+            template = "the chat template is not rendered around them again"
+        else:
+            template = "no chat template is rendered"
+        advice = "" if reading.prompts and not again else "; set data.special_tokens=auto and data.chat=auto"
+        warn(f"{where}: the prompts look as if a chat template had rendered them: {special}, and {template}{advice}")
+
+    @cached_property
+    def _frame(self) -> tuple[str, str]:
+        """What the template writes before and after a user's only message, BOS and blanks aside."""
+        if not self.uses_template:
+            return "", ""
+        content = "content"
+        try:
+            text = render(self.tokenizer, [{"role": "user", "content": content}], None, {}, add_generation_prompt=True)
+        except BadRow:
+            return "", ""
+        before, _, after = text.partition(content)
+        return before.removeprefix(self.tokenizer.bos_token or "").strip(), after.strip()
 
     def _templated(self, pair: PreferencePair) -> tuple[list[int], list[list[int]]]:
-        prompt = as_messages(pair.prompt, "user")
+        prompt = self._prepared(as_messages(pair.prompt, "user"), parse=self.reading.prompts)
         if pair.system:
-            prompt = [{"role": "system", "content": pair.system}, *prompt]
+            prompt = [{"role": "system", "content": self._text(pair.system, parse=self.reading.messages)}, *prompt]
+        tools = pair.tools if self.reading.messages else self.special.protect(pair.tools)
         answers = [as_messages(a, "assistant") if isinstance(a, str) else [a] for a in _answers(pair)]
-        prompt_text = self._render(prompt, pair.tools, add_generation_prompt=True)
-        texts = [self._render([*prompt, *answer], pair.tools, add_generation_prompt=False) for answer in answers]
-        return self._ids(prompt_text), [self._ids(text) for text in texts]
+        row_kwargs = self.special.protect(pair.chat_template_kwargs or {})
+        kwargs = {**(self.options.chat_template_kwargs or {}), **row_kwargs}
 
-    def _render(self, messages: list[Message], tools: Any, *, add_generation_prompt: bool) -> str:
-        from jinja2 import TemplateError
+        def ids(messages: list[Message], *, asks: bool) -> list[int]:
+            return self._ids(render(self.tokenizer, messages, tools, kwargs, add_generation_prompt=asks))
 
-        try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    self._protected(messages),
-                    tools=self._protected(tools),
-                    add_generation_prompt=add_generation_prompt,
-                    tokenize=False,
-                )
-            )
-        except TemplateError as error:
-            raise BadRow("chat template refused", str(error).partition("\n")[0]) from error
+        asked = ids(prompt, asks=True)
+        wholes = [ids([*prompt, *self._ended(answer)], asks=False) for answer in answers]
+        return asked, [self._terminate(whole, len(asked), self.tokenizer.eos_token_id) for whole in wholes]
+
+    def _prepared(self, messages: list[Message], *, parse: bool) -> list[Message]:
+        parse = parse if len(messages) == 1 else self.reading.messages
+        checked: list[Message] = messages if parse else self.special.protect(messages)
+        return checked
+
+    def _ended(self, answer: list[Message]) -> list[Message]:
+        """The answer for a template, which writes the terminator itself."""
+        if self.reading.answers and isinstance(text := answer[0].get("content"), str):
+            return [{**answer[0], "content": self.special.without_end(text)}]
+        return self._prepared(answer, parse=self.reading.answers)
 
     def _joined(self, pair: PreferencePair) -> tuple[list[int], list[list[int]]]:
-        texts = (pair.prompt, *_answers(pair))
-        if pair.system or pair.tools or not all(isinstance(text, str) for text in texts):
-            raise BadRow(
-                "needs a chat template",
-                "the row has messages, a system prompt or tools; data.chat is never or the tokenizer has no template",
-            )
-        prompt, *answers = [self._protected(text) for text in texts]
-        bos = [self.tokenizer.bos_token_id] if self._adds_bos else []
-        return bos + self._ids(prompt), [bos + self._ids(prompt + answer) for answer in answers]
+        rendered = self.is_rendered(pair)
+        prompt, *answers = [one_text(text) if rendered or isinstance(text, str) else None for text in _texts(pair)]
+        if pair.system or pair.tools or prompt is None or None in answers:
+            problem = "its prompt is rendered already" if rendered else "data.chat is never, or there is no template"
+            raise BadRow("needs a chat template", f"the row has messages, a system prompt or tools, but {problem}")
+        prompt = self._text(prompt, parse=self.reading.prompts)
+        asked = self._ids(prompt)
+        wholes = [self._ids(prompt + self._text(answer or "", parse=self.reading.answers)) for answer in answers]
+        bos = self.tokenizer.bos_token_id
+        if self._adds_bos and asked[:1] != [bos]:
+            asked, wholes = [bos, *asked], [[bos, *ids] for ids in wholes]
+        end = self._turn_end if rendered and self.options.chat != "never" else self.tokenizer.eos_token_id
+        return asked, [self._terminate(ids, len(asked), end) for ids in wholes]
 
-    def _protected(self, value: Any) -> Any:
-        """Break the special tokens in the data's own text, at any depth of messages and tools."""
-        if isinstance(value, str):
-            return self._special_text.sub(lambda found: found[0][0] + BREAK + found[0][1:], value)
-        if isinstance(value, dict):
-            return {key: self._protected(item) for key, item in value.items()}
-        return [self._protected(item) for item in value] if isinstance(value, list) else value
+    def _text(self, text: str, *, parse: bool) -> str:
+        if not parse:
+            return str(self.special.protect(text))
+        check_marks(text)
+        return text
 
     def _ids(self, text: str) -> list[int]:
+        text = self.special.settle(text)
         pieces = [piece for piece in text.split(BREAK) if piece]
         # The template has written BOS where the model wants one.
         encoded = self.tokenizer(pieces, add_special_tokens=False)["input_ids"] if pieces else []
-        return [token for ids in encoded for token in ids]
+        ids = [token for part in encoded for token in part]
+        self.special.check_ids(text, ids)
+        return ids
 
-    def _terminate(self, ids: list[int], start: int) -> list[int]:
-        """End with exactly one terminator: the special token with which the template ends a turn, else EOS."""
+    @cached_property
+    def _turn_end(self) -> int:
+        """The special token with which the chat template ends an answer; EOS if there is none."""
+        eos: int = self.tokenizer.eos_token_id
+        if not self.tokenizer.chat_template:
+            return eos
+        asked = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}]
+        try:
+            text = render(self.tokenizer, asked, None, {}, add_generation_prompt=False)
+        except BadRow:
+            return eos
+        return self._terminate(self._ids(text), 0, eos)[-1]
+
+    def _terminate(self, ids: list[int], start: int, end_id: int) -> list[int]:
+        """End with exactly one terminator: the special token with which the text ends already, else `end_id`."""
         end = self._before_blanks(ids, start, len(ids))
-        if end <= start or ids[end - 1] not in self._special_ids:
-            return [*ids, self.tokenizer.eos_token_id]
+        if end <= start or ids[end - 1] not in self.special.all_ids:
+            return [*ids, end_id]
         while (before := self._before_blanks(ids, start, end - 1)) > start and ids[before - 1] == ids[end - 1]:
             end = before
         return ids[:end]
 
     def _before_blanks(self, ids: list[int], start: int, end: int) -> int:
         """The line break that a template writes after a terminator is not the model's to write."""
-        while (
-            end > start and ids[end - 1] not in self._special_ids and not self.tokenizer.decode([ids[end - 1]]).strip()
-        ):
+        special = self.special.all_ids
+        while end > start and ids[end - 1] not in special and not self.tokenizer.decode([ids[end - 1]]).strip():
             end -= 1
         return end
 
-    def _fit(self, pair: TokenizedPair) -> TokenizedPair:
-        """Cut to length as the options say."""
-        prompt, answer = len(pair.prompt_ids), max(len(pair.chosen_ids), len(pair.rejected_ids))
-        max_length = self.options.max_length
-        longest_prompt = self.options.max_prompt_length or max_length - 1
-        if prompt > longest_prompt or prompt + answer > max_length:
-            sizes = f"{prompt} prompt tokens and {answer} answer tokens, max_length {max_length}"
-            if self.options.truncation == "drop":
-                raise BadRow(TOO_LONG, sizes)
-            if self.options.truncation == "keep_end":
-                pair = self._cut_prompt(pair, min(longest_prompt, max_length - answer), sizes)
-            elif prompt > longest_prompt:
-                raise BadRow(PROMPT_TOO_LONG, f"{sizes}, longest prompt {longest_prompt}")
-            else:
-                room = max_length - prompt
-                chosen, rejected = pair.chosen_ids[:room], pair.rejected_ids[:room]
-                pair = replace(pair, chosen_ids=chosen, rejected_ids=rejected, cut="answer cut")
-        if pair.chosen_ids == pair.rejected_ids:
-            raise BadRow(IDENTICAL, "as tokens, after the template and after cutting")
-        return pair
 
-    def _cut_prompt(self, pair: TokenizedPair, room: int, sizes: str) -> TokenizedPair:
-        """Cut the start of the prompt; a BOS stays."""
-        bos = pair.prompt_ids[: pair.prompt_ids[0] == self.tokenizer.bos_token_id]
-        kept = room - len(bos)
-        if kept < 1:
-            raise BadRow(TOO_LONG, f"{sizes}: no room for a prompt")
-        return replace(pair, prompt_ids=bos + pair.prompt_ids[-kept:], cut="prompt cut")
+def one_text(value: Message | list[Message] | str | None) -> str | None:
+    """The text of a column that is one text, or one message of nothing but text; None for anything else."""
+    if isinstance(value, list):
+        value = value[0] if len(value) == 1 else None
+    if isinstance(value, dict):
+        plain = value.get("role") in ("user", "assistant") and not value.get("tool_calls")
+        value = value.get("content") if plain else None
+    return value if isinstance(value, str) else None
 
 
 def _answers(pair: PreferencePair) -> list[Message | str]:
     return [answer for answer in (pair.chosen, pair.rejected) if answer is not None]
+
+
+def _texts(pair: PreferencePair) -> list[Any]:
+    return [pair.prompt, *_answers(pair)]
 
 
 def common_prefix_length(sequences: Sequence[Sequence[int]]) -> int:

@@ -60,6 +60,7 @@ def answer_prompts(
         raise UserError("prompts", "expected a list of at least one prompt")
     asked = [Prompt(messages, str(i)) for i, messages in enumerate(prompts)]
     encoder = PromptTokenizer(tokenizer, chat)
+    encoder.read(asked)
     encoded = [encoder.encode(prompt.with_system(system)) for prompt in asked]
     with _ready(model) as ready:
         check_room(ready, max(map(len, encoded)), options)

@@ -55,7 +55,9 @@ def generate_responses(options: GenerateOptions, prompts: Sequence[Prompt]) -> G
     done = recover_rows(output, fmt)
     if done >= len(prompts):
         return Generated(len(prompts), done)
-    encoder = PromptTokenizer(tokenizer, options.chat)
+    encoder = PromptTokenizer(tokenizer, options.chat, options.special_tokens, options.chat_template_kwargs)
+    encoder.read(prompts)
+    encoder.warn_if_rendered(options.prompts)
     encoded = [encoder.encode(prompt.with_system(options.system)) for prompt in prompts]
     answer = build_engine(options, encoder, max(map(len, encoded)))
     numbers = iter(range(done, len(prompts)))

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from adadpo_lightning.data.special import SpecialTokens
 from adadpo_lightning.errors import UserError, did_you_mean
 
 Chat = Literal["auto", "always", "never"]
@@ -77,6 +78,9 @@ class GenerateOptions:
         top_k: Sample from the k most likely tokens; 0 keeps all.
         batch_size: Prompts per batch; changes the answers only through rounding.
         seed: Random seed.
+        special_tokens: Special tokens that prompts spell out: text keeps them as text, parse reads them as tokens, auto
+            decides as ``fit`` does.
+        chat_template_kwargs: Variables of the chat template, such as --chat_template_kwargs.enable_thinking=false.
 
     Raises:
         UserError: If a value is out of range or an engine is unknown.
@@ -102,6 +106,8 @@ class GenerateOptions:
     top_k: int = 0
     batch_size: int = 16
     seed: int = 0
+    special_tokens: SpecialTokens = "auto"
+    chat_template_kwargs: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         """Check the choices and the ranges."""

@@ -16,6 +16,7 @@ from adadpo_lightning.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from adadpo_lightning.data.special import SpecialTokens
     from adadpo_lightning.generation.options import Chat
 
 PROMPT_COLUMNS = ("prompt", "instruction", "turns", "messages", "question")
@@ -60,13 +61,28 @@ class PromptTokenizer(PairTokenizer):
     Args:
         tokenizer: The model's tokenizer.
         chat: As in `TokenizeOptions`.
+        special_tokens: As in `TokenizeOptions`; ``auto`` decides in `read` and keeps text before.
+        chat_template_kwargs: As in `TokenizeOptions`.
 
     Raises:
         UserError: As `PairTokenizer`.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, chat: Chat = "auto") -> None:
-        super().__init__(tokenizer, TokenizeOptions(chat=chat, with_rejected=False))
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        chat: Chat = "auto",
+        special_tokens: SpecialTokens = "auto",
+        chat_template_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        options = TokenizeOptions(
+            chat=chat, with_rejected=False, special_tokens=special_tokens, chat_template_kwargs=chat_template_kwargs
+        )
+        super().__init__(tokenizer, options)
+
+    def read(self, prompts: Sequence[Prompt]) -> None:
+        """Decide from all prompts of a job how their special tokens are read; see `data.special.decide`."""
+        self.reading = self.decide([PreferencePair(prompt.messages, "") for prompt in prompts])
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of one prompt, with the template's BOS or, without a template, the tokenizer's own.
@@ -74,14 +90,10 @@ class PromptTokenizer(PairTokenizer):
         Raises:
             UserError: If the template rejects the conversation, or the prompt has messages and there is no template.
         """
-        if not self.uses_template:
-            if not isinstance(prompt.messages, str):
-                raise UserError(f"prompt {prompt.uid}", "has messages and the tokenizer no chat template")
-            bos = [self.tokenizer.bos_token_id] if self._adds_bos else []
-            return bos + self._ids(self._protected(prompt.messages))
-        messages = as_messages(prompt.messages, "user")
+        if not self.uses_template and not isinstance(prompt.messages, str):
+            raise UserError(f"prompt {prompt.uid}", "has messages and the tokenizer no chat template")
         try:
-            return self._ids(self._render(messages, None, add_generation_prompt=True))
+            return self.prompt_ids(PreferencePair(prompt.messages, "a"))
         except BadRow as error:
             raise UserError(f"prompt {prompt.uid}", str(error)) from error
 

@@ -94,7 +94,7 @@ def test_report_counts_what_was_dropped_and_cut(write, capsys):
 @pytest.mark.parametrize(
     ("bad", "options", "message"),
     [
-        (row(0, chosen=""), {}, r"pairs.jsonl:3: empty answer: chosen has no text \(and 1 more bad rows\); mend"),
+        (row(0, chosen=""), {}, r"pairs.jsonl:3: empty answer: chosen has no text \(and 1 more bad rows\); correct"),
         (row(0, prompt=3), {}, r"pairs.jsonl:3: not text: prompt is int '3', expected text"),
         (
             {"prompt": "a", "chosen": "b"},

@@ -11,7 +11,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from adadpo_lightning.cli import main
-from adadpo_lightning.data.schema import PreferencePair
+from adadpo_lightning.data.schema import PreferencePair, as_messages
 from adadpo_lightning.data.tokenize import PairTokenizer, TokenizeOptions
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.generation.generate import generate_responses
@@ -19,6 +19,7 @@ from adadpo_lightning.generation.options import GenerateOptions, SamplingOptions
 from adadpo_lightning.generation.prompts import Prompt, PromptTokenizer
 from adadpo_lightning.generation.sampling import SeededChoice, uniforms
 from tests.support.tiny import make_rows, make_tokenizer
+from tests.support.tokenizers import make
 
 PROMPTS = [Prompt(row["prompt"], f"q{i}") for i, row in enumerate(make_rows(11))]
 
@@ -253,3 +254,18 @@ def test_a_file_of_something_else_is_left_alone(model_dir, tmp_path):
     with pytest.raises(UserError, match="is not an output of generate"):
         generate_responses(job(model_dir, path), PROMPTS)
     assert path.read_text() == '{"precious": 1}\n'
+
+
+def test_rendered_prompts_are_not_rendered_again():
+    tokenizer = make("chatml")
+    asked = Prompt("What is the capital of France?", "0")
+    text = tokenizer.apply_chat_template(as_messages(asked.text, "user"), add_generation_prompt=True, tokenize=False)
+    plain = PromptTokenizer(tokenizer).encode(asked)
+    encoder = PromptTokenizer(tokenizer)
+    encoder.read([Prompt(text, "0")])
+    assert encoder.encode(Prompt(text, "0")) == plain
+    as_text = PromptTokenizer(tokenizer, special_tokens="text")
+    as_text.read([Prompt(text, "0")])
+    start = tokenizer.convert_tokens_to_ids("<|im_start|>")
+    assert as_text.encode(Prompt(text, "0")).count(start) == plain.count(start)
+    assert len(as_text.encode(Prompt(text, "0"))) > 2 * len(plain)

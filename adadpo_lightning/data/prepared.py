@@ -1,0 +1,121 @@
+"""Tokenised pairs with their account: selection, weights of sources, and the split by prompt."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from adadpo_lightning.data.report import DataReport
+from adadpo_lightning.data.sources import Rows, SourceConfig
+from adadpo_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from numpy.typing import NDArray
+
+
+@dataclass
+class Prepared:
+    """Tokenised pairs, and where they come from.
+
+    Args:
+        pairs: One row a pair: ids, their counts, weight, margin, ``row``, ``source`` and ``prompt_key``.
+        report: What was dropped and cut.
+        sources: Their configs.
+        origins: For each source the number of its first row, and its rows.
+    """
+
+    pairs: Dataset
+    report: DataReport
+    sources: list[SourceConfig]
+    origins: list[tuple[int, Rows]]
+
+    def counts(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Tokens of prompts, chosen and rejected answers, each of shape (pairs,)."""
+        names = ["prompt_len", "chosen_len", "rejected_len"]
+        columns = self.pairs.select_columns(names).with_format("numpy")[:]
+        prompt, chosen, rejected = (np.asarray(columns[name], dtype=np.int64) for name in names)
+        return prompt, chosen, rejected
+
+    def where(self, pair: int) -> str:
+        """File and row of a pair."""
+        row = int(self.pairs[pair]["row"])
+        first, rows = [origin for origin in self.origins if origin[0] <= row][-1]
+        return rows.where(row - first)
+
+    def select(self, which: NDArray[np.int64]) -> Prepared:
+        """Some of the pairs."""
+        return Prepared(self.pairs.select(which), self.report, self.sources, self.origins)
+
+    def with_passes(self, seed: int) -> Prepared:
+        """Take each source's pairs as often as its weight says, and complete the report.
+
+        Raises:
+            UserError: If no pair is left.
+        """
+        source = np.asarray(self.pairs["source"])
+        rng = np.random.default_rng(seed)
+        taken = [take(np.flatnonzero(source == i), config.weight, rng) for i, config in enumerate(self.sources)]
+        chosen_rows = np.concatenate(taken)
+        result = self if np.array_equal(chosen_rows, np.arange(len(source))) else self.select(chosen_rows)
+        result._summarise()
+        return result
+
+    def _summarise(self) -> None:
+        prompt, chosen, rejected = self.counts()
+        report = self.report
+        report.pairs = len(chosen)
+        if not report.pairs:
+            raise UserError(
+                f"data.{report.name}",
+                f"no pair is left of {report.rows} rows; dropped: {dict(report.dropped) or 'none'}",
+                "see the table of reasons; raise data.max_length or correct the data",
+            )
+        named = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+        report.tokens = {name: (float(n.mean()), int(n.max())) for name, n in named.items() if n.any()}
+        report.chosen_longer = float((chosen > rejected).mean()) if rejected.any() else math.nan
+
+
+def take(items: NDArray[np.int64], weight: float, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Each item ``floor(weight)`` times, and a random share of them once more.
+
+    Example:
+        >>> take(np.array([3, 4, 5, 6]), 1.5, np.random.default_rng(0)).tolist()
+        [3, 4, 5, 6, 3, 5]
+    """
+    part = rng.permutation(len(items))[: round(weight % 1 * len(items))]
+    return np.concatenate([np.tile(items, int(weight)), items[np.sort(part)]])
+
+
+def split_by_prompt(prepared: Prepared, size: float, seed: int) -> tuple[Prepared, Prepared]:
+    """Hold pairs out for validation so that no prompt is in both parts.
+
+    Args:
+        prepared: All pairs.
+        size: Pairs (at least) to hold out, or their share if below 1.
+        seed: Seed of the draw.
+
+    Raises:
+        UserError: If one of the parts would be empty.
+    """
+    total = len(prepared.pairs)
+    wanted = round(size * total) if size < 1 else int(size)
+    keys = np.asarray(prepared.pairs["prompt_key"])
+    prompts, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
+    order = np.random.default_rng(seed).permutation(len(prompts))
+    held_out = order[: int(np.searchsorted(np.cumsum(counts[order]), wanted)) + 1]
+    is_val = np.isin(inverse, held_out)
+    if wanted < 1 or is_val.all():
+        raise UserError(
+            "data.val_size",
+            f"{size:g} leaves one part of {total} pairs with {len(prompts)} prompts empty",
+            "choose another size or give data.val",
+        )
+    train, val = prepared.select(np.flatnonzero(~is_val)), prepared.select(np.flatnonzero(is_val))
+    train.report.notes["held out for val"] = len(val.pairs)
+    # Held-out pairs are counted once, whatever the weight of their source in training.
+    val.report, val.sources = DataReport("val"), [SourceConfig(source.path) for source in prepared.sources]
+    return train, val

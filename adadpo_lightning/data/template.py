@@ -1,0 +1,139 @@
+"""The chat template, rendered under a limit of time and size, because it may come from a stranger's model directory."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from adadpo_lightning.data.schema import RESERVED, BadRow
+from adadpo_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from transformers import PreTrainedTokenizerBase
+
+    from adadpo_lightning.data.schema import Message
+
+RENDER_SECONDS = 10.0
+RENDER_CHARACTERS = 20_000_000
+# Memory that the first rendering may take beyond what the process has.
+RENDER_BYTES = 1 << 30
+# What a template can raise, beside Jinja's own errors, when it is given a conversation that it was not written for.
+TEMPLATE_ERRORS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, MemoryError)
+
+
+class RenderTimeout(Exception):
+    """A template took longer than `RENDER_SECONDS`."""
+
+
+def check_template_kwargs(kwargs: Mapping[str, Any] | None) -> None:
+    """Refuse names that are no variables of a template.
+
+    Raises:
+        UserError: For a reserved name.
+    """
+    taken = sorted(RESERVED & set(kwargs or ()))
+    if taken:
+        raise UserError("data.chat_template_kwargs", f"{taken[0]!r} is set by this package", "leave it out")
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[Message],
+    tools: list[Any] | None,
+    kwargs: Mapping[str, Any],
+    *,
+    add_generation_prompt: bool,
+) -> str:
+    """Render a conversation.
+
+    Args:
+        tokenizer: Holds the template.
+        messages: The conversation.
+        tools: Tool descriptions.
+        kwargs: Variables of the template, such as ``enable_thinking``.
+        add_generation_prompt: End with the beginning of the assistant's turn.
+
+    Raises:
+        BadRow: If the template refuses the conversation, or goes beyond the limits.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        with time_limit(RENDER_SECONDS):
+            text = str(
+                tokenizer.apply_chat_template(
+                    messages, tools=tools, add_generation_prompt=add_generation_prompt, tokenize=False, **kwargs
+                )
+            )
+    except RenderTimeout as error:
+        raise BadRow("chat template refused", f"it did not end within {RENDER_SECONDS:g} s") from error
+    except TemplateError as error:
+        raise BadRow("chat template refused", str(error).partition("\n")[0]) from error
+    except TEMPLATE_ERRORS as error:
+        raise BadRow("chat template refused", f"{type(error).__name__}: {str(error)[:200]}") from error
+    if len(text) > RENDER_CHARACTERS:
+        raise BadRow("chat template refused", f"it wrote {len(text):,} characters, more than {RENDER_CHARACTERS:,}")
+    return text
+
+
+def probe_template(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any]) -> None:
+    """Render one short conversation under a memory limit, to find a template that no machine can render.
+
+    Raises:
+        UserError: If the template goes beyond a limit. One that refuses this conversation may accept others.
+    """
+    try:
+        with memory_limit(RENDER_BYTES):
+            render(tokenizer, [{"role": "user", "content": "a"}], None, kwargs, add_generation_prompt=True)
+    except BadRow as error:
+        beyond = ("did not end", "characters, more than", "MemoryError", "RecursionError", "OverflowError", "Range too")
+        if any(limit in str(error) for limit in beyond):
+            raise UserError("data.chat_template", str(error), "correct the template") from error
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise `RenderTimeout` in the block after some time.
+
+    It works in the main thread of a process, on systems that have interval timers, and where no other timer runs;
+    elsewhere there is no limit.
+    """
+    usable = threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer")
+    if not usable or signal.getitimer(signal.ITIMER_REAL)[0]:
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise RenderTimeout
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL if before is None else before)
+
+
+@contextmanager
+def memory_limit(extra: int) -> Iterator[None]:
+    """Raise MemoryError in the block where the process would grow by more than `extra` bytes; Linux only."""
+    try:
+        import resource
+        from pathlib import Path
+
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + extra, hard))
+    except (ImportError, OSError, ValueError):  # another system, or a lower limit is set already
+        yield
+        return
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
