@@ -135,9 +135,7 @@ class GenerationCallback(Callback):
                 "set data.val or data.val_size, or leave the callback out",
             )
         options = data.options
-        tokenizer = PromptTokenizer(
-            data.tokenizer, options.chat, options.special_tokens, options.chat_template_kwargs
-        )
+        tokenizer = PromptTokenizer(data.tokenizer, options.chat, options.special_tokens, options.chat_template_kwargs)
         if isinstance(self.prompts, int):
             self._encoded = first_prompts(data.prepared["val"].pairs["prompt_ids"], self.prompts)
         else:

@@ -19,7 +19,6 @@ from adadpo_lightning.data.sources import Rows, SourceConfig, load_rows
 from adadpo_lightning.data.tokenize import PairTokenizer, TokenizeOptions
 from adadpo_lightning.data.truncate import TOO_LONG
 from adadpo_lightning.errors import UserError
-from adadpo_lightning.log import say
 
 if TYPE_CHECKING:
     from datasets import Dataset

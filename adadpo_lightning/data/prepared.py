@@ -61,10 +61,15 @@ class Prepared:
         taken = [take(np.flatnonzero(source == i), config.weight, rng) for i, config in enumerate(self.sources)]
         chosen_rows = np.concatenate(taken)
         result = self if np.array_equal(chosen_rows, np.arange(len(source))) else self.select(chosen_rows)
-        result._summarise()
+        result.summarise()
         return result
 
-    def _summarise(self) -> None:
+    def summarise(self) -> None:
+        """Complete the report with what is left.
+
+        Raises:
+            UserError: If no pair is.
+        """
         prompt, chosen, rejected = self.counts()
         report = self.report
         report.pairs = len(chosen)
