@@ -179,6 +179,6 @@ def test_text_mode_never_makes_a_special_token(prompt, chosen, rejected, style, 
     try:
         pair = encode(PreferencePair(prompt, chosen, rejected))
     except BadRow as error:
-        assert error.reason == "chosen equals rejected"  # noqa: PT017
+        assert error.reason in ("chosen equals rejected", "empty prompt")  # noqa: PT017
         return
     assert special_count(tokenizer, pair) == special_count(tokenizer, plain)
