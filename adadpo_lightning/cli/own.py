@@ -187,8 +187,8 @@ def evaluate(
         seed: Seed of the bootstrap.
     """
     from adadpo_lightning.evaluation.evaluate import evaluate as run
-    from adadpo_lightning.evaluation.evaluate import summary
     from adadpo_lightning.evaluation.options import EvaluateOptions
+    from adadpo_lightning.evaluation.report import summary
 
     options = EvaluateOptions(
         judge=judge,

@@ -11,7 +11,8 @@ from adadpo_lightning.embedded.gold import JUDGE_LENGTH_BIAS, Grade, grade
 from adadpo_lightning.embedded.sampling import encode_prompts, load_exported, sample_answers, score_answers
 from adadpo_lightning.embedded.task import EmbeddedTask, read_rows, write_rows
 from adadpo_lightning.errors import UserError
-from adadpo_lightning.evaluation.win_rate import Estimate, length_controlled_win_rate, mean_over_prompts, win_rate
+from adadpo_lightning.evaluation.length_controlled import length_controlled_win_rate
+from adadpo_lightning.evaluation.statistics import Estimate, mean_over_prompts, win_rate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

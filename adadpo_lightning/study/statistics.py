@@ -42,8 +42,8 @@ class Measure:
 
 
 MEASURES = {
-    "lc": Measure("LC", "%", ("judge_win_rate_lc",), 100.0),
-    "wr": Measure("WR", "%", ("judge_win_rate",), 100.0),
+    "lc": Measure("LC", "%", ("judge_win_rate_lc", "length_controlled_win_rate"), 100.0),
+    "wr": Measure("WR", "%", ("judge_win_rate", "win_rate"), 100.0),
     "gold": Measure("gold WR", "%", ("gold_win_rate",), 100.0),
     "lc_wr": Measure("LC - WR", "%", ()),
     "kl": Measure("on-policy KL", "nats an answer", ("kl",), digits=2),
@@ -54,7 +54,6 @@ MEASURES = {
     "chosen": Measure("drift of chosen", "nats", ("val/displacement/chosen",)),
     "rejected": Measure("drift of rejected", "nats", ("val/displacement/rejected",)),
 }
-PERCENT = {"lc": "length_controlled_win_rate", "wr": "win_rate"}  # as `evaluate` writes them
 
 
 @dataclass(frozen=True)
@@ -131,9 +130,6 @@ def measures_of(metrics: dict[str, float]) -> dict[str, float]:
             if key in metrics:
                 found[name] = metrics[key] * measure.scale
                 break
-        else:
-            if (percent := PERCENT.get(name)) in metrics:
-                found[name] = metrics[str(percent)]
     if {"lc", "wr"} <= found.keys():
         found["lc_wr"] = found["lc"] - found["wr"]
     return {name: value for name, value in found.items() if math.isfinite(value)}

@@ -7,7 +7,8 @@ import pytest
 
 from adadpo_lightning.embedded.evaluation import evaluate_embedded, sample_pool
 from adadpo_lightning.errors import UserError
-from adadpo_lightning.evaluation.win_rate import length_controlled_win_rate, mean_over_prompts, win_rate
+from adadpo_lightning.evaluation.length_controlled import length_controlled_win_rate
+from adadpo_lightning.evaluation.statistics import mean_over_prompts, win_rate
 
 
 def test_win_rate_counts_ties_half_even_where_sums_differ_in_the_last_bit():

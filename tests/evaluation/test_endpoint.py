@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from adadpo_lightning.errors import UserError
-from adadpo_lightning.evaluation.judges.base import Comparison
+from adadpo_lightning.evaluation.comparisons import Comparison
 from adadpo_lightning.evaluation.judges.endpoint import EndpointJudge
 from adadpo_lightning.generation.responses import Response
 

@@ -7,10 +7,11 @@ import pytest
 
 from adadpo_lightning.cli import main
 from adadpo_lightning.errors import UserError
-from adadpo_lightning.evaluation.evaluate import evaluate_responses, match_responses
-from adadpo_lightning.evaluation.judges.base import AnnotationsJudge
+from adadpo_lightning.evaluation.comparisons import match_responses, read_difficulties
+from adadpo_lightning.evaluation.judges.annotations import AnnotationsJudge
 from adadpo_lightning.evaluation.length_controlled import Anchor, length_controlled
 from adadpo_lightning.evaluation.options import EvaluationOptions
+from adadpo_lightning.evaluation.report import evaluate_responses
 from adadpo_lightning.generation.responses import Response
 
 RNG = np.random.default_rng(0)
@@ -47,12 +48,13 @@ def test_annotations_to_a_report(tmp_path, capsys):
     file = annotations(tmp_path / "annotations.json")
     report = run(tmp_path, "--judge=annotations", f"--annotations={file}", "--bootstrap=200")
     assert (report["model"], report["baseline"], report["n"], report["n_no_verdict"]) == ("mine", "base", N, 0)
-    assert report["win_rate"] == pytest.approx(100 * SOFT.mean())
-    assert report["win_rate_se"] == pytest.approx(100 * SOFT.std(ddof=1) / np.sqrt(N))
-    assert report["discrete_win_rate"] == pytest.approx(100 * (SOFT > 0.5).mean())
-    expected = 100 * (1 / (1 + np.exp(-(0.3 + 0.7 * DIFFICULTY)))).mean()
+    assert report["win_rate"] == pytest.approx(SOFT.mean())
+    assert report["rates"] == "fraction"
+    assert report["win_rate_se"] == pytest.approx(SOFT.std(ddof=1) / np.sqrt(N))
+    assert report["discrete_win_rate"] == pytest.approx((SOFT > 0.5).mean())
+    expected = (1 / (1 + np.exp(-(0.3 + 0.7 * DIFFICULTY)))).mean()
     assert report["length_controlled_win_rate"] == pytest.approx(expected, abs=1e-6)
-    without = 100 * length_controlled(SOFT, GAP).win_rate
+    without = length_controlled(SOFT, GAP).win_rate
     assert report["length_controlled_win_rate_no_difficulty"] == pytest.approx(without)
     for name in ("win_rate", "length_controlled_win_rate", "length_controlled_win_rate_no_difficulty"):
         low, high = report[f"{name}_ci"]
@@ -71,7 +73,7 @@ def test_the_other_side_has_the_complement(tmp_path):
     args = ["--judge=annotations", f"--annotations={file}", "--bootstrap=0"]
     mine, base = run(tmp_path, *args), run(tmp_path, *args, "--judge_options.generator=base")
     for name in ("win_rate", "length_controlled_win_rate", "length_controlled_win_rate_no_difficulty"):
-        assert mine[name] + base[name] == pytest.approx(100, abs=1e-6)
+        assert mine[name] + base[name] == pytest.approx(1, abs=1e-6)
         assert mine[f"{name}_ci"] is None
 
 
@@ -85,8 +87,8 @@ def test_an_anchor_enters_the_fit(tmp_path):
     plain = run(tmp_path, *args)["length_controlled_win_rate"]
     anchored = run(tmp_path, *args, f"--length_anchor=[{anchor},{anchor}]")["length_controlled_win_rate"]
     rows = Anchor(np.tile(pinned, 2), np.tile(gap / gap.std(ddof=1), 2), None, weight=0.1)
-    assert anchored == pytest.approx(100 * length_controlled(SOFT, GAP, anchor=rows).win_rate)
-    assert abs(plain - anchored) > 0.01
+    assert anchored == pytest.approx(length_controlled(SOFT, GAP, anchor=rows).win_rate)
+    assert abs(plain - anchored) > 1e-4
 
 
 @pytest.mark.parametrize("key", ["index", "instruction"])
@@ -107,6 +109,13 @@ def test_difficulties_from_a_file(tmp_path, key):
     assert main(["evaluate", *args, f"--difficulty={tmp_path / 'd.csv'}", out]) == 2
 
 
+@pytest.mark.parametrize("row", ["hard,1", "0.5,", "0.5,1.5", "0.5,x"])
+def test_a_malformed_difficulty_is_named(tmp_path, row):
+    (tmp_path / "d.csv").write_text(f"instruction_difficulty,index\n0.5,0\n{row}\n")
+    with pytest.raises(UserError, match=r"d\.csv, row 2"):
+        read_difficulties(str(tmp_path / "d.csv"))
+
+
 def test_two_response_files_by_gold(tmp_path):
     asked = [f"what is {i} plus 3" for i in range(1, 7)]
     right = [f"{i} plus 3 is {i + 3} ." for i in range(1, 7)]
@@ -120,11 +129,11 @@ def test_two_response_files_by_gold(tmp_path):
     (tmp_path / "base.json").write_text(json.dumps(base[::-1]))  # matched by prompt, not by place
     files = [f"--responses={tmp_path / 'mine.jsonl'}", f"--baseline={tmp_path / 'base.json'}"]
     report = run(tmp_path, "--judge=gold", *files, "--bootstrap=20", "--length_unit=words")
-    assert report["win_rate"] == pytest.approx(100 * 5 / 6)
+    assert report["win_rate"] == pytest.approx(5 / 6)
     assert [row["preference"] for row in report["per_prompt"]] == [1, 1, 1, 1, 0.5, 0.5]
     assert (report["mean_length"], report["mean_length_baseline"]) == (6, 10)
     soft = run(tmp_path, "--judge=gold", *files, "--bootstrap=0", "--judge_options.temperature=2.5")
-    assert 50 < soft["win_rate"] < report["win_rate"]
+    assert 0.5 < soft["win_rate"] < report["win_rate"]
 
 
 def test_prompts_that_come_twice_are_matched_in_order():
@@ -137,7 +146,7 @@ def test_prompts_that_come_twice_are_matched_in_order():
 
 
 @pytest.mark.parametrize(
-    ("soft", "rate", "controlled"), [([1.0, 1.0, 1.0], 100, 100), ([0.0, 0.0], 0, 0), ([1.0], 100, None)]
+    ("soft", "rate", "controlled"), [([1.0, 1.0, 1.0], 1, 1), ([0.0, 0.0], 0, 0), ([1.0], 1, None)]
 )
 def test_the_edges(tmp_path, soft, rate, controlled):
     judge = AnnotationsJudge(str(annotations(tmp_path / "a.json", difficulty=False, soft=np.array(soft))))
@@ -155,7 +164,7 @@ def test_no_verdict_is_counted_and_left_out(tmp_path):
     judge = AnnotationsJudge(str(tmp_path / "a.json"))
     report = evaluate_responses(judge, judge.comparisons(), EvaluationOptions(resamples=0))
     assert (report["n"], report["n_no_verdict"]) == (N - 10, 10)
-    assert report["win_rate"] == pytest.approx(100 * SOFT[10:].mean())
+    assert report["win_rate"] == pytest.approx(SOFT[10:].mean())
 
 
 BAD = {

@@ -3,6 +3,7 @@
 import json
 import types
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +11,10 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from adadpo_lightning.embedded.gold import grade
 from adadpo_lightning.errors import UserError
+from adadpo_lightning.evaluation.comparisons import Comparison
 from adadpo_lightning.evaluation.judges import base as judges
-from adadpo_lightning.evaluation.judges.base import AnnotationsJudge, Comparison, available_judges, build_judge
+from adadpo_lightning.evaluation.judges.annotations import AnnotationsJudge
+from adadpo_lightning.evaluation.judges.base import available_judges, build_judge
 from adadpo_lightning.generation.responses import Response
 from tests.support.tiny import make_rows, make_tokenizer
 
@@ -68,8 +71,16 @@ def test_gold_prefers_what_is_right_and_counts_ties_half():
     gap = grade(asked, right).gold - grade(asked, wrong).gold
     (soft,) = build_judge("gold", temperature=0.5).preferences(comparisons[:1])
     assert soft == pytest.approx(torch.tensor(gap / 0.5).sigmoid().item())
-    with pytest.raises(UserError, match="is none of the embedded task"):
+    with pytest.raises(UserError, match="does not belong to the embedded task"):
         build_judge("gold").preferences([pair("who are you", "me", "you")])
+
+
+def test_length_is_a_judge_of_its_own():
+    comparisons = [pair("p", "a b", "abcd"), pair("p", "abc", "d e")]
+    assert build_judge("length").preferences(comparisons) == [0.0, 0.5]
+    assert build_judge("length", prefer="shorter", unit="words").preferences(comparisons) == [0.0, 1.0]
+    with pytest.raises(UserError, match="expected one of longer, shorter, got 'best'"):
+        build_judge("length", prefer="best")
 
 
 def annotations_file(path, rows):
@@ -101,8 +112,26 @@ def test_annotations_say_two_where_the_second_output_wins(tmp_path):
     assert judge.preferences([pair("r", "y", "x"), pair("p", "longer", "short")]) == [0.25, 1.0]
     with pytest.raises(UserError, match="has no row for 1 of 1 comparisons"):
         judge.preferences([pair("r", "x", "y")])
-    with pytest.raises(UserError, match="is of 'base' and 'mine', not of 'yours'"):
+    with pytest.raises(UserError, match="compares 'base' and 'mine', not 'yours'"):
         AnnotationsJudge(file, generator="yours")
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("instruction", None, "instruction: expected text, got null"),
+        ("output_1", 5, "output_1: expected text, got int '5'"),
+        ("output_2", ["a"], "output_2: expected text, got list"),
+        ("instruction_difficulty", "hard", "instruction_difficulty: expected a number, got str 'hard'"),
+    ],
+)
+def test_a_malformed_annotation_is_named(tmp_path, column, value, message):
+    rows = json.loads(Path(annotations_file(tmp_path / "a.json", [("p", "x", "y", "base", "mine", 2)] * 2)).read_text())
+    rows[1][column] = value
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    with pytest.raises(UserError) as failure:
+        AnnotationsJudge(str(tmp_path / "a.json"))
+    assert str(failure.value).startswith(f"{tmp_path / 'a.json'}, row 2: {message}")
 
 
 @pytest.mark.parametrize(("preference", "message"), [(2.5, "in \\[1, 2\\]"), ("A", "a number"), (True, "a number")])

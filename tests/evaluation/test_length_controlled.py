@@ -7,8 +7,8 @@ from sklearn.linear_model import LogisticRegressionCV
 from sklearn.model_selection import PredefinedSplit
 
 from adadpo_lightning.errors import UserError
-from adadpo_lightning.evaluation.length_controlled import Anchor, bootstrap, length_controlled
-from adadpo_lightning.evaluation.win_rate import length_controlled_win_rate, mean_over_prompts
+from adadpo_lightning.evaluation.length_controlled import Anchor, length_controlled, length_controlled_win_rate
+from adadpo_lightning.evaluation.statistics import bootstrap, mean_over_prompts
 
 
 def sigmoid(x):

@@ -142,6 +142,6 @@ def test_a_preference_study_trains_answers_and_is_judged(tmp_path, model_dir, mo
     found = json.loads((tmp_path / "study/cells" / job.name / "result.json").read_text())
     assert found["status"] == "done"
     assert found["metrics"]["n"] == 12
-    assert 0 <= found["metrics"]["win_rate"] <= 100
+    assert 0 <= found["metrics"]["win_rate"] <= 1
     assert "val/rewards/accuracies" in found["metrics"]
     assert len((tmp_path / "study/cells" / job.name / "responses.jsonl").read_text().splitlines()) == 12

@@ -97,7 +97,7 @@ def test_counts_have_clopper_pearson_intervals():
 
 def test_win_rates_are_percent_whoever_wrote_them():
     assert measures_of({"judge_win_rate": 0.61, "judge_win_rate_lc": 0.58})["lc_wr"] == pytest.approx(-3.0)
-    assert measures_of({"win_rate": 61.0, "length_controlled_win_rate": 58.0})["lc"] == 58.0
+    assert measures_of({"win_rate": 0.61, "length_controlled_win_rate": 0.58})["lc"] == pytest.approx(58.0)
 
 
 def test_effects_are_paired_by_cell_and_averaged_by_seed(tmp_path):

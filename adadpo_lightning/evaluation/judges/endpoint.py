@@ -22,7 +22,7 @@ from adadpo_lightning.errors import UserError
 from adadpo_lightning.evaluation.judges.base import Judge, register_judge
 
 if TYPE_CHECKING:
-    from adadpo_lightning.evaluation.judges.base import Comparison
+    from adadpo_lightning.evaluation.comparisons import Comparison
 
 TEMPLATE = """Two assistants answered the same prompt. Decide which answer is the better one: more helpful, more \
 correct and closer to what was asked. Neither the order nor the length of the answers is to count.

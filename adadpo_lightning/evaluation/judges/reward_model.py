@@ -12,7 +12,7 @@ from adadpo_lightning.evaluation.judges.base import Judge, preference_of, regist
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from adadpo_lightning.evaluation.judges.base import Comparison
+    from adadpo_lightning.evaluation.comparisons import Comparison
     from adadpo_lightning.generation.responses import Response
 
 
