@@ -5,13 +5,15 @@ Shapes: B pairs in a micro-batch, N scored answer tokens in it, T tokens in a pa
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -203,3 +205,19 @@ class StepOutput:
     share: Tensor
     kl: Tensor | None = None
     entropy: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class ModuleNeeds:
+    """All that a datamodule has to know of the module it makes batches for.
+
+    Args:
+        tokenizer: The policy's tokenizer.
+        rejected: Whether the loss reads the rejected answers.
+        layout: Gives the layout of the batches. A function, because it is known only when the model is built; the
+            datamodule asks when it makes its first loader.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    rejected: bool
+    layout: Callable[[], Literal["packed", "padded"]]

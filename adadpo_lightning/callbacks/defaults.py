@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ModelSummar
 from lightning.pytorch.callbacks.rich_model_summary import RichModelSummary
 
 from adadpo_lightning.callbacks.checkpoint import RunCheckpoint
+from adadpo_lightning.callbacks.connect import ConnectData
 from adadpo_lightning.callbacks.displacement import LikelihoodDisplacement
 from adadpo_lightning.callbacks.graceful_stop import GracefulStop
 from adadpo_lightning.callbacks.gradient_norm import GradientNorm
@@ -22,6 +23,7 @@ from adadpo_lightning.callbacks.tensorboard import TensorBoardDashboard
 from adadpo_lightning.callbacks.throughput import Throughput
 
 ALWAYS: tuple[type[Callback], ...] = (
+    ConnectData,
     NonFiniteGuard,
     PreferenceMetrics,
     LikelihoodDisplacement,
@@ -62,8 +64,8 @@ def default_callbacks(given: Sequence[Callback] = (), *, predict: bool = False) 
         predict: Whether to write the predictions of ``predict`` to a file.
 
     Example:
-        >>> [type(callback).__name__ for callback in default_callbacks([PreferenceMetrics()])][:2]
-        ['NonFiniteGuard', 'LikelihoodDisplacement']
+        >>> [type(callback).__name__ for callback in default_callbacks([PreferenceMetrics()])][:3]
+        ['ConnectData', 'NonFiniteGuard', 'LikelihoodDisplacement']
     """
     wanted = [*ALWAYS, *([WritePredictions] if predict else []), GracefulStop]
     return [make() for make in wanted if not _holds(given, make)]

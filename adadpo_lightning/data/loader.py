@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from torch.utils.data import DataLoader, Dataset
 
@@ -11,11 +12,39 @@ from adadpo_lightning.data.collate import collate
 from adadpo_lightning.types import EncodedPair
 
 if TYPE_CHECKING:
+    import numpy as np
     from datasets import Dataset as ArrowDataset
+    from numpy.typing import NDArray
+    from torch import Tensor
 
     from adadpo_lightning.data.plan import MicroBatch
-    from adadpo_lightning.reference.cache import ReferenceCache
     from adadpo_lightning.types import PreferenceBatch
+
+
+class CachedLogps(Protocol):
+    """Log-probabilities of the scored tokens of a dataset, such as `reference.cache.ReferenceCache`."""
+
+    def read(self, numbers: Sequence[int]) -> Tensor:
+        """Those of a micro-batch in the flat order of `PreferenceBatch`, shape (N,), by the pairs' numbers."""
+
+
+@dataclass(frozen=True)
+class PairsToScore:
+    """A dataset of which something is to be computed for each pair once, on one rank.
+
+    Args:
+        pairs: All tokenised pairs, over all ranks.
+        chosen: Scored tokens of each chosen answer, shape (pairs,).
+        rejected: Scored tokens of each rejected answer, shape (pairs,).
+        collate: From a micro-batch of the plan to a `PreferenceBatch`.
+        plan: This rank's micro-batches.
+    """
+
+    pairs: ArrowDataset
+    chosen: NDArray[np.int64]
+    rejected: NDArray[np.int64]
+    collate: Callable[[MicroBatch], PreferenceBatch]
+    plan: list[MicroBatch]
 
 
 class MicroBatches(Dataset["PreferenceBatch"]):
@@ -37,7 +66,7 @@ class MicroBatches(Dataset["PreferenceBatch"]):
         layout: Literal["packed", "padded"],
         pad_id: int,
         with_rejected: bool,
-        reference: Mapping[str, ReferenceCache] | None = None,
+        reference: Mapping[str, CachedLogps] | None = None,
         name: str = "",
     ) -> None:
         names = ["prompt_ids", "chosen_ids", "rejected_ids", "weight", "margin", "row"]
@@ -45,7 +74,8 @@ class MicroBatches(Dataset["PreferenceBatch"]):
         self.layout: Literal["packed", "padded"] = layout
         self.pad_id = pad_id
         self.with_rejected = with_rejected
-        self.reference = reference or {}
+        # Not `or`: an empty mapping may be filled after this.
+        self.reference = {} if reference is None else reference
         self.name = name
 
     def __len__(self) -> int:

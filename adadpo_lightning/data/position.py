@@ -64,6 +64,25 @@ def translate_position(progress: dict[str, Any], then: dict[str, Any], plan: Ste
     then.update(split)
 
 
+def check_same_plan(then: dict[str, Any], now: dict[str, Any]) -> None:
+    """A checkpoint from the middle of an epoch fits the plan that it was written under, and no other.
+
+    Args:
+        then: `StepPlan.identity` of the run that wrote the checkpoint.
+        now: This run's.
+
+    Raises:
+        UserError: Naming what differs.
+    """
+    if then != now:
+        changed = ", ".join(f"{name} {then.get(name)} -> {now[name]}" for name in now if now[name] != then.get(name))
+        raise UserError(
+            "ckpt_path",
+            f"the checkpoint is from the middle of an epoch of other data or batch sizes ({changed})",
+            "resume with the same data options",
+        )
+
+
 def epochs(trainer: Trainer | None, steps_an_epoch: int) -> int:
     """Epochs of the run at most.
 

@@ -47,3 +47,32 @@ def check_exists(path: str, field: str) -> None:
     local = Path(path)
     if not local.is_dir() and (local.is_absolute() or path.startswith((".", "~"))):
         raise UserError(field, f"directory not found: {path}", "give an existing directory or a hub id")
+
+
+def check_subset(tokenizer: PreTrainedTokenizerBase, policys: PreTrainedTokenizerBase, path: str) -> None:
+    """Every token of the data's tokenizer must be one of the policy's, with the same id.
+
+    Raises:
+        UserError: If one is not.
+    """
+    if not tokenizer.get_vocab().items() <= policys.get_vocab().items():
+        raise UserError(
+            "data.tokenizer",
+            f"{path!r} has tokens that the policy's tokenizer lacks or numbers differently",
+            "leave it out to use the policy's",
+        )
+
+
+def template_text(template: str) -> str:
+    """A chat template from what the user gave: the template itself, or the file that holds it.
+
+    Raises:
+        UserError: If it is neither.
+    """
+    if "{" in template:
+        return template
+    if not Path(template).is_file():
+        raise UserError(
+            "data.chat_template", f"is no template, and the file {template!r} was not found", "give one of the two"
+        )
+    return Path(template).read_text(encoding="utf-8")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +14,6 @@ from torch.distributed.tensor import DTensor
 
 from adadpo_lightning import fingerprint, log
 from adadpo_lightning.compat import attention_of
-from adadpo_lightning.errors import UserError
 from adadpo_lightning.models.adapters import is_adapter, is_reference
 from adadpo_lightning.reference.cache import ReferenceCache, fill, locked
 from adadpo_lightning.reference.live import AdapterReference, FrozenReference, build_reference
@@ -21,49 +21,65 @@ from adadpo_lightning.reference.modes import source_of
 from adadpo_lightning.strategies.capabilities import sharding_of
 
 if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
     from torch import Tensor
 
-    from adadpo_lightning.data.datamodule import PreferenceDataModule
+    from adadpo_lightning.data.loader import PairsToScore
+    from adadpo_lightning.models.loading import PolicyConfig
     from adadpo_lightning.models.policy import PolicyModel
     from adadpo_lightning.reference.live import Reference
-    from adadpo_lightning.training.module import PreferenceLitModule
 
 
 def provide_cached_reference(
-    module: PreferenceLitModule, data: PreferenceDataModule | None, names: Sequence[str]
-) -> None:
-    """Hand the datamodule the caches of its datasets, computing what is missing.
+    datasets: Mapping[str, PairsToScore],
+    *,
+    policy: PolicyModel,
+    config: PolicyConfig,
+    tokenizer: Any,
+    path: str | None,
+    folder: Path,
+    trainer: Trainer,
+) -> dict[str, ReferenceCache]:
+    """Find the caches of some datasets, and compute what they lack.
 
     Args:
-        module: Its policy config says what the reference is: the policy as it is before training.
-        data: The run's datamodule.
-        names: Datasets of it; those it does not have are passed over.
+        datasets: What to score, by name.
+        policy: The policy of the run.
+        config: How it was loaded.
+        tokenizer: Its tokenizer.
+        path: The reference model, if it is not the policy as it is before training.
+        folder: Folder of all caches.
+        trainer: Says where and how precisely to compute, and which rank writes.
+
+    Returns:
+        A complete cache for each dataset.
 
     Raises:
-        UserError: If the run has no `PreferenceDataModule`, or a cache is damaged.
+        UserError: If a cache is damaged.
     """
-    if data is None:
-        raise UserError("model.reference", "cached needs a PreferenceDataModule, got none", "set it to frozen")
-    wanted = [name for name in names if name in data.prepared and name not in data.reference_caches]
-    if not wanted:
-        return
+    if not datasets:
+        return {}
     # One live reference for all datasets; with adapters it is the policy itself and no second model.
-    mode = source_of(module.policy_config, module.reference_path)
-    sharding = sharding_of(module.trainer.strategy)
-    reference = build_reference(
-        mode, module.built_policy, module.policy_config, module.tokenizer, sharding, path=module.reference_path
-    )
+    mode = source_of(config, path)
+    sharding = sharding_of(trainer.strategy)
+    reference = build_reference(mode, policy, config, tokenizer, sharding, path=path)
+    assert reference is not None  # noqa: S101  # neither source is "none"
+    first = next(policy.parameters())
     depends_on = {
         "reference": reference_fingerprint(reference),
-        "precision": str(module.trainer.precision),
+        "precision": str(trainer.precision),
         "sharded_dtype": str(sharding.param_dtype) if sharding is not None and sharding.param_dtype else None,
-        "device": module.device.type,
+        "device": trainer.strategy.root_device.type,
         "numerics": fingerprint.NUMERICS_VERSION,
         "torch": torch.__version__,
         "transformers": version("transformers"),
     }
-    for name in wanted:
-        data.reference_caches[name] = _provide(module, data, name, reference, depends_on)
+    caches = {}
+    for name, pairs in datasets.items():
+        key = fingerprint.of_data({**depends_on, "token_ids": fingerprint.of_pairs(pairs.pairs)["token_ids"]})
+        cache = ReferenceCache(folder / key, pairs.chosen, pairs.rejected, first.dtype)
+        caches[name] = _complete(cache, name, pairs, reference, trainer)
+    return caches
 
 
 def reference_fingerprint(reference: Any) -> dict[str, Any]:
@@ -95,22 +111,18 @@ def _whole(parameter: Tensor) -> Tensor:
     return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 
 
-def _provide(
-    module: PreferenceLitModule, data: PreferenceDataModule, name: str, reference: Any, depends_on: dict[str, Any]
+def _complete(
+    cache: ReferenceCache, name: str, pairs: PairsToScore, reference: Reference, trainer: Trainer
 ) -> ReferenceCache:
-    strategy, pairs = module.trainer.strategy, data.prepared[name].pairs
-    key = fingerprint.of_data({**depends_on, "token_ids": fingerprint.of_pairs(pairs)["token_ids"]})
-    _, chosen, rejected = data.prepared[name].counts()
-    dtype = next(module.built_policy.parameters()).dtype
-    cache = ReferenceCache(module.reference_cache / key, chosen, rejected, dtype)
-    if module.trainer.is_global_zero:
+    """The cache with every pair of it computed, by this run or an earlier one."""
+    if trainer.is_global_zero:
         with locked(cache.folder):
             cache.create()
-    strategy.barrier("reference cache created")
+    trainer.strategy.barrier("reference cache created")
     if cache.is_complete():
         log.info(f"Reference log-probabilities of {name}: reusing {cache.folder}")
-        return cache
-    _compute(module, data, name, cache, reference)
+    else:
+        _compute(cache, name, pairs, reference, trainer)
     return cache
 
 
@@ -123,22 +135,19 @@ def _any_rank(device: torch.device, flags: list[bool]) -> list[bool]:
     return [bool(flag) for flag in joined.tolist()]
 
 
-def _compute(
-    module: PreferenceLitModule, data: PreferenceDataModule, name: str, cache: ReferenceCache, reference: Reference
-) -> None:
+def _compute(cache: ReferenceCache, name: str, pairs: PairsToScore, reference: Reference, trainer: Trainer) -> None:
     from tqdm import tqdm
 
-    collate, plan = data.scoring_loader(name)
-    trainer = module.trainer
-    total = sum(len(batch.rows) for batch in plan if not batch.filler)
+    device = trainer.strategy.root_device
+    total = sum(len(batch.rows) for batch in pairs.plan if not batch.filler)
     log.info(f"Reference log-probabilities of {name}: {len(cache.missing())} of {len(cache)} pairs to compute")
     hide = not trainer.is_global_zero or trainer.progress_bar_callback is None
     with (
         tqdm(total=total, desc=f"Reference of {name}", unit="pair", disable=hide) as bar,
         trainer.precision_plugin.forward_context(),
     ):
-        in_step = None if sharding_of(trainer.strategy) is None else partial(_any_rank, module.device)
-        fill(cache, plan, collate.__getitem__, reference, module.device, bar.update, in_step)
+        in_step = None if sharding_of(trainer.strategy) is None else partial(_any_rank, device)
+        fill(cache, pairs.plan, pairs.collate, reference, device, bar.update, in_step)
     trainer.strategy.barrier("reference cache filled")
     if trainer.is_global_zero:
         cache.finish()

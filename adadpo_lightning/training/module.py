@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,11 +25,10 @@ from adadpo_lightning.models.loading import PolicyConfig, load_tokenizer
 from adadpo_lightning.reference.cache import default_folder
 from adadpo_lightning.reference.live import FrozenReference, build_reference
 from adadpo_lightning.reference.modes import AskedMode, reference_note, resolve_reference, uses_reference_adapter
-from adadpo_lightning.reference.provider import provide_cached_reference
 from adadpo_lightning.reference.sync import SyncOptions, sync
 from adadpo_lightning.strategies.capabilities import sharding_of, shards_parameters
 from adadpo_lightning.training.optim import OptimizerConfig, SchedulerConfig, build_optimizer, build_scheduler
-from adadpo_lightning.types import PairLogps, PreferenceBatch, StepOutput
+from adadpo_lightning.types import ModuleNeeds, PairLogps, PreferenceBatch, StepOutput
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
@@ -119,6 +119,10 @@ class PreferenceLitModule(LightningModule):
         """The reference model in memory; None without one, and where its log-probabilities come with the batches."""
         return self._reference
 
+    def data_needs(self) -> ModuleNeeds:
+        """What a datamodule has to know of this module; see `PreferenceDataModule.connect`."""
+        return ModuleNeeds(self.tokenizer, self.loss.needs_rejected, lambda: self.layout)
+
     def configure_callbacks(self) -> list[Callback]:
         """The default callbacks that the trainer lacks; one that the user passed to it replaces its default."""
         trainer: Any = self.trainer
@@ -165,34 +169,17 @@ class PreferenceLitModule(LightningModule):
         if self.reference_mode == "synced" and isinstance(self._reference, FrozenReference):
             self.synced_reference = self._reference.model  # a child: a resumed run needs what it has become
 
-    def on_fit_start(self) -> None:
-        """Fill or find the reference caches of what is trained and validated on."""
-        self._provide_reference("train", "val")
-
-    def on_validation_start(self) -> None:
-        """Fill or find the reference cache."""
-        self._provide_reference("val")
-
-    def on_test_start(self) -> None:
-        """Fill or find the reference cache."""
-        self._provide_reference("test")
-
-    def on_predict_start(self) -> None:
-        """Fill or find the reference cache."""
-        self._provide_reference("predict")
-
-    def _provide_reference(self, *names: str) -> None:
-        if self.reference_mode == "cached":
-            provide_cached_reference(self, getattr(self.trainer, "datamodule", None), names)
-
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW and its schedule over all optimizer steps of the run."""
+        """AdamW and its schedule over all optimizer steps of the run.
+
+        Raises:
+            UserError: If nothing bounds the run.
+        """
         optimizer = build_optimizer(self.built_policy, self.optimizer_config)
-        # Not Lightning's own estimate where it can be helped: that makes the training iterator at once, before a
-        # resumed run's position is known.
-        planned = getattr(getattr(self.trainer, "datamodule", None), "optimizer_steps", None)
-        total = int(self.trainer.estimated_stepping_batches) if planned is None else planned
-        scheduler = build_scheduler(optimizer, self.scheduler_config, total)
+        total = self.trainer.estimated_stepping_batches
+        if math.isinf(total):
+            raise UserError("trainer.max_epochs", "neither max_epochs nor max_steps bounds the run", "set one of them")
+        scheduler = build_scheduler(optimizer, self.scheduler_config, int(total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -254,12 +241,6 @@ class PreferenceLitModule(LightningModule):
             "reward_chosen": output.loss.chosen_rewards,
             "reward_rejected": output.loss.rejected_rewards,
         }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Translate the position in the data to this run's ranks and micro-batches."""
-        data: Any = getattr(self._trainer, "datamodule", None)
-        if hasattr(data, "translate_checkpoint"):
-            data.translate_checkpoint(checkpoint)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say how to rebuild the policy, in plain data; with LoRA keep only what is trained."""

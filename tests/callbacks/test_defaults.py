@@ -16,8 +16,8 @@ from adadpo_lightning.callbacks import (
 from adadpo_lightning.callbacks.defaults import complete
 
 ORDER = (
-    "NonFiniteGuard PreferenceMetrics LikelihoodDisplacement GradientNorm Throughput TensorBoardDashboard "
-    "ProgressLines RunSummary GracefulStop RunCheckpoint"
+    "ConnectData NonFiniteGuard PreferenceMetrics LikelihoodDisplacement GradientNorm Throughput "
+    "TensorBoardDashboard ProgressLines RunSummary GracefulStop RunCheckpoint"
 ).split()
 
 
@@ -57,7 +57,14 @@ def test_a_callback_of_the_user_replaces_its_default(tmp_path):
     kept, added = complete(given(tmp_path, *own))
     assert kept == own
     # A summary with an option of its own is shown beside the run's.
-    assert names(added) == ["NonFiniteGuard", "GradientNorm", "Throughput", "TensorBoardDashboard", "RunSummary"]
+    assert names(added) == [
+        "ConnectData",
+        "NonFiniteGuard",
+        "GradientNorm",
+        "Throughput",
+        "TensorBoardDashboard",
+        "RunSummary",
+    ]
 
 
 def test_lightnings_checkpoint_callback_keeps_its_options_and_saves_whole_steps(tmp_path):

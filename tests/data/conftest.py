@@ -1,10 +1,10 @@
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
+from adadpo_lightning.types import ModuleNeeds
 from tests.support.tiny import make_tokenizer
 
 
@@ -41,9 +41,7 @@ class Recorder(LightningModule):
 
     def __init__(self, tokenizer, *, needs_rejected=True):
         super().__init__()
-        self.tokenizer = tokenizer
-        self.layout = "packed"
-        self.loss = SimpleNamespace(needs_rejected=needs_rejected)
+        self.data_needs = lambda: ModuleNeeds(tokenizer, needs_rejected, lambda: "packed")
         self.weight = torch.nn.Parameter(torch.zeros(()))
         self.seen, self.steps = [], []
 

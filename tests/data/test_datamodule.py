@@ -225,7 +225,9 @@ def test_chat_template_from_text_and_file(write, tmp_path):
         data = PreferenceDataModule(train=path, tokenizer=str(tmp_path / "tok"), chat_template=chat_template, **SIZES)
         data.setup("fit")
         assert "<user>" not in data.tokenizer.decode(data.prepared["train"].pairs[0]["prompt_ids"])
-    with pytest.raises(UserError, match=r"data.chat_template: no template, and there is no file 'nowhere.jinja'"):
+    with pytest.raises(
+        UserError, match=r"data.chat_template: is no template, and the file 'nowhere.jinja' was not found"
+    ):
         PreferenceDataModule(train=path, tokenizer=str(tmp_path / "tok"), chat_template="nowhere.jinja").setup("fit")
     with pytest.raises(UserError, match=r"data.tokenizer: there is no policy to take one from"):
         PreferenceDataModule(train=path).setup("fit")

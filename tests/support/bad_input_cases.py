@@ -219,7 +219,7 @@ CASES = [
     Case("val twice", {D + "val_size": 0.5, D + "val": rows()}, "data.val_size", "leave one"),
     Case("truncation unknown", {D + "truncation": "middle"}, "data.truncation", "keep_start"),
     Case("on_bad_row unknown", {D + "on_bad_row": "ignore"}, "data.on_bad_row", "drop"),
-    Case("template is no file", {D + "chat_template": "nowhere.jinja"}, "data.chat_template", "no file"),
+    Case("template is no file", {D + "chat_template": "nowhere.jinja"}, "data.chat_template", "not found"),
     Case("template does not parse", {D + "chat_template": "{% for %}"}, "pairs.jsonl", "template refused"),
     Case(
         "template reaches outside",

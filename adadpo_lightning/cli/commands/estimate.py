@@ -89,7 +89,7 @@ def _lengths(
     if given is not None:
         size = data.micro_batch_size if data.max_tokens is None else max(1, data.max_tokens // sum(given))
         return [given] * size, f"{size} pairs of {given} tokens, as given", None
-    data.tokenizer = module.tokenizer
+    data.connect(module.data_needs())
     try:
         data.setup("fit")
     except UserError as error:

@@ -1,0 +1,94 @@
+"""What module and datamodule would otherwise have to ask of each other, carried by the trainer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+
+from adadpo_lightning.data.datamodule import PreferenceDataModule
+from adadpo_lightning.errors import UserError
+from adadpo_lightning.reference.provider import provide_cached_reference
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule, Trainer
+
+    from adadpo_lightning.training.module import PreferenceLitModule
+
+
+class ConnectData(Callback):
+    """Provides the datamodule with cached reference log-probabilities and with the position of a checkpoint.
+
+    Neither of module and datamodule knows the other: the datamodule asks once for `PreferenceLitModule.data_needs`, and
+    the rest passes through here.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse to train on batches without a step plan.
+
+        Raises:
+            UserError: If ``fit`` has no `PreferenceDataModule`, or another callback changes the accumulation.
+        """
+        if stage != "fit":
+            return
+        if _data(trainer) is None:
+            raise UserError(
+                "trainer.fit",
+                "needs a PreferenceDataModule: its plan gives each micro-batch the counts of its whole optimizer step",
+                "call trainer.fit(module, datamodule=PreferenceDataModule(train=...))",
+            )
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by its connector
+        if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks):
+            raise UserError(
+                "trainer.callbacks",
+                "GradientAccumulationScheduler contradicts the step plan, which decides what is accumulated",
+                "leave it out and set the datamodule's global_batch_size and micro_batch_size",
+            )
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Translate the position in the data to this run's ranks and micro-batches."""
+        data = _data(trainer)
+        if data is not None:
+            data.translate_checkpoint(checkpoint)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find or compute the reference caches of what is trained and validated on."""
+        _provide(trainer, pl_module, "train", "val")
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find or compute the reference cache."""
+        _provide(trainer, pl_module, "val")
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find or compute the reference cache."""
+        _provide(trainer, pl_module, "test")
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find or compute the reference cache."""
+        _provide(trainer, pl_module, "predict")
+
+
+def _data(trainer: Trainer) -> PreferenceDataModule | None:
+    data = getattr(trainer, "datamodule", None)
+    return data if isinstance(data, PreferenceDataModule) else None
+
+
+def _provide(trainer: Trainer, pl_module: LightningModule, *names: str) -> None:
+    module = cast("PreferenceLitModule", pl_module)
+    if module.reference_mode != "cached":
+        return
+    data = _data(trainer)
+    if data is None:
+        raise UserError("model.reference", "cached needs a PreferenceDataModule, got none", "set it to frozen")
+    data.add_reference(
+        provide_cached_reference(
+            data.unscored(names),
+            policy=module.built_policy,
+            config=module.policy_config,
+            tokenizer=module.tokenizer,
+            path=module.reference_path,
+            folder=module.reference_cache,
+            trainer=trainer,
+        )
+    )

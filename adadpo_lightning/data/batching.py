@@ -1,0 +1,98 @@
+"""From tokenised pairs and batch sizes to plans: which pairs make a micro-batch, in training and in evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from adadpo_lightning.data.plan import MicroBatch, StepPlan, eval_plan
+from adadpo_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from adadpo_lightning.data.prepare import Prepared
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """Batch sizes and order; see `PreferenceDataModule` for what each means.
+
+    Raises:
+        UserError: If a size is below 1.
+    """
+
+    global_batch_size: int
+    micro_batch_size: int
+    max_tokens: int | None
+    eval_batch_size: int
+    seed: int
+    shuffle: bool
+    drop_last: bool
+
+    def __post_init__(self) -> None:
+        """Check the sizes before any data is read."""
+        for name in ("global_batch_size", "micro_batch_size", "eval_batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"data.{name}", f"expected at least 1, got {getattr(self, name)}")
+
+
+def training_plan(train: Prepared, options: BatchOptions, *, ranks: int, epochs: int) -> StepPlan:
+    """The plan of all optimizer steps.
+
+    Args:
+        train: The training pairs.
+        options: Batch sizes and order.
+        ranks: Data-parallel ranks.
+        epochs: Epochs of the run; only `max_tokens` makes the plan depend on them.
+
+    Raises:
+        UserError: If the sizes contradict each other, or one pair alone exceeds `max_tokens`.
+    """
+    prompt, chosen, rejected = train.counts()
+    lengths = prompt + chosen + rejected
+    longest = int(lengths.argmax())
+    if options.max_tokens is not None and lengths[longest] > options.max_tokens:
+        raise UserError(
+            "data.max_tokens",
+            f"the pair at {train.where(longest)} alone has {lengths[longest]} tokens, more than {options.max_tokens}",
+            "raise it or lower data.max_length",
+        )
+    return StepPlan(
+        lengths,
+        chosen,
+        global_batch_size=options.global_batch_size,
+        micro_batch_size=options.micro_batch_size,
+        max_tokens=options.max_tokens,
+        ranks=ranks,
+        seed=options.seed,
+        shuffle=options.shuffle,
+        drop_last=options.drop_last,
+        epochs=epochs,
+    )
+
+
+def evaluation_plan(pairs: Prepared, options: BatchOptions, *, ranks: int, rank: int) -> list[MicroBatch]:
+    """One rank's micro-batches of a dataset of which each pair is seen once over all ranks."""
+    prompt, chosen, rejected = pairs.counts()
+    lengths = prompt + chosen + rejected
+    return eval_plan(lengths, chosen, micro_batch_size=options.eval_batch_size, ranks=ranks)[rank]
+
+
+def scoring_plan(
+    pairs: Prepared, options: BatchOptions, *, ranks: int, rank: int, train: StepPlan | None = None
+) -> list[MicroBatch]:
+    """One rank's micro-batches to compute something of each pair once.
+
+    Args:
+        pairs: The dataset.
+        options: Batch sizes.
+        ranks: Data-parallel ranks.
+        rank: This one's number.
+        train: The training plan, if the dataset is what is trained on. Its first epoch's micro-batches are taken,
+            because how pairs are batched shows in the rounding.
+    """
+    each_once = evaluation_plan(pairs, options, ranks=ranks, rank=rank)
+    if train is None:
+        return each_once
+    # Those that `drop_last` leaves out of the epoch are scored, too.
+    rest = each_once if train.drop_last else []
+    return [*train.rank_batches(rank, 0, 0), *rest]

@@ -1,0 +1,122 @@
+"""The datasets of a datamodule: read, tokenised, split and checked when a stage first needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from adadpo_lightning import log
+from adadpo_lightning.data.prepare import Prepared, prepare, report_table, split_by_prompt
+from adadpo_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from adadpo_lightning.data.sources import SourceConfig
+    from adadpo_lightning.data.tokenize import TokenizeOptions
+
+STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
+
+
+class PairSets:
+    """Tokenised pairs by what they are for: ``train``, ``val``, ``test`` and ``predict``.
+
+    Args:
+        sources: Where each comes from; an empty list for none.
+        options: Lengths and chat template.
+        val_size: Number or share of the training pairs to hold out for validation.
+        seed: Seed of the split and of source weights.
+        on_bad_row: ``error`` or ``drop``.
+        num_proc: Processes that tokenise.
+
+    Raises:
+        UserError: If an option is out of its range, or `val_size` contradicts the sources.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, list[SourceConfig]],
+        options: TokenizeOptions,
+        *,
+        val_size: float,
+        seed: int,
+        on_bad_row: Literal["error", "drop"],
+        num_proc: int | None,
+    ) -> None:
+        if on_bad_row not in ("error", "drop"):
+            raise UserError("data.on_bad_row", f"expected error or drop, got {on_bad_row!r}")
+        if val_size < 0:
+            raise UserError("data.val_size", f"expected a number of pairs or a share, got {val_size}")
+        if val_size and sources["val"]:
+            raise UserError("data.val_size", "is for runs without data.val, got both", "leave one of them out")
+        self.sources = sources
+        self.options = options
+        self.val_size = val_size
+        self.seed = seed
+        self.on_bad_row = on_bad_row
+        self.num_proc = num_proc
+        self.prepared: dict[str, Prepared] = {}
+        self._reported: set[str] = set()
+        self._prepared_for: tuple[PreTrainedTokenizerBase, bool] | None = None
+
+    def load(
+        self, stage: str, tokenizer: PreTrainedTokenizerBase, *, with_rejected: bool, needs_rejected: bool
+    ) -> None:
+        """Prepare what a stage needs and is not prepared yet.
+
+        Args:
+            stage: ``fit``, ``validate``, ``test`` or ``predict``.
+            tokenizer: The tokenizer of the pairs; another one than before makes everything anew.
+            with_rejected: Whether to tokenise the rejected answers.
+            needs_rejected: Whether a row without a rejected answer is an error.
+
+        Raises:
+            UserError: If the data cannot be read or do not fit the loss.
+        """
+        if self._prepared_for != (now := (tokenizer, with_rejected)):
+            self.prepared, self._reported, self._prepared_for = {}, set(), now
+        for name in STAGES[stage]:
+            if name not in self.prepared and (self.sources[name] or (name == "val" and self.val_size)):
+                self._prepare(name, tokenizer, replace(self.options, with_rejected=with_rejected), needs_rejected)
+        needed = STAGES[stage][0]
+        if needed not in self.prepared:
+            raise UserError(f"data.{needed}", f"'{stage}' needs it, got null", "give a file, directory or hub id")
+
+    def report(self, stage: str) -> None:
+        """Show what became of the rows of a stage's datasets, once for each."""
+        new = [name for name in STAGES[stage] if name in self.prepared and name not in self._reported]
+        self._reported.update(new)
+        if new:
+            log.show(report_table([self.prepared[name].report for name in new]))
+
+    def _prepare(
+        self, name: str, tokenizer: PreTrainedTokenizerBase, options: TokenizeOptions, needs_rejected: bool
+    ) -> None:
+        if not self.sources[name]:  # val, held out of train
+            self._prepare("train", tokenizer, options, needs_rejected)
+            return
+        prepared = prepare(
+            name, self.sources[name], tokenizer, options, on_bad_row=self.on_bad_row, num_proc=self.num_proc
+        )
+        if name == "train" and self.val_size:
+            prepared, val = split_by_prompt(prepared, self.val_size, self.seed)
+            self.prepared["val"] = self._checked("val", val, needs_rejected)
+        self.prepared[name] = self._checked(name, prepared, needs_rejected)
+        if name == "val" and "train" in self.prepared:
+            keys = [set(self.prepared[part].pairs["prompt_key"]) for part in ("train", "val")]
+            prepared.report.notes["prompts that train has too"] = len(keys[0] & keys[1])
+
+    def _checked(self, name: str, prepared: Prepared, needs_rejected: bool) -> Prepared:
+        prepared = prepared.with_passes(self.seed)
+        missing = np.flatnonzero(prepared.counts()[2] == 0)
+        if needs_rejected and len(missing):
+            raise UserError(
+                f"data.{name}",
+                f"{len(missing)} of {len(prepared.pairs)} rows have no rejected answer, and the loss compares two "
+                f"(the first is {prepared.where(int(missing[0]))})",
+                "give pairs, or train with the loss sft",
+            )
+        return prepared
