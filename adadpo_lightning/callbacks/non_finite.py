@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 from torch.distributed.tensor import DTensor
 
 from adadpo_lightning import log
-from adadpo_lightning.checkpoints.resume import newest_whole
+from adadpo_lightning.checkpoints.resume import latest_valid
 from adadpo_lightning.compat import accumulating, norms_of, skip_step_if
 from adadpo_lightning.errors import UserError
 
@@ -157,7 +157,7 @@ class NonFiniteGuard(Callback):
 
     def _roll_back(self, trainer: Trainer) -> str:
         folders = [c.dirpath for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.dirpath]
-        path = newest_whole(Path(folders[0]))[0] if folders else None
+        path = latest_valid(Path(folders[0]))[0] if folders else None
         if path is None:
             return "; there is no checkpoint yet to go back to"
         checkpoint = trainer.strategy.load_checkpoint(path, weights_only=True)

@@ -5,20 +5,25 @@ from __future__ import annotations
 import logging
 import shutil
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+from adadpo_lightning import log
 from adadpo_lightning.callbacks import RunCheckpoint, RunSummary
 from adadpo_lightning.callbacks.defaults import CHECKPOINT_OPTIONS
 from adadpo_lightning.callbacks.tensorboard import log_config
-from adadpo_lightning.checkpoints.resume import check_same_run, resolve_checkpoint
+from adadpo_lightning.checkpoints.finished import finished_step, mark_finished, reached_its_end, unmark
+from adadpo_lightning.checkpoints.history import CONFIG, save_config
+from adadpo_lightning.checkpoints.lock import lock_directory
+from adadpo_lightning.checkpoints.resume import PASSED_ON, resolve_checkpoint
+from adadpo_lightning.checkpoints.settings import settings
 from adadpo_lightning.cli.app import check_output_dir, whole_class_options
 from adadpo_lightning.compat import actions_of, read_no_config_from
 from adadpo_lightning.data.datamodule import PreferenceDataModule
@@ -45,14 +50,26 @@ FIT_CLASSES = {
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Writes the whole parsed config to ``<output_dir>/config.yaml``: what was run, ready to be run again."""
+    """Writes the whole parsed config to ``<output_dir>/config.yaml``: what was run, ready to be run again.
+
+    A config that a resumed run replaces is kept in ``config.history``.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write it for an evaluation; a fit first has to pass the checks of a resume."""
+        if stage != "fit":
+            super().setup(trainer, pl_module, stage)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write it on rank zero."""
+        if trainer.is_global_zero:
+            self.save_config(trainer, pl_module, "fit")
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write it once, on rank zero, and show it in TensorBoard; a resumed run keeps the first file."""
-        path = Path(trainer.default_root_dir) / "config.yaml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists() or self.config.get("ckpt_path") is None:
-            self.parser.save(self.config, str(path), overwrite=True)
+        """Write it, and show it in TensorBoard; an evaluation leaves the config of a run as it is."""
+        path = Path(trainer.default_root_dir) / CONFIG
+        if stage == "fit" or not path.exists():
+            save_config(trainer.default_root_dir, self.parser.dump(self.config))
         log_config(trainer, path.read_text(encoding="utf-8"))
 
 
@@ -84,9 +101,9 @@ class PreferenceCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the output directory, which loggers, checkpoints and config share, and the checkpoint callback."""
         parser.add_argument("--output_dir", type=str, default="runs/default", help="Directory that the run writes to.")
-        resume = "Go on from the newest whole checkpoint of output_dir, or start where there is none."
+        resume = "Resume from the latest valid checkpoint of output_dir, or start fresh."
         parser.add_argument("--auto_resume", type=bool, default=False, help=resume)
-        changed = "Go on although the config differs from the run's in what matters."
+        changed = "Resume with options, data or weights that differ from those of the run, and list them."
         parser.add_argument("--allow_changed_config", type=bool, default=False, help=changed)
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
         parser.set_defaults(CHECKPOINT_DEFAULTS)
@@ -103,7 +120,7 @@ class PreferenceCLI(LightningCLI):
         """Nothing: the config decides, not hyper-parameters found in a checkpoint."""
 
     def before_instantiate_classes(self) -> None:
-        """Find the checkpoint to go on from; stop before anything is written over."""
+        """Find the checkpoint to resume from; stop before anything is overwritten."""
         config: Any = self.config[str(self.subcommand)]
         fits = self.subcommand == "fit"
         auto = fits and config.auto_resume
@@ -112,15 +129,33 @@ class PreferenceCLI(LightningCLI):
             return
         self._output_is_new = not Path(config.output_dir).exists()
         check_output_dir(config.output_dir, resuming=config.ckpt_path is not None or auto)
-        saved = Path(config.output_dir) / "config.yaml"
-        if config.ckpt_path is not None and saved.is_file() and not config.allow_changed_config:
-            now = self._parser("fit").dump(config, skip_validation=True)
-            check_same_run(*(yaml.safe_load(text) for text in (saved.read_text(encoding="utf-8"), now)))
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run it; a run that bad input ends before its first step leaves no directory behind."""
-        try:
+        """Run it; a fit alone in its directory, and not again once it is finished."""
+        config: Any = self.config[subcommand]
+        self.model.run_record.allow_changed = config.allow_changed_config
+        if subcommand != "fit" or config.trainer.fast_dev_run:
             super()._run_subcommand(subcommand)
+            return
+        options = settings(self.trainer, self.model, self.datamodule)
+        step = finished_step(config.output_dir, options) if config.auto_resume else None
+        if step is not None:
+            log.info(f"{config.output_dir} holds a finished run of {step} steps: nothing to do.")
+            return
+        if config.ckpt_path not in (None, *PASSED_ON):
+            self.model.run_record.check_options(config.ckpt_path, options)
+        with lock_directory(config.output_dir, "output_dir") if log.is_rank_zero() else nullcontext():
+            # Again: the run that held the lock until now may have ended in the meantime.
+            check_output_dir(config.output_dir, resuming=config.ckpt_path is not None or config.auto_resume)
+            unmark(config.output_dir)
+            self._fit()
+            if self.trainer.is_global_zero and reached_its_end(self.trainer):
+                mark_finished(config.output_dir, self.trainer.global_step, options)
+
+    def _fit(self) -> None:
+        """Train; a run that bad input ends before its first step leaves no directory behind."""
+        try:
+            super()._run_subcommand("fit")
         except UserError:
             if self._output_is_new and self.trainer.is_global_zero and self.trainer.global_step == 0:
                 shutil.rmtree(self.trainer.default_root_dir, ignore_errors=True)

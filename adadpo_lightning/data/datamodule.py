@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from lightning.pytorch import LightningDataModule
 
@@ -70,6 +70,12 @@ class PreferenceDataModule(LightningDataModule):
             data.setup("fit")
             data.prepared["train"].pairs[0]
     """
+
+    RESUME: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(("train", "val", "tokenizer", "chat_template"), "by_content"),
+        **dict.fromkeys(("test", "predict", "micro_batch_size", "max_tokens", "eval_batch_size"), "ignored"),
+        **dict.fromkeys(("num_workers", "num_proc"), "ignored"),
+    }
 
     def __init__(
         self,

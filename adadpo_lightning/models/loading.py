@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -36,13 +36,15 @@ class LoraOptions:
     alpha: int = 32
     dropout: float = 0.0
     target_modules: str | list[str] = "all-linear"
-    adapter: str | None = None
+    adapter: str | None = field(default=None, metadata={"resume": "by_content"})
     quantize: Literal["nf4"] | None = None
 
 
 @dataclass
 class PolicyConfig:
     """Which model to train and how to load it.
+
+    The metadata ``resume`` of a field says how a resume treats it; see `adadpo_lightning.checkpoints.settings`.
 
     Args:
         path: Local Hugging Face directory or hub id; weights from safetensors.
@@ -69,20 +71,24 @@ class PolicyConfig:
         trust_remote_code: Run code that comes with the model. Only for models whose authors you trust.
     """
 
-    path: str | None = None
-    revision: str | None = None
-    config: dict[str, Any] | str | None = None
+    path: str | None = field(default=None, metadata={"resume": "by_content"})
+    revision: str | None = field(default=None, metadata={"resume": "by_content"})
+    config: dict[str, Any] | str | None = field(default=None, metadata={"resume": "by_content"})
     init_seed: int = 0
-    tokenizer: str | None = None
+    tokenizer: str | None = field(default=None, metadata={"resume": "by_content"})
     dtype: Literal["float32", "bfloat16", "float16", "float64", "auto"] = "float32"
-    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] | None = None
-    layout: Literal["auto", "packed", "padded"] = "auto"
-    packed_attention: Literal["auto", "segments", "tree", "varlen", "flex"] = "auto"
-    head_chunk_size: int = 1024
-    token_entropy: bool = False
-    gradient_checkpointing: bool | Literal["selective"] = False
-    offload_activations: bool = False
-    compile: bool = False
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] | None = field(
+        default=None, metadata={"resume": "ignored"}
+    )
+    layout: Literal["auto", "packed", "padded"] = field(default="auto", metadata={"resume": "ignored"})
+    packed_attention: Literal["auto", "segments", "tree", "varlen", "flex"] = field(
+        default="auto", metadata={"resume": "ignored"}
+    )
+    head_chunk_size: int = field(default=1024, metadata={"resume": "ignored"})
+    token_entropy: bool = field(default=False, metadata={"resume": "ignored"})
+    gradient_checkpointing: bool | Literal["selective"] = field(default=False, metadata={"resume": "ignored"})
+    offload_activations: bool = field(default=False, metadata={"resume": "ignored"})
+    compile: bool = field(default=False, metadata={"resume": "ignored"})
     lora: LoraOptions | None = None
     trust_remote_code: bool = False
 

@@ -28,7 +28,7 @@ def random_model(config: PolicyConfig) -> PreTrainedModel:
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    values = _config_values(config.config)
+    values = config_values(config.config)
     try:
         architecture = AutoConfig.for_model(**values)
     except (KeyError, ValueError, TypeError) as error:
@@ -47,7 +47,12 @@ def random_model(config: PolicyConfig) -> PreTrainedModel:
             raise UserError("model.policy.config", f"makes no causal language model: {first_line(error)}") from error
 
 
-def _config_values(source: dict[str, Any] | str | None) -> dict[str, Any]:
+def config_values(source: dict[str, Any] | str | None) -> dict[str, Any]:
+    """The Hugging Face config of random weights: given as it is, or read from a file or its directory.
+
+    Raises:
+        UserError: If it cannot be read, or names no architecture.
+    """
     if isinstance(source, dict):
         values = dict(source)
     else:

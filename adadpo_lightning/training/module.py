@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningModule
@@ -14,8 +14,8 @@ from lightning.pytorch.plugins import HalfPrecision
 from lightning.pytorch.trainer.states import TrainerFn
 
 from adadpo_lightning import log
-from adadpo_lightning._version import __version__
 from adadpo_lightning.callbacks.defaults import complete
+from adadpo_lightning.checkpoints.record import KEY, RunRecord
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.losses import PreferenceLoss
 from adadpo_lightning.metrics.functional import kl_terms
@@ -27,7 +27,13 @@ from adadpo_lightning.reference.live import FrozenReference, build_reference
 from adadpo_lightning.reference.modes import AskedMode, reference_note, resolve_reference, uses_reference_adapter
 from adadpo_lightning.reference.sync import SyncOptions, sync
 from adadpo_lightning.strategies.capabilities import sharding_of, shards_parameters
-from adadpo_lightning.training.optim import OptimizerConfig, SchedulerConfig, build_optimizer, build_scheduler
+from adadpo_lightning.training.optim import (
+    OptimizerConfig,
+    SchedulerConfig,
+    build_optimizer,
+    build_scheduler,
+    follow_config,
+)
 from adadpo_lightning.types import ModuleNeeds, PairLogps, PreferenceBatch, StepOutput
 
 if TYPE_CHECKING:
@@ -35,10 +41,9 @@ if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
     from torch import Tensor
 
+    from adadpo_lightning.checkpoints.settings import Treatment
     from adadpo_lightning.models.policy import PolicyModel
     from adadpo_lightning.reference.live import Reference
-
-CHECKPOINT_KEY = "adadpo_lightning"
 
 
 class PreferenceLitModule(LightningModule):
@@ -64,6 +69,8 @@ class PreferenceLitModule(LightningModule):
         UserError: If the loss needs a reference and `reference` is ``none``, or ``adapter_off`` without an adapter.
     """
 
+    RESUME: ClassVar[dict[str, Treatment]] = {"reference_cache": "ignored", "reference_path": "by_content"}
+
     def __init__(
         self,
         policy: PolicyConfig,
@@ -88,6 +95,7 @@ class PreferenceLitModule(LightningModule):
         self.reference_cache = Path(reference_cache) if reference_cache is not None else default_folder()
         self.policy: PolicyModel | None = None
         self._reference: Reference | None = None
+        self.run_record = RunRecord()
         # A LoRA checkpoint holds what is trained and not the base model.
         self.strict_loading = policy.lora is None
 
@@ -169,6 +177,11 @@ class PreferenceLitModule(LightningModule):
         if self.reference_mode == "synced" and isinstance(self._reference, FrozenReference):
             self.synced_reference = self._reference.model  # a child: a resumed run needs what it has become
 
+    def on_train_start(self) -> None:
+        """Let the config decide what a restored optimizer would remember: rate, decay, betas and eps."""
+        for optimizer, scheduler in zip(self.trainer.optimizers, self.trainer.lr_scheduler_configs, strict=False):
+            follow_config(self.built_policy, optimizer, scheduler.scheduler, self.optimizer_config)
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW and its schedule over all optimizer steps of the run.
 
@@ -242,14 +255,14 @@ class PreferenceLitModule(LightningModule):
             "reward_rejected": output.loss.rejected_rewards,
         }
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that this is the run that the checkpoint is of."""
+        if self._trainer is not None:
+            self.run_record.check(self, checkpoint)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say how to rebuild the policy, in plain data; with LoRA keep only what is trained."""
-        checkpoint[CHECKPOINT_KEY] = {
-            "version": __version__,
-            "policy": asdict(self.policy_config),
-            "loss": repr(self.loss),
-            "reference": self.reference_mode,
-        }
+        """Record how to rebuild the policy and what the run depends on; with LoRA keep only what is trained."""
+        checkpoint[KEY] = self.run_record.content(self)
         if self.policy_config.lora is not None:
             synced = self.saves_frozen_weights
             kept = {name for name, p in self.named_parameters() if p.requires_grad or (synced and is_reference(name))}

@@ -63,6 +63,11 @@ class SchedulerConfig:
         steps = self.warmup_steps
         _require(steps is None or steps >= 0, "scheduler.warmup_steps", "null or at least 0", steps)
 
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether the rate at a step depends on the number of steps of the run."""
+        return self.name != "constant" or (self.warmup_steps is None and self.warmup_ratio > 0)
+
 
 def _require(condition: bool, field: str, expected: str, got: object) -> None:
     if not condition:
@@ -111,3 +116,24 @@ def build_scheduler(optimizer: torch.optim.Optimizer, config: SchedulerConfig, t
     name = "constant_with_warmup" if config.name == "constant" else config.name
     scheduler: LRScheduler = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=total_steps)
     return scheduler
+
+
+def follow_config(module: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any, config: OptimizerConfig) -> None:
+    """Give an optimizer that was restored from a checkpoint the numbers of the config; its moments stay.
+
+    Without a change of the config nothing changes, to the last bit. An optimizer or a schedule of another kind than
+    `build_optimizer` and `build_scheduler` make is left alone.
+    """
+    from torch.optim.lr_scheduler import LambdaLR
+
+    if not (isinstance(optimizer, torch.optim.AdamW) and isinstance(scheduler, LambdaLR)):
+        return
+    decay = set(parameters_by_decay(module)[0])
+    for group, shape in zip(optimizer.param_groups, scheduler.lr_lambdas, strict=True):
+        group["lr"] = config.lr * shape(scheduler.last_epoch)
+        group["initial_lr"] = config.lr
+        group["weight_decay"] = config.weight_decay if decay.issuperset(group["params"]) else 0.0
+        group["betas"], group["eps"] = config.betas, config.eps
+    base = [config.lr] * len(optimizer.param_groups)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    scheduler.load_state_dict({**scheduler.state_dict(), "base_lrs": base, "_last_lr": rates})

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from adadpo_lightning.checkpoints.integrity import WholeFileIO
-from adadpo_lightning.checkpoints.resume import newest_whole
+from adadpo_lightning.checkpoints.resume import latest_valid
 from tests.support.runs import PAIRS, arguments, assert_same, main_of_child, run
 from tests.support.tiny import make_rows, write_rows
 
@@ -114,13 +114,13 @@ def test_killed_while_a_checkpoint_is_written(reference, tmp_path, monkeypatch):
             writing = list(saved.glob(".*.partial"))
             # Not the first file each time: there is to be something to go on from.
             seen += bool(writing)
-            if writing and seen > 1 + caught and newest_whole(saved)[0] is not None:
+            if writing and seen > 1 + caught and latest_valid(saved)[0] is not None:
                 os.kill(process.pid, signal.SIGKILL)
                 process.join()
                 caught += bool(list(saved.glob(".*.partial")))
                 break
             time.sleep(0.003)
-        assert newest_whole(saved)[0] is not None
+        assert latest_valid(saved)[0] is not None
         if process.exitcode == 0:
             break
     assert caught >= 1

@@ -1,0 +1,76 @@
+"""One writer at a time for a directory: a lock that lasts as long as its process, and says who holds it."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
+from pathlib import Path
+
+from adadpo_lightning import log
+from adadpo_lightning.errors import UserError
+
+LOCK = ".lock"
+UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+_held: set[tuple[int, int]] = set()
+
+
+@contextmanager
+def lock_directory(directory: str | Path, field: str) -> Iterator[None]:
+    """Hold the lock of a directory, which is created if it does not exist.
+
+    It is a POSIX record lock on ``.lock``: the system releases it when the process ends, also by SIGKILL; processes
+    that the holder forks do not keep it; NFS passes it to the server. The file itself stays, because removing it would
+    let two processes lock two files of one name. On a file system without locks the run continues with a warning.
+
+    Args:
+        directory: What is to be written to.
+        field: The option that named it, for the error.
+
+    Raises:
+        UserError: If another process, or this one, holds the lock; it names host and process.
+    """
+    path = Path(directory) / LOCK
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    # Closing any handle of the file releases the process's own lock, so that this is asked first.
+    mine = (os.fstat(handle).st_dev, os.fstat(handle).st_ino)
+    if mine in _held:
+        raise _taken(path, field)  # the handle stays open until the process ends
+    try:
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise _taken(path, field) from error
+            log.warn(f"{path.parent} is on a file system without locks: take care that no second run writes to it.")
+        _held.add(mine)
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, json.dumps(_this_process()).encode(), 0)
+        yield
+    finally:
+        _held.discard(mine)
+        with suppress(OSError):
+            os.close(handle)
+
+
+def _this_process() -> dict[str, str | int]:
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return {"host": socket.gethostname(), "process": os.getpid(), "since": now}
+
+
+def _taken(path: Path, field: str) -> UserError:
+    by = "another process"
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        by = f"process {found['process']} on {found['host']} since {found['since']}"
+    return UserError(
+        field,
+        f"{path.parent} is being written by {by}",
+        "wait for it to end, or choose another directory",
+    )

@@ -1,0 +1,94 @@
+"""Which options decide the numbers of a run, read from its module, datamodule and trainer.
+
+How a resume treats an option is written beside the option: in the ``resume`` metadata of a dataclass field, or in the
+``RESUME`` mapping of a class whose ``__init__`` takes it. An option without either is ``compared``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from inspect import Parameter, signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+
+# compared: must be equal. ignored: may change between runs. by_content: names a file whose content is compared instead.
+Treatment = Literal["compared", "ignored", "by_content"]
+# The options of Lightning's Trainer that decide the numbers. Accumulation follows from the data's batch sizes.
+LENGTH = ("max_epochs", "max_steps")
+TRAINER = (
+    *LENGTH,
+    "precision",
+    "limit_train_batches",
+    "overfit_batches",
+    "gradient_clip_val",
+    "gradient_clip_algorithm",
+)
+# Where objects group their options.
+GROUPS = ("options", "batching", "sets")
+
+
+def treatments(made: type) -> Iterator[tuple[str, Treatment]]:
+    """Each option of a class, and how a resume treats it."""
+    if is_dataclass(made):
+        yield from ((f.name, f.metadata.get("resume", "compared")) for f in fields(made))
+        return
+    special: Mapping[str, Treatment] = getattr(made, "RESUME", {})
+    variadic = (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL)
+    for name, parameter in signature(made).parameters.items():
+        if parameter.kind not in variadic:
+            yield name, special.get(name, "compared")
+
+
+def settings(trainer: Trainer, module: LightningModule, data: LightningDataModule | None) -> dict[str, Any]:
+    """The compared options by section, ``model``, ``data`` and ``trainer``, as plain data named as in a config file.
+
+    The global seed is not among them: order and splits of the data have a seed of their own, and new weights are drawn
+    before the first step only. Nor is the length of the run where the learning rate does not depend on it.
+    """
+    scheduler = getattr(module, "scheduler_config", None)
+    any_length = scheduler is not None and not scheduler.depends_on_length
+    return {
+        "model": compared(module),
+        "data": {} if data is None else compared(data),
+        "trainer": {
+            name: _limit(getattr(trainer, name, None)) for name in TRAINER if not (any_length and name in LENGTH)
+        },
+    }
+
+
+def _limit(value: Any) -> Any:
+    """Lightning writes "no limit" as null before a run and as -1 in it."""
+    return None if value == -1 else plain(value)
+
+
+def compared(made: Any) -> dict[str, Any]:
+    """The compared options of an object, nested ones included; one that a user's own class does not keep is left out."""
+    names = [name for name, treatment in treatments(type(made)) if treatment == "compared"]
+    return {name: plain(value) for name in names for value in option(made, name)}
+
+
+def option(made: Any, name: str) -> list[Any]:
+    """The value of an option, which objects keep under its name or in an object that groups several; [] if not found."""
+    holders = [made, *(getattr(made, group) for group in GROUPS if hasattr(made, group))]
+    attributes = (f"{name}_config", f"{name}_mode", name)
+    return [getattr(h, attribute) for attribute in attributes for h in holders if hasattr(h, attribute)][:1]
+
+
+def plain(value: Any) -> Any:
+    """An option's value as plain data: an options object by what is compared of it, others by class and options."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, (Sequence, set, frozenset)):
+        return [plain(item) for item in value]
+    if is_dataclass(value) and type(value).__name__.endswith(("Config", "Options")):
+        return compared(value)
+    options = {name: plain(item) for name, item in vars(value).items() if not name.startswith("_")}
+    return {"class_path": type(value).__qualname__, "init_args": options}
