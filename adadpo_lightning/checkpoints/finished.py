@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.callbacks import EarlyStopping
 
 from adadpo_lightning import fingerprint
-from adadpo_lightning.checkpoints.integrity import sync_folder
+from adadpo_lightning.checkpoints.integrity import step_of, sync_folder
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -44,15 +44,22 @@ def mark_finished(output_dir: str | Path, step: int, options: Mapping[str, Any])
     sync_folder(folder)
 
 
-def finished_step(output_dir: str | Path, options: Mapping[str, Any]) -> int | None:
-    """The last step of a run that ended with the same options; None if there is more to do."""
+def finished_step(output_dir: str | Path, options: Mapping[str, Any], checkpoint: str | None) -> int | None:
+    """The last step of a run that ended with the same options; None if there is more to do.
+
+    Args:
+        output_dir: The run's directory.
+        options: `settings` of the run that is about to start.
+        checkpoint: The run's latest valid checkpoint; if it is of an earlier step, the last one is damaged.
+    """
     try:
         found = json.loads((Path(output_dir) / MARKER).read_text(encoding="utf-8"))
         step, before = int(found["step"]), found["options"]
         same = not fingerprint.differences(before, json.loads(json.dumps(options)))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return step if same else None
+    last_is_valid = checkpoint is None or step_of(Path(checkpoint)) >= step
+    return step if same and last_is_valid else None
 
 
 def unmark(output_dir: str | Path) -> None:

@@ -38,16 +38,16 @@ def lock_directory(directory: str | Path, field: str) -> Iterator[None]:
     path = Path(directory) / LOCK
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    # Closing any handle of the file releases the process's own lock, so that this is asked first.
+    # Closing any handle of the file would release a lock that this process already holds.
     mine = (os.fstat(handle).st_dev, os.fstat(handle).st_ino)
     if mine in _held:
-        raise _taken(path, field)  # the handle stays open until the process ends
+        raise _taken(handle, path, field)  # the handle stays open until the process ends
     try:
         try:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in UNSUPPORTED:
-                raise _taken(path, field) from error
+                raise _taken(handle, path, field) from error
             log.warn(f"{path.parent} is on a file system without locks: take care that no second run writes to it.")
         _held.add(mine)
         os.ftruncate(handle, 0)
@@ -64,10 +64,10 @@ def _this_process() -> dict[str, str | int]:
     return {"host": socket.gethostname(), "process": os.getpid(), "since": now}
 
 
-def _taken(path: Path, field: str) -> UserError:
+def _taken(handle: int, path: Path, field: str) -> UserError:
     by = "another process"
     with suppress(OSError, ValueError, KeyError, TypeError):
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(os.pread(handle, 4096, 0))
         by = f"process {found['process']} on {found['host']} since {found['since']}"
     return UserError(
         field,

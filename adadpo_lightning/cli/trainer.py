@@ -138,7 +138,7 @@ class PreferenceCLI(LightningCLI):
             super()._run_subcommand(subcommand)
             return
         options = settings(self.trainer, self.model, self.datamodule)
-        step = finished_step(config.output_dir, options) if config.auto_resume else None
+        step = finished_step(config.output_dir, options, config.ckpt_path) if config.auto_resume else None
         if step is not None:
             log.info(f"{config.output_dir} holds a finished run of {step} steps: nothing to do.")
             return

@@ -2,7 +2,6 @@
 
 import re
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -198,7 +197,7 @@ def test_the_config_is_shown_as_text(tmp_path):
     logger = TensorBoardLogger(tmp_path, name="tensorboard", version="")
     trainer = Trainer(**QUIET | {"logger": logger}, default_root_dir=tmp_path)
     written = {"model": {"loss": "a"}}
-    parser = SimpleNamespace(save=lambda config, path, **_: Path(path).write_text(yaml.safe_dump(config)))
+    parser = SimpleNamespace(dump=yaml.safe_dump)
     SaveRunConfig(parser, written, save_to_log_dir=False).save_config(trainer, None, "fit")
     logger.finalize("success")
     (event,) = events(tmp_path).Tensors("config/text_summary")
