@@ -66,13 +66,13 @@ def _limit(value: Any) -> Any:
 
 
 def compared(made: Any) -> dict[str, Any]:
-    """The compared options of an object, nested ones included; one that a user's own class does not keep is left out."""
+    """The compared options of an object, nested ones included; one that a user's class does not keep is left out."""
     names = [name for name, treatment in treatments(type(made)) if treatment == "compared"]
     return {name: plain(value) for name in names for value in option(made, name)}
 
 
 def option(made: Any, name: str) -> list[Any]:
-    """The value of an option, which objects keep under its name or in an object that groups several; [] if not found."""
+    """The value of an option, which objects keep under its name or in an object that groups several; else []."""
     holders = [made, *(getattr(made, group) for group in GROUPS if hasattr(made, group))]
     attributes = (f"{name}_config", f"{name}_mode", name)
     return [getattr(h, attribute) for attribute in attributes for h in holders if hasattr(h, attribute)][:1]
