@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from adadpo_lightning import fingerprint
-from adadpo_lightning.compat import fingerprint_of
+from adadpo_lightning.data.cache import cache_folder, writing
 from adadpo_lightning.data.encoding import ACCOUNT, BLANK, FORMAT_VERSION, features, tokenize_row
 from adadpo_lightning.data.prepared import Prepared, split_by_prompt
 from adadpo_lightning.data.report import DataReport, report_table
@@ -65,6 +65,8 @@ def prepare(
         rows = load_rows(source)
         fmt = source.format or _detected(rows, source)
         report.formats[source.path] = fmt
+        if len(rows.parts) > 1:
+            report.note(f"files of {source.path}", len(rows.parts))
         encoder = undecided.reads(undecided.decide(list(_pairs(rows.sample(SAMPLED_ROWS), source, fmt))))
         encoder.warn_if_rendered(source.path)
         tokenised = _tokenize(rows, source, encoder, fmt, num_proc)
@@ -101,22 +103,26 @@ def _pairs(rows: Iterable[dict[str, Any]], source: SourceConfig, fmt: str) -> It
 
 def _tokenize(rows: Rows, source: SourceConfig, encoder: PairTokenizer, fmt: str, num_proc: int | None) -> Dataset:
     processes = min(num_proc or 1, len(rows.table) // ROWS_WORTH_A_PROCESS)
-    return rows.table.map(
-        tokenize_row,
-        with_indices=True,
-        fn_kwargs={"encoder": encoder, "fmt": fmt, "columns": source.columns, "is_json": rows.is_json},
-        remove_columns=rows.table.column_names,
-        features=features(),
-        num_proc=processes if processes > 1 else None,
-        new_fingerprint=_fingerprint(rows, encoder, fmt, source),
-        desc="Tokenising",
-    )
+    key = _fingerprint(rows, encoder, fmt, source)
+    with writing():
+        return rows.table.map(
+            tokenize_row,
+            with_indices=True,
+            fn_kwargs={"encoder": encoder, "fmt": fmt, "columns": source.columns, "is_json": rows.is_json},
+            remove_columns=rows.table.column_names,
+            features=features(),
+            num_proc=processes if processes > 1 else None,
+            new_fingerprint=key,
+            # In the cache: `map` would write beside the user's Arrow files.
+            cache_file_name=str(cache_folder() / f"pairs-{key}.arrow"),
+            desc="Tokenising",
+        )
 
 
 def _fingerprint(rows: Rows, encoder: PairTokenizer, fmt: str, source: SourceConfig) -> str:
     """Key of the cached result, by content."""
     settings = (asdict(encoder.options), asdict(encoder.reading), fmt, source.columns)
-    parts = (FORMAT_VERSION, fingerprint_of(rows.table), fingerprint.of_tokenizer(encoder.tokenizer), settings)
+    parts = (FORMAT_VERSION, rows.key, fingerprint.of_tokenizer(encoder.tokenizer), settings)
     return fingerprint.of_data(parts)
 
 

@@ -1,21 +1,39 @@
-"""Where rows come from: local files, `save_to_disk` directories and hub datasets."""
+"""Where rows come from: local files, patterns of files, `save_to_disk` directories and hub datasets."""
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Iterator
+import glob
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from adadpo_lightning import fingerprint
+from adadpo_lightning.compat import fingerprint_of
+from adadpo_lightning.data.cache import cache_folder, cached_table, writing
+from adadpo_lightning.data.directories import choose_split, slice_of, splits_of
+from adadpo_lightning.data.files import (
+    FILE_TYPES,
+    JSON_TYPES,
+    NO_ROWS,
+    decode,
+    first_line,
+    is_json_array,
+    read_csv,
+    read_json_array,
+    read_json_lines,
+    read_parquet,
+)
 from adadpo_lightning.data.schema import FORMATS, BadRow
 from adadpo_lightning.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-FILE_TYPES = (".jsonl", ".json", ".parquet", ".csv", ".arrow")
+__all__ = ["FILE_TYPES", "Rows", "SourceConfig", "decode", "load_rows"]
+
+# Raised by hand when the cached tables of files change.
+TABLE_VERSION = 1
 
 
 @dataclass
@@ -23,15 +41,15 @@ class SourceConfig:
     """One source of preference pairs.
 
     Args:
-        path: Local file (.jsonl, .json, .parquet, .csv, .arrow), directory (of `save_to_disk`, or of data files), or
-            hub id.
+        path: Local file (.jsonl, .json, .parquet, .csv, .arrow), pattern of such files (``pairs-*.jsonl``; a name that
+            exists is never taken as a pattern), directory (of `save_to_disk`, or of data files), or hub id.
         subset: Configuration of a hub dataset.
         split: Split of a hub dataset or of a directory that holds several, such as ``train`` or ``train[:10%]``.
         revision: Revision of a hub dataset.
         weight: Passes over this source in an epoch: 1 takes each pair once, 2 twice, 0.5 a half drawn with the data's
             seed (the same half in every epoch), 1.5 each once and a half of them twice.
-        columns: From this package's names (prompt, chosen, rejected, system, tools, messages, weight, margin) to the
-            dataset's.
+        columns: From this package's names (prompt, chosen, rejected, system, tools, messages, weight, margin,
+            chat_template_kwargs) to the dataset's.
         format: Shape of the rows, one of `schema.FORMATS`; null detects it.
     """
 
@@ -53,25 +71,38 @@ class SourceConfig:
             )
 
 
+class Part(NamedTuple):
+    """A file's share of the rows: number of its first row, its path, and whether row i is line i + 1."""
+
+    first: int
+    path: str
+    lines: bool = False
+
+
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a source as they lie on disk.
+    """The rows of a source as they are on disk.
 
     Args:
         table: Memory-mapped; for JSON the text of each row, so that rows need not have the same types.
-        path: For error messages.
-        lines: Whether row i is line i + 1 of a text file.
+        parts: The files that the rows come from.
+        key: Hash of the content.
         is_json: Whether the table holds JSON text.
+        skipped: Rows of the parts before the table's first, for a slice of a split.
     """
 
     table: Dataset
-    path: str
-    lines: bool = False
+    parts: tuple[Part, ...]
+    key: str
     is_json: bool = False
+    skipped: int = 0
 
     def where(self, row: int) -> str:
-        """Where a row stands, counted from 1: ``file:line`` for lines, else ``file, row n``."""
-        return f"{self.path}:{row + 1}" if self.lines else f"{self.path}, row {row + 1}"
+        """Location of a row, counted from 1: ``file:line`` for lines, else ``file, row n``."""
+        number = row + self.skipped
+        part = [part for part in self.parts if part.first <= number][-1]
+        number += 1 - part.first
+        return f"{part.path}:{number}" if part.lines else f"{part.path}, row {number}"
 
     def head(self, count: int) -> Iterator[dict[str, Any]]:
         """The first rows that can be read."""
@@ -91,26 +122,6 @@ class Rows:
                 yield row
 
 
-def decode(values: dict[str, Any], *, is_json: bool) -> dict[str, Any] | None:
-    """A row from what the table holds of it; None for a blank line.
-
-    Raises:
-        BadRow: If it is no JSON object.
-    """
-    if not is_json:
-        return values
-    text = values["text"].lstrip("\ufeff")
-    if not text.strip():
-        return None
-    try:
-        row = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BadRow("malformed JSON", _first_line(error)) from error
-    if not isinstance(row, dict):
-        raise BadRow("malformed JSON", f"expected an object, got {type(row).__name__}")
-    return row
-
-
 def load_rows(source: SourceConfig) -> Rows:
     """Load the rows of a source.
 
@@ -119,15 +130,20 @@ def load_rows(source: SourceConfig) -> Rows:
     """
     path = Path(source.path).expanduser()
     if path.is_file():
-        rows = _load_file(path, source)
+        rows = _load_files([path], source)
     elif path.is_dir():
-        rows = Rows(_load_directory(path, source), source.path)
+        rows = _load_directory(path, source)
+    elif glob.has_magic(source.path):
+        found = sorted(name for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
+        if not found:
+            raise UserError(source.path, "no file matches this pattern", "check the path")
+        rows = _load_files([Path(name) for name in found], source)
     elif _looks_local(source.path):
-        raise UserError(source.path, "there is no such file or directory", "check the path")
+        raise UserError(source.path, "no such file or directory", "check the path")
     else:
-        rows = Rows(_load_hub(source), source.path)
+        rows = _load_hub(source)
     if not len(rows.table):
-        raise UserError(source.path, "holds no rows", "give a source with at least one")
+        raise UserError(source.path, *NO_ROWS)
     return rows
 
 
@@ -135,124 +151,110 @@ def _looks_local(path: str) -> bool:
     return Path(path).suffix in FILE_TYPES or path.startswith(("/", ".", "~")) or path.count("/") > 1
 
 
-def _load_file(path: Path, source: SourceConfig) -> Rows:
-    from datasets import Dataset, load_dataset
-    from datasets.exceptions import DatasetGenerationError
-
+def _load_files(paths: Sequence[Path], source: SourceConfig) -> Rows:
     for name in ("subset", "split", "revision"):
         if getattr(source, name) is not None:
-            raise UserError(f"{path}: {name}", "is for hub datasets and directories, this is a file", "leave it out")
-    if path.suffix not in FILE_TYPES:
-        raise UserError(str(path), f"unknown file type {path.suffix!r}", f"use one of {', '.join(FILE_TYPES)}")
+            raise UserError(
+                f"{source.path}: {name}", "is for hub datasets and directories, this is a file", "leave it out"
+            )
+    kinds = {path.suffix for path in paths}
+    if unknown := sorted(kinds - set(FILE_TYPES)):
+        raise UserError(source.path, f"unknown file type {unknown[0]!r}", f"use one of {', '.join(FILE_TYPES)}")
+    if len(kinds) > 1:
+        raise UserError(source.path, f"matches files of several types: {', '.join(sorted(kinds))}", "give one type")
+    return _joined([_load_file(path) for path in paths], source.path)
+
+
+def _load_file(path: Path) -> Rows:
+    from datasets import Dataset
+
     if path.stat().st_size == 0:
         raise UserError(str(path), "the file is empty", "give a file with at least one row")
-    if path.suffix == ".json" and (listed := _json_array(path)) is not None:
-        return Rows(Dataset.from_dict({"text": [json.dumps(row) for row in listed]}), str(path), is_json=True)
+    kind = path.suffix
+    lines = kind == ".jsonl" or (kind == ".json" and not is_json_array(path))
+    reader = read_json_lines if lines else {".csv": read_csv, ".parquet": read_parquet}.get(kind, read_json_array)
     try:
-        if path.suffix in (".json", ".jsonl"):
-            _check_json_lines(path)
-            table = load_dataset("text", data_files=str(path), split="train")
-            return Rows(table, str(path), lines=True, is_json=True)
-        if path.suffix == ".arrow":
-            return Rows(Dataset.from_file(str(path)), str(path))
-        options = _csv_as_text(path) if path.suffix == ".csv" else {}
-        return Rows(load_dataset(path.suffix[1:], data_files=str(path), split="train", **options), str(path))
+        key = fingerprint.of_data([TABLE_VERSION, kind, lines, fingerprint.of_file(path)])
+        table = Dataset.from_file(str(path)) if kind == ".arrow" else cached_table(key, lambda: reader(path))
     except UserError:
         raise
-    except (DatasetGenerationError, ValueError, OSError) as error:
-        cause = _first_line(error.__cause__ or error)
-        raise UserError(str(path), f"cannot be read as {path.suffix[1:]}: {cause}", "mend the file") from error
+    except (ValueError, OSError, MemoryError) as error:  # Arrow's errors are among them
+        raise UserError(str(path), f"cannot be read as {kind[1:]}: {first_line(error)}", "correct the file") from error
+    return Rows(table, (Part(0, str(path), lines),), key, is_json=kind in JSON_TYPES)
 
 
-def _csv_as_text(path: Path) -> dict[str, Any]:
-    """Options under which no cell is read as a number or as missing."""
-    from datasets import Features, Value
+def _joined(rows: list[Rows], path: str) -> Rows:
+    """The rows of several files after one another."""
+    from datasets import concatenate_datasets
 
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.reader(file)
-        names = next(rows, [])
-        if next(rows, None) is None:
-            raise UserError(str(path), "holds no rows", "give a file with at least one row")
-    return {"features": Features({name: Value("string") for name in names}), "keep_default_na": False}
-
-
-def _json_array(path: Path) -> list[Any] | None:
-    """The rows of a file that is one JSON array; None for one that looks like JSON lines.
-
-    Raises:
-        UserError: If it is an array but malformed, or holds no row.
-    """
-    text = path.read_text(encoding="utf-8-sig", errors="replace")
-    if not text.lstrip().startswith("["):
-        return None
+    if len(rows) == 1:
+        return rows[0]
+    columns = [sorted(part.table.column_names) for part in rows]
+    other = next((i for i, names in enumerate(columns) if names != columns[0]), None)
+    if other is not None:
+        first, second = rows[0].parts[0].path, rows[other].parts[0].path
+        raise UserError(path, f"{first} and {second} have different columns", "give files of one shape")
     try:
-        rows = json.loads(text)
+        table = concatenate_datasets([part.table for part in rows])
     except ValueError as error:
-        raise UserError(str(path), f"malformed JSON: {error}", "mend the file") from error
-    if not rows:
-        raise UserError(str(path), "holds no rows", "give a file with at least one row")
-    return list(rows)
+        raise UserError(path, f"the files have different types: {first_line(error)}", "make them the same") from error
+    parts, first_row = [], 0
+    for part in rows:
+        parts.append(part.parts[0]._replace(first=first_row))
+        first_row += len(part.table)
+    return Rows(table, tuple(parts), fingerprint.of_data([part.key for part in rows]), rows[0].is_json)
 
 
-def _check_json_lines(path: Path) -> None:
-    """Check every line before anything is built from them.
-
-    Raises:
-        UserError: With file and line of the first that is no JSON object.
-    """
-    rows = 0
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                rows += decode({"text": line.decode("utf-8")}, is_json=True) is not None
-            except (BadRow, UnicodeDecodeError) as error:
-                raise UserError(f"{path}:{number}", str(error), "write one JSON object a line, in UTF-8") from error
-    if not rows:
-        raise UserError(str(path), "holds no rows", "give a file with at least one row")
-
-
-def _load_directory(path: Path, source: SourceConfig) -> Dataset:
+def _load_directory(path: Path, source: SourceConfig) -> Rows:
     from datasets import Dataset, load_from_disk
 
+    key = fingerprint.of_data([fingerprint.of_file(file) for file in sorted(path.rglob("*")) if file.is_file()])
     if not any((path / name).exists() for name in ("state.json", "dataset_dict.json")):
-        return _load_hub(source)
+        splits = None if source.subset is not None else splits_of(path)
+        return _load_hub(source, key) if splits is None else _load_split(splits, source)
     try:
         loaded = load_from_disk(str(path))
     except (OSError, ValueError) as error:
-        raise UserError(str(path), f"cannot be read: {_first_line(error)}", "save it again") from error
+        raise UserError(str(path), f"cannot be read: {first_line(error)}", "save it again") from error
     if not isinstance(loaded, Dataset):
-        return loaded[_split(source, list(loaded))]
+        split = choose_split(source.path, source.split, list(loaded))
+        return Rows(loaded[split], (Part(0, source.path),), fingerprint.of_data([key, split]))
     if source.split is not None:
         raise UserError(f"{path}: split", "this directory holds a dataset without splits", "leave it out")
-    return loaded
+    return Rows(loaded, (Part(0, source.path),), key)
 
 
-def _load_hub(source: SourceConfig) -> Dataset:
-    """Also for local directories of data files, which `load_dataset` treats alike."""
+def _load_split(splits: dict[str, list[Path]], source: SourceConfig) -> Rows:
+    asked = source.split.partition("[")[0] if source.split is not None else None
+    name = choose_split(source.path, asked, list(splits))
+    rows = _joined([_load_file(file) for file in splits[name]], source.path)
+    if source.split in (None, name):
+        return rows
+    _, numbers = slice_of(source.path, str(source.split), len(rows.table))
+    key = fingerprint.of_data([rows.key, numbers.start, numbers.stop])
+    return Rows(rows.table.select(numbers), rows.parts, key, rows.is_json, skipped=numbers.start)
+
+
+def _load_hub(source: SourceConfig, key: str | None = None) -> Rows:
+    """Also for local directories that only `load_dataset` can read, with the hash of their content as `key`."""
     from datasets import load_dataset
     from datasets.exceptions import DatasetGenerationError
 
+    # Its own cache goes by path and time: a folder per content keeps old rows out.
+    folder = None if key is None else str(cache_folder() / key)
     try:
-        # A split is chosen by `load_dataset` itself, which knows slices.
-        loaded = load_dataset(source.path, source.subset, revision=source.revision, split=source.split)
+        with writing():
+            # A split is chosen by `load_dataset` itself, which knows slices.
+            loaded = load_dataset(
+                source.path, source.subset, revision=source.revision, split=source.split, cache_dir=folder
+            )
+    except UserError:
+        raise
     except (OSError, ValueError, ConnectionError, DatasetGenerationError) as error:
-        local = Path(source.path).expanduser().is_dir()
         raise UserError(
             source.path,
-            ("cannot be read: " if local else "is no local path, and the hub has no answer: ") + _first_line(error),
-            "check subset and split" if local else "check the spelling, subset, split, network and your access",
+            ("cannot be read: " if key else "is no local path, and the hub has no answer: ") + first_line(error),
+            "check subset and split" if key else "check the spelling, subset, split, network and your access",
         ) from error
-    return loaded if source.split is not None else loaded[_split(source, list(loaded))]
-
-
-def _split(source: SourceConfig, names: list[str]) -> str:
-    if source.split in names:
-        return source.split
-    if source.split is None and len(names) == 1:
-        return names[0]
-    problem = f"there are several: {', '.join(names)}" if source.split is None else f"there is no {source.split!r}"
-    raise UserError(f"{source.path}: split", problem, f"name one of {', '.join(names)}")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    table = loaded if source.split is not None else loaded[choose_split(source.path, None, list(loaded))]
+    return Rows(table, (Part(0, source.path),), fingerprint_of(table))

@@ -118,7 +118,7 @@ def test_the_page_is_well_formed_and_escapes_the_data(tmp_path, model_dir, capsy
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [(["--data=nosuch.jsonl"], "there is no such file"), (["--max_length=1"], "max_length: expected at least 2")],
+    [(["--data=nosuch.jsonl"], "no such file"), (["--max_length=1"], "max_length: expected at least 2")],
 )
 def test_bad_input(options, message, tmp_path, model_dir, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -173,7 +173,7 @@ BAD = {
     "one file": (["--judge=gold", "--responses=p.jsonl"], "baseline: two response files are needed, got one"),
     "no annotations": (["--judge=annotations"], "needs annotations"),
     "annotations for gold": (["--judge=gold", "--annotations=x"], "has no option 'annotations'"),
-    "missing file": (["--judge=annotations", "--annotations=x.json"], "x.json: there is no such file"),
+    "missing file": (["--judge=annotations", "--annotations=x.json"], "x.json: no such file"),
     "no answer": (["--judge=gold", "--responses=p.jsonl", "--baseline=p.jsonl"], "p.jsonl:1: has no answer"),
     "broken": (["--judge=annotations", "--annotations=broken.json"], "malformed JSON"),
 }
