@@ -1,7 +1,10 @@
 """The judge behind HTTP, against a server that the tests start."""
 
+import asyncio
+import contextlib
 import json
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -12,6 +15,7 @@ from adadpo_lightning.evaluation.judges.endpoint import EndpointJudge
 from adadpo_lightning.generation.responses import Response
 
 SECRET = "sk-very-secret"
+DRIP = "a byte at a time"
 ANSWERS = [("good {b} answer", "bad")] * 4 + [("bad", "good")] * 2
 COMPARISONS = [
     Comparison(Response(f"prompt {i}", mine), Response(f"prompt {i}", base)) for i, (mine, base) in enumerate(ANSWERS)
@@ -38,7 +42,13 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write((self.reply(body) if text is None else text).encode())
+        if text == DRIP:
+            with contextlib.suppress(OSError):  # the client hangs up
+                for _ in range(100):
+                    self.wfile.write(b" ")
+                    time.sleep(0.05)
+            return
+        self.wfile.write(text if isinstance(text, bytes) else (self.reply(body) if text is None else text).encode())
 
     def reply(self, body):
         a = body["messages"][0]["content"].split("<answer_a>")[1].split("</answer_a>")[0]
@@ -143,6 +153,87 @@ def test_it_gives_up_at_once_when_waiting_does_not_help(serve):
         judge(server, parallel=1).preferences(COMPARISONS)
     assert SECRET not in str(failure.value)
     assert len(server.requests) < 4
+
+
+def test_no_part_of_the_key_is_printed(serve):
+    """Repeated whole, cut off by the endpoint, cut off by this program, and in replies of an unknown form."""
+    whole, cut, long = (f"bad key {text}" for text in (SECRET, SECRET[:-1], "x" * 280 + SECRET))
+    bodies = [(401, whole), (403, cut), (400, long), (404, f"x{SECRET}" * 300), (422, f"{SECRET[3:9]}...{SECRET[-6:]}")]
+    bodies += [(200, json.dumps({"error": whole})), (200, json.dumps({"choices": [{"message": {"content": [cut]}}]}))]
+    for status, body in bodies:
+        with pytest.raises(UserError) as failure:
+            judge(serve([(status, {}, body)]), parallel=1).preferences(COMPARISONS[:1])
+        said = str(failure.value)
+        assert "***" in said
+        assert not [i for i in range(len(SECRET) - 5) if SECRET[i : i + 6] in said]
+        assert len(said) < 500
+
+
+def test_a_key_that_no_header_can_carry_is_refused_unseen(monkeypatch):
+    for key in (f"{SECRET}\n", f"{SECRET} x", f"{SECRET}\u20ac"):
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        with pytest.raises(UserError, match="OPENAI_API_KEY: has characters that no key has") as failure:
+            EndpointJudge(model="m")
+        assert "secret" not in str(failure.value)
+
+
+def test_a_long_retry_after_is_capped_and_said(serve, monkeypatch, caplog):
+    waits = []
+
+    async def sleep(seconds):
+        waits.append(seconds)
+
+    monkeypatch.setattr("asyncio.sleep", sleep)
+    script = [
+        (429, {"Retry-After": "100000"}, ""),
+        (503, {"Retry-After": "nan"}, ""),
+        (503, {"Retry-After": "inf"}, ""),
+    ]
+    with caplog.at_level("INFO", "adadpo_lightning"):
+        assert judge(serve(script), order="model_first").preferences(COMPARISONS[:1]) == [1.0]
+    assert waits == [60.0, pytest.approx(0.002), pytest.approx(0.004)]
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.endswith("status 429; try 2 in 60 s (it asked for 100000 s)")
+
+
+def test_a_reply_that_drips_ends_at_the_timeout(serve):
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"gave no answer in 2 tries; the last: no whole reply within 0\.3 s"):
+        judge(serve([(200, {}, DRIP)] * 2), timeout=0.3, retries=1, order="model_first").preferences(COMPARISONS[:1])
+    assert time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize("body", [b"\xff\xfe", b"[" * 100_000, b'{"a": 1', b""])
+def test_malformed_replies_are_errors_that_name_the_endpoint(serve, body):
+    server = serve([(200, {}, body)] * 2)
+    with pytest.raises(UserError, match=f"{server.url}: gave no answer in 1 tries; the last: the reply is not JSON"):
+        judge(server, retries=0, order="model_first").preferences(COMPARISONS[:1])
+
+
+@pytest.mark.parametrize("body", ["[]", "null", "5", '{"choices": []}', '{"choices": [{"message": {"content": {}}}]}'])
+def test_replies_of_an_unknown_form_are_errors_that_name_the_endpoint(serve, body):
+    server = serve([(200, {}, body)])
+    with pytest.raises(UserError, match=f"{server.url}: sent a reply of unknown form: "):
+        judge(server, order="model_first").preferences(COMPARISONS[:1])
+    assert len(server.requests) == 1
+
+
+def test_odd_parts_of_a_reply_do_no_harm(serve, tmp_path):
+    replies = ['{"choices": [{"message": {"content": "\\ud800 [[A]]"}}], "usage": {"prompt_tokens": "many"}}']
+    replies.append('{"choices": [{"message": {"content": null}}], "usage": 5}')
+    server = serve([(200, {}, reply) for reply in replies])
+    asked = judge(server, order="model_first", parallel=1, cache=str(tmp_path / "cache.jsonl"))
+    assert asked.preferences(COMPARISONS[:2]) == [1.0, None]
+    assert asked.report()["usage"]["prompt_tokens"] == 0
+
+
+def test_it_can_be_asked_from_a_running_event_loop(serve):
+    server = serve()
+
+    async def cell():
+        return judge(server).preferences(COMPARISONS[:1])
+
+    assert asyncio.run(cell()) == [1.0]
 
 
 def test_the_key_does_not_follow_a_redirect(serve):

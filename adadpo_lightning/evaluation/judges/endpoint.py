@@ -1,27 +1,24 @@
-"""A judge behind an OpenAI-compatible HTTP endpoint: retries, a cache on disk, and what it cost."""
+"""A judge behind an OpenAI-compatible HTTP endpoint, with a cache on disk and an account of the cost."""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
-import os
 import re
-import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from http.client import HTTPException
 from pathlib import Path
-from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
-from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.evaluation.judges.base import Judge, register_judge
 
 if TYPE_CHECKING:
+    import httpx2
+
+    from adadpo_lightning.evaluation.chat import ChatEndpoint
     from adadpo_lightning.evaluation.comparisons import Comparison
 
 TEMPLATE = """Two assistants answered the same prompt. Decide which answer is the better one: more helpful, more \
@@ -43,35 +40,29 @@ Explain in a few sentences, then end with [[A]], [[B]] or, for a tie, [[C]]."""
 VERDICTS = {"A": 1.0, "B": 0.0, "C": 0.5}
 
 
-class _NoRedirect(HTTPRedirectHandler):
-    """A redirect would carry the key to another host."""
-
-    def redirect_request(self, *_: Any) -> None:
-        return None
-
-
 @register_judge("openai_compatible")
 @dataclass
 class EndpointJudge(Judge):
     """A chat model behind ``<base_url>/chat/completions``.
 
-    The key comes from an environment variable, goes into the request's header and nowhere else.
+    The key is read from an environment variable, sent in the request's header and used nowhere else.
 
     Args:
         model: The endpoint's name of the model.
-        base_url: Up to and with its version, such as ``http://localhost:8000/v1``.
-        api_key_env: Environment variable that holds the key; an empty or missing one sends none.
-        order: ``both`` asks twice with the answers exchanged and takes the mean, against the judge's bias to a side;
+        base_url: Address up to and including the version, such as ``http://localhost:8000/v1``.
+        api_key_env: Environment variable with the key; if it is empty or not set, no key is sent.
+        order: ``both`` asks twice with the answers exchanged and takes the mean, against the judge's position bias;
             ``model_first`` and ``baseline_first`` ask once.
         template: Text of the request with ``{prompt}``, ``{a}`` and ``{b}``; the verdict is the last ``[[A]]``,
-            ``[[B]]`` or ``[[C]]`` of the reply. Null takes `TEMPLATE`.
-        temperature: The judge's own sampling temperature.
-        max_tokens: Tokens of the reply at most.
-        retries: Further tries after a timeout, a lost connection, or status 408, 409, 429 or 5xx.
-        backoff: Seconds before the first of them, doubled for each further one; a Retry-After header counts more.
-        timeout: Seconds for a reply.
-        parallel: Requests at one time.
-        cache: JSON-lines file of replies by request, which are not asked for again; null keeps none.
+            ``[[B]]`` or ``[[C]]`` of the reply. Null uses `TEMPLATE`.
+        temperature: Sampling temperature of the judge.
+        max_tokens: Maximum number of tokens of a reply.
+        retries: Further attempts after a timeout, a lost connection, a malformed reply, or status 408, 409, 429 or 5xx.
+        backoff: Seconds before the first of them, doubled for each further one; a Retry-After header takes precedence.
+            No wait is longer than 60 seconds.
+        timeout: Seconds for a whole request, from connecting to the last byte of the reply.
+        parallel: Number of concurrent requests.
+        cache: JSON-lines file of replies by request, which are not requested again; null disables it.
         price_in: Price of a million prompt tokens, for the cost line.
         price_out: Price of a million reply tokens.
     """
@@ -91,42 +82,42 @@ class EndpointJudge(Judge):
     price_in: float | None = None
     price_out: float | None = None
     _replies: dict[str, dict[str, Any]] = field(init=False, repr=False, default_factory=dict)
-    _lock: Lock = field(init=False, repr=False, default_factory=Lock)
     _used: dict[str, int] = field(init=False, repr=False)
+    _endpoint: ChatEndpoint = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Check the options and read the cache."""
-        url = urlsplit(self.base_url)
-        if url.scheme not in ("http", "https") or not url.netloc:
-            raise UserError("judge_options.base_url", f"expected an http or https address, got {self.base_url!r}")
+        from adadpo_lightning.evaluation.chat import ChatEndpoint
+
+        self._endpoint = ChatEndpoint(
+            self.base_url, self.api_key_env, retries=self.retries, backoff=self.backoff, timeout=self.timeout
+        )
         if self.order not in ("both", "model_first", "baseline_first"):
             raise UserError("judge_options.order", f"expected both, model_first or baseline_first, got {self.order!r}")
         if self.parallel < 1 or self.retries < 0:
             raise UserError("judge_options", f"expected parallel >= 1, retries >= 0: {self.parallel}, {self.retries}")
+        if not (self.backoff >= 0 and self.timeout > 0):
+            raise UserError("judge_options", f"expected backoff >= 0, timeout > 0: {self.backoff}, {self.timeout}")
         missing = [part for part in ("{prompt}", "{a}", "{b}") if part not in (self.template or TEMPLATE)]
         if missing:
             raise UserError("judge_options.template", f"has no {', '.join(missing)}")
-        self._used = {"requests": 0, "cached": 0, "retries": 0, "prompt_tokens": 0, "completion_tokens": 0}
+        self._used = {"requests": 0, "cached": 0, "prompt_tokens": 0, "completion_tokens": 0}
         if self.cache is not None and Path(self.cache).exists():
             self._replies = _read_cache(Path(self.cache))
 
     def preferences(self, comparisons: Sequence[Comparison]) -> list[float | None]:
-        """Ask for each comparison; a reply without a verdict makes None."""
-        asked = [(pair, first) for pair in comparisons for first in self._orders()]
-        with ThreadPoolExecutor(self.parallel) as pool:
-            futures = [pool.submit(self._verdict, pair, model_first) for pair, model_first in asked]
-            try:
-                verdicts = [future.result() for future in futures]
-            except BaseException:
-                # One that cannot be mended by waiting stops the rest, which would cost money.
-                pool.shutdown(cancel_futures=True)
-                raise
+        """Ask for each comparison; a reply without a verdict is None.
+
+        Raises:
+            UserError: If the endpoint refuses a request or does not answer; the other requests are cancelled.
+        """
+        verdicts = _run(self._ask_all(comparisons))
         turns = len(self._orders())
         return [_mean(verdicts[i : i + turns]) for i in range(0, len(verdicts), turns)]
 
     def report(self) -> dict[str, Any]:
         """Requests, tokens and, where prices are given, the cost."""
-        used: dict[str, Any] = dict(self._used)
+        used: dict[str, Any] = {**self._used, "retries": self._endpoint.retried}
         if self.price_in is not None and self.price_out is not None:
             spent = used["prompt_tokens"] * self.price_in + used["completion_tokens"] * self.price_out
             used["cost"] = spent / 1e6
@@ -135,18 +126,35 @@ class EndpointJudge(Judge):
     def _orders(self) -> tuple[bool, ...]:
         return {"both": (True, False), "model_first": (True,), "baseline_first": (False,)}[self.order]
 
-    def _verdict(self, pair: Comparison, model_first: bool) -> float | None:
+    async def _ask_all(self, comparisons: Sequence[Comparison]) -> list[float | None]:
+        places = asyncio.Semaphore(self.parallel)
+        async with self._endpoint.connect() as client:
+
+            async def ask(pair: Comparison, model_first: bool) -> float | None:
+                async with places:
+                    return await self._verdict(client, pair, model_first)
+
+            asked = [asyncio.ensure_future(ask(pair, first)) for pair in comparisons for first in self._orders()]
+            try:
+                return await asyncio.gather(*asked)
+            finally:
+                # After an error the others would only cost money.
+                for task in asked:
+                    task.cancel()
+                await asyncio.gather(*asked, return_exceptions=True)
+
+    async def _verdict(self, client: httpx2.AsyncClient, pair: Comparison, model_first: bool) -> float | None:
         a, b = (pair.model, pair.baseline) if model_first else (pair.baseline, pair.model)
-        # Not str.format, and in one pass: the answers may hold braces of their own.
+        # Not str.format, and in one pass: the answers may contain braces.
         parts = {"{prompt}": pair.model.prompt, "{a}": a.response, "{b}": b.response}
         text = re.sub(r"\{prompt\}|\{a\}|\{b\}", lambda found: parts[found[0]], self.template or TEMPLATE)
-        found = re.findall(r"\[\[([ABC])\]\]", self._reply(text))
+        found = re.findall(r"\[\[([ABC])\]\]", await self._reply(client, text))
         if not found:
             return None
         first_wins = VERDICTS[found[-1]]
         return first_wins if model_first else 1 - first_wins
 
-    def _reply(self, text: str) -> str:
+    async def _reply(self, client: httpx2.AsyncClient, text: str) -> str:
         body = {
             "model": self.model,
             "messages": [{"role": "user", "content": text}],
@@ -154,21 +162,14 @@ class EndpointJudge(Judge):
             "max_tokens": self.max_tokens,
         }
         key = hashlib.sha256(json.dumps([self.base_url, body], sort_keys=True).encode()).hexdigest()
-        with self._lock:
-            if key in self._replies:
-                self._used["cached"] += 1
-                return str(self._replies[key]["reply"])
-        answer = self._post(body)
-        try:
-            reply = str(answer["choices"][0]["message"]["content"] or "")
-        except (KeyError, IndexError, TypeError) as error:
-            raise UserError(self.base_url, f"answered in no known form: {str(answer)[:200]}") from error
-        usage = answer.get("usage") or {}
-        with self._lock:
-            self._used["requests"] += 1
-            for name in ("prompt_tokens", "completion_tokens"):
-                self._used[name] += int(usage.get(name) or 0)
-            self._remember(key, reply)
+        if key in self._replies:
+            self._used["cached"] += 1
+            return str(self._replies[key]["reply"])
+        reply, usage = await self._endpoint.complete(client, body)
+        self._used["requests"] += 1
+        for name in ("prompt_tokens", "completion_tokens"):
+            self._used[name] += _count(usage, name)
+        self._remember(key, reply)
         return reply
 
     def _remember(self, key: str, reply: str) -> None:
@@ -177,50 +178,22 @@ class EndpointJudge(Judge):
             with Path(self.cache).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(self._replies[key], ensure_ascii=False) + "\n")
 
-    def _post(self, body: dict[str, Any]) -> dict[str, Any]:
-        for tries in range(self.retries + 1):
-            try:
-                return self._send(body)
-            except HTTPError as error:
-                if not (error.code in (408, 409, 429) or error.code >= 500):
-                    raise UserError(
-                        self.base_url, f"refused the request with status {error.code}: {self._detail(error)}"
-                    ) from error
-                problem, wait = f"status {error.code}", _seconds(error.headers.get("Retry-After"))
-            except (URLError, HTTPException, TimeoutError, ConnectionError, json.JSONDecodeError) as error:
-                problem, wait = str(error) or type(error).__name__, None
-            if tries < self.retries:
-                with self._lock:
-                    self._used["retries"] += 1
-                time.sleep(min(60.0, self.backoff * 2**tries) if wait is None else wait)
-        raise UserError(
-            self.base_url, f"gave no answer in {self.retries + 1} tries; the last: {problem}", "try again later"
-        )
 
-    def _detail(self, error: HTTPError) -> str:
-        """What the endpoint said of the request, without the key that some repeat in it."""
-        try:
-            said = error.read(500).decode("utf-8", "replace").strip()
-        except OSError:
-            said = ""
-        secret = os.environ.get(self.api_key_env)
-        return (said.replace(secret, "***") if secret else said) or str(error.reason)
-
-    def _send(self, body: dict[str, Any]) -> dict[str, Any]:
-        headers = {"Content-Type": "application/json"}
-        if secret := os.environ.get(self.api_key_env):
-            headers["Authorization"] = f"Bearer {secret}"
-        url = f"{self.base_url.rstrip('/')}/chat/completions"
-        request = Request(url, json.dumps(body).encode(), headers)  # noqa: S310  # http or https: checked at the start
-        with build_opener(_NoRedirect).open(request, timeout=self.timeout) as reply:
-            answer = json.load(reply)
-        if not isinstance(answer, dict):
-            raise UserError(self.base_url, f"expected a JSON object, got {type(answer).__name__}")
-        return answer
+def _run(asked: Coroutine[Any, Any, list[float | None]]) -> list[float | None]:
+    """Run a coroutine to its end, also in a notebook, whose thread already runs an event loop."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(asked)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, asked).result()
 
 
 def _read_cache(path: Path) -> dict[str, dict[str, Any]]:
-    lines = path.read_text(encoding="utf-8").split("\n")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError("judge_options.cache", f"{path} cannot be read: {error}", "choose another file") from error
     replies = {}
     for number, line in enumerate(lines, start=1):
         if not line:
@@ -228,23 +201,24 @@ def _read_cache(path: Path) -> dict[str, dict[str, Any]]:
         try:
             row = json.loads(line)
             replies[str(row["key"])] = {"key": row["key"], "reply": row["reply"]}
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             if number == len(lines):
-                # A run that was killed while it wrote; the next line starts anew.
+                # A killed run leaves an incomplete last line.
                 path.write_text("".join(f"{whole}\n" for whole in lines[:-1]), encoding="utf-8")
                 continue
-            raise UserError(f"{path}:{number}", "is no line of a cache", "delete it or name another file") from error
+            raise UserError(
+                f"{path}:{number}", "is not a line of a judge's cache", "delete the file or choose another"
+            ) from error
     return replies
 
 
 def _mean(verdicts: Sequence[float | None]) -> float | None:
     given = [verdict for verdict in verdicts if verdict is not None]
-    # With one side unheard the mean would have the bias that asking twice takes away.
+    # With only one order the mean would have the bias that asking twice removes.
     return sum(given) / len(given) if len(given) == len(verdicts) else None
 
 
-def _seconds(text: str | None) -> float | None:
-    try:
-        return None if text is None else max(0.0, float(text))
-    except ValueError:
-        return None  # a date; the backoff serves
+def _count(usage: Mapping[str, Any], name: str) -> int:
+    """Tokens that a reply reports; 0 where it does not."""
+    value = usage.get(name)
+    return value if isinstance(value, int) else 0
