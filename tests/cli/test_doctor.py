@@ -1,11 +1,14 @@
 """The doctor: healthy configs pass, and each illness is found."""
 
+import re
+
 import pytest
 import torch
 
 from adadpo_lightning.cli import main
-from adadpo_lightning.cli.commands import doctor
-from adadpo_lightning.cli.commands.doctor import Checkup, first_step
+from adadpo_lightning.cli.commands.doctor import first_step
+from adadpo_lightning.estimate import probe
+from adadpo_lightning.estimate.probe import gradient_finding
 from tests.support.tiny import make_model_dir
 
 
@@ -42,7 +45,11 @@ def test_a_healthy_run(options, capsys, tmp_path, monkeypatch):
     assert "ok    loss at step 0: 0.6931, and 0.6931 where policy and reference are the same" in printed
     assert "ok    cached against live reference:" in printed
     assert "ok    gradient of the first step: norm" in printed
-    assert "over 8 pairs" in printed
+    assert "over 2 pairs" in printed
+    assert re.search(r"info  micro-batch: 2 pairs, \d+ tokens: [\d.]+ s forward and backward", printed)
+    assert "info  a step: about" in printed
+    assert "5 steps" in printed
+    assert "info  peak:" in printed
     assert "peak on a rank, GiB" in printed
     assert not list(tmp_path.iterdir())  # nothing is left behind
 
@@ -74,18 +81,16 @@ def test_a_reference_of_another_model_is_found(options, tmp_path, monkeypatch, c
 
 
 def test_a_cache_that_differs_is_found(options, monkeypatch):
-    read = doctor.ReferenceCache.read
-    monkeypatch.setattr(doctor.ReferenceCache, "read", lambda self, numbers: read(self, numbers) + 0.5)
+    read = probe.ReferenceCache.read
+    monkeypatch.setattr(probe.ReferenceCache, "read", lambda self, numbers: read(self, numbers) + 0.5)
     found = by_name(first_step([*options, "--model.loss=DPO"]))
     assert found["cached against live reference"].status == "FAIL"
     assert found["loss at step 0"].status == "ok"
 
 
 @pytest.mark.parametrize("norm", [0.0, float("nan"), float("inf")])
-def test_a_gradient_that_cannot_train(norm, tmp_path):
-    checkup = Checkup(tmp_path, gradient=norm)
-    checkup._module = type("Module", (), {"loss": type("Loss", (), {"needs_reference": False})})
-    assert by_name(checkup.findings())["gradient of the first step"].status == "FAIL"
+def test_a_gradient_that_cannot_train(norm):
+    assert gradient_finding(norm, 2).status == "FAIL"
 
 
 def test_a_wrong_config_is_an_ordinary_error(options, capsys):

@@ -1,0 +1,97 @@
+"""From a few measured micro-batches to the time of a step and of an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from adadpo_lightning.data.plan import StepPlan
+
+Rows = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Pairs of three micro-batches of a plan, by number: the shortest, those of middle length, and the longest."""
+
+    shortest: Rows
+    middle: Rows
+    longest: Rows
+
+
+@dataclass(frozen=True)
+class Line:
+    """A cost that grows with the tokens of a micro-batch: ``fixed + per_token * tokens``; neither is negative."""
+
+    fixed: float
+    per_token: float
+
+    def at(self, tokens: float) -> float:
+        """The cost of a micro-batch of that many tokens."""
+        return self.fixed + self.per_token * tokens
+
+
+@dataclass(frozen=True)
+class Duration:
+    """Seconds of an average optimizer step and of an epoch."""
+
+    step: float
+    epoch: float
+
+
+def sizes_of(plan: StepPlan) -> Sizes:
+    """Micro-batches as large as those of the plan, of its shortest, middle and longest pairs.
+
+    With a fixed number of pairs, the last is an upper bound: the plan mixes long pairs with short ones.
+    """
+    order = np.argsort(plan.lengths, kind="stable")
+    middle = (len(order) - _count(plan, order)) // 2
+    return Sizes(*(_rows(plan, pairs) for pairs in (order, order[middle:], order[::-1])))
+
+
+def _rows(plan: StepPlan, order: NDArray[np.int64]) -> Rows:
+    return tuple(order[: _count(plan, order)].tolist())
+
+
+def _count(plan: StepPlan, order: NDArray[np.int64]) -> int:
+    """How many of the first pairs make a micro-batch."""
+    if plan.max_tokens is None:
+        return min(plan.micro_batch_size, len(order))
+    fitting = int(np.searchsorted(np.cumsum(plan.lengths[order]), plan.max_tokens, side="right"))
+    return max(1, fitting)
+
+
+def fit_line(tokens: Sequence[int], costs: Sequence[float]) -> Line:
+    """The line through the first and the last measurement; through the origin if it would be negative somewhere.
+
+    Example:
+        >>> fit_line([100, 300], [2.0, 4.0])
+        Line(fixed=1.0, per_token=0.01)
+        >>> fit_line([100], [2.0])
+        Line(fixed=0.0, per_token=0.02)
+    """
+    run = tokens[-1] - tokens[0]
+    slope = (costs[-1] - costs[0]) / run if run else 0.0
+    fixed = costs[0] - slope * tokens[0]
+    if slope <= 0 or fixed < 0:
+        return Line(0.0, costs[-1] / tokens[-1])
+    return Line(fixed, slope)
+
+
+def duration(plan: StepPlan, micro_batch: Line, update: float) -> Duration:
+    """The time that a plan takes.
+
+    Args:
+        plan: The plan.
+        micro_batch: Seconds of forward and backward pass.
+        update: Seconds of the optimizer, once a step.
+    """
+    tokens = float(plan.lengths.sum()) / plan.ranks
+    epoch = plan.steps * (plan.accumulate * micro_batch.fixed + update) + tokens * micro_batch.per_token
+    return Duration(epoch / plan.steps, epoch)
