@@ -11,7 +11,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from adadpo_lightning.cli import main
 from adadpo_lightning.data.collate import collate
 from adadpo_lightning.errors import UserError
-from adadpo_lightning.estimate.memory import RunShape, estimate, measure
+from adadpo_lightning.estimate.architecture import measure
+from adadpo_lightning.estimate.memory import RunShape, estimate
+from adadpo_lightning.estimate.shape import ranks_of
 from adadpo_lightning.losses import build_loss
 from adadpo_lightning.models.loading import LoraOptions, PolicyConfig
 from adadpo_lightning.training.module import PreferenceLitModule
@@ -173,11 +175,22 @@ def test_lengths_are_read_from_the_data(model_dir, pairs_file, capsys):
     assert "an epoch: 5 steps, " in shown
 
 
-def test_what_is_not_known_is_asked_for(model_dir, pairs_file, capsys):
+def test_what_is_not_known_is_asked_for(model_dir, capsys):
     options = [f"--model.policy.path={model_dir}", "--model.loss=simpo"]
-    assert main(["estimate", *options, f"--data.train={pairs_file}"]) == 2
-    assert "give --ranks, such as --ranks 8" in capsys.readouterr().err
     assert main(["estimate", *options, "--data.train=/nowhere.jsonl", "--ranks", "2"]) == 2
     assert "or give --lengths" in capsys.readouterr().err
     with pytest.raises(UserError, match="no config could be read"):
         estimate(RunShape(PolicyConfig(path="/nowhere"), LENGTHS))
+
+
+def test_the_default_config_takes_the_devices_of_this_machine(model_dir, pairs_file, capsys, monkeypatch):
+    options = ["--config=configs/base.yaml", f"--model.policy.path={model_dir}", "--model.loss=simpo"]
+    assert main(["estimate", *options, f"--data.train={pairs_file}"]) == 0
+    shown = capsys.readouterr().out
+    assert "assumed: trainer.devices is auto, so the 1 CPU of this machine; give --ranks N" in shown
+    assert "1 rank(s)" in shown
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert ranks_of({"devices": "auto", "num_nodes": 2}) == ranks_of({"devices": -1, "num_nodes": 2}) == 8
+    assert ranks_of({"devices": "auto", "accelerator": "cpu"}) == 1
+    with pytest.raises(UserError, match="or give --ranks"):
+        ranks_of({"devices": "many"})

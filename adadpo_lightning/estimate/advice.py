@@ -1,0 +1,89 @@
+"""What to change in a run that does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from adadpo_lightning.estimate.memory import RunShape, estimate
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing to change in a run.
+
+    Args:
+        text: How, in the config.
+        apply: The run after it; None where it does not apply.
+    """
+
+    text: str
+    apply: Callable[[RunShape], RunShape | None]
+
+
+def _with_policy(run: RunShape, **changes: Any) -> RunShape:
+    return replace(run, policy=replace(run.policy, **changes))
+
+
+def _lora(run: RunShape) -> RunShape | None:
+    from adadpo_lightning.models.loading import LoraOptions
+
+    if run.policy.lora is not None:
+        return None
+    changed = _with_policy(run, lora=LoraOptions(), dtype="bfloat16", gradient_checkpointing=True)
+    return replace(changed, autocast=False, reference="adapter_off" if run.reference != "none" else "none")
+
+
+CHANGES = (
+    Change(
+        "model.reference: cached",
+        lambda run: replace(run, reference="cached") if run.reference == "frozen" else None,
+    ),
+    Change(
+        "model.policy.gradient_checkpointing: true",
+        lambda run: None if run.policy.gradient_checkpointing else _with_policy(run, gradient_checkpointing=True),
+    ),
+    Change(
+        "model.policy.offload_activations: true",
+        lambda run: None if run.policy.offload_activations else _with_policy(run, offload_activations=True),
+    ),
+    Change(
+        "data.micro_batch_size: 1",
+        lambda run: (
+            replace(run, lengths=run.lengths[:1], accumulation=run.accumulation * len(run.lengths))
+            if len(run.lengths) > 1
+            else None
+        ),
+    ),
+    Change(
+        "--config configs/strategy/fsdp2.yaml",
+        lambda run: (
+            replace(run, shards=run.ranks, ddp=False, autocast=False, gathered_dtype=torch.bfloat16)
+            if run.ranks > 1 and run.shards == 1
+            else None
+        ),
+    ),
+    Change(
+        "twice as many devices",
+        lambda run: replace(run, ranks=2 * run.ranks, shards=2 * run.shards) if run.shards > 1 else None,
+    ),
+    Change(
+        "--config configs/strategy/fsdp2_offload.yaml",
+        lambda run: replace(run, cpu_offload=True) if run.shards > 1 and not run.cpu_offload else None,
+    ),
+    Change("--config configs/model/lora.yaml over bfloat16 weights", _lora),
+)
+
+
+def advice(run: RunShape, device_gib: float) -> list[str]:
+    """Each change that applies, with the memory of a run after it alone."""
+    lines = []
+    for change in CHANGES:
+        changed = change.apply(run)
+        if changed is not None:
+            total = estimate(changed).total
+            lines.append(f"  {total:8.2f} GiB{'' if total > 0.9 * device_gib else ' (fits)'}  {change.text}")
+    return lines

@@ -1,0 +1,215 @@
+"""Sizes and work of an architecture, read off its forward pass over tensors that have shapes and no memory."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from adadpo_lightning.compat import storage_key, without_memory
+from adadpo_lightning.data.collate import collate
+from adadpo_lightning.errors import UserError
+from adadpo_lightning.types import EncodedPair
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from adadpo_lightning.models.loading import PolicyConfig
+    from adadpo_lightning.types import PreferenceBatch
+
+Lengths = Sequence[tuple[int, int, int]]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What an architecture needs, read off its forward pass over tensors without memory.
+
+    Args:
+        weights: Bytes of all weights.
+        outside: Bytes of the weights outside the decoder blocks.
+        trained: Bytes of the weights that are trained.
+        parameters: Number of weights.
+        trainable: Number of those trained.
+        blocks: Number of decoder blocks.
+        block_activations: Bytes that one block keeps for the backward pass.
+        other_activations: The same of what lies around the blocks.
+        block_input: Bytes of the hidden states that enter a block.
+        head: Bytes that the head needs at one time: logits of a chunk, and the gradient of its weight.
+        flops: Floating-point operations of a forward pass.
+    """
+
+    weights: int
+    outside: int
+    trained: int
+    parameters: int
+    trainable: int
+    blocks: int
+    block_activations: int
+    other_activations: int
+    block_input: int
+    head: int
+    flops: float
+
+
+def measure(policy: PolicyConfig, lengths: Lengths, autocast: bool, compute: torch.dtype | None = None) -> Measured:
+    """Run one and two blocks of the architecture over tensors that have shapes and no memory.
+
+    Args:
+        policy: The model; only its config is read.
+        lengths: Pairs of the micro-batch.
+        autocast: Whether to compute in bfloat16 over float32 weights.
+        compute: Type that the weights are computed in where it is not their own.
+
+    Raises:
+        UserError: If the architecture cannot be made from its config.
+    """
+    config = _architecture(policy)
+    rows = [
+        EncodedPair([0] * prompt, [0] * chosen, [0] * rejected, i)
+        for i, (prompt, chosen, rejected) in enumerate(lengths)
+    ]
+    whole = _model(policy, config)
+    sizes = _sizes(whole)
+    cut = [_model(policy, config, layers, compute) for layers in (1, 2)]
+    with without_memory():
+        one, two = (_activations(_with_shapes_alone(model), policy, rows, autocast=autocast) for model in cut)
+    blocks = config.num_hidden_layers
+    stored = one.hidden_bytes
+    scored = sum(chosen + rejected for _, chosen, rejected in lengths)
+    return Measured(
+        **sizes,
+        blocks=blocks,
+        block_activations=two.saved - one.saved,
+        other_activations=2 * one.saved - two.saved,
+        block_input=stored,
+        head=_head_bytes(policy, config, scored, half=autocast or (compute or _weights_dtype(whole)).itemsize == 2),
+        flops=_forward_flops(whole, config, lengths, scored),
+    )
+
+
+@dataclass(frozen=True)
+class _Saved:
+    saved: int
+    hidden_bytes: int
+
+
+def _activations(model: Any, policy: PolicyConfig, rows: list[EncodedPair], *, autocast: bool) -> _Saved:
+    """Bytes that a forward pass keeps for the backward pass, weights left out."""
+    from adadpo_lightning.models.policy import PolicyModel
+
+    wrapped = PolicyModel(model, replace(policy, compile=False, offload_activations=False))
+    batch = collate(rows, layout=wrapped.layout, pad_id=0, step_pairs=1, step_chosen_tokens=1)
+    kept: dict[Hashable, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[storage_key(tensor)] = tensor
+        return tensor
+
+    half = torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext()
+    with half, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        hidden = _scored_states(wrapped, batch)
+    own = {storage_key(p) for p in wrapped.parameters()}
+    # Copies of weights that autocast has made are counted with the weights.
+    shapes = {tuple(p.shape) for p in wrapped.parameters() if p.dim() == 2} if autocast else set()
+    shapes |= {shape[::-1] for shape in shapes}
+    saved = sum(
+        t.untyped_storage().nbytes() for key, t in kept.items() if key not in own and tuple(t.shape) not in shapes
+    )
+    row = batch.input_ids.numel() * hidden.shape[-1]
+    return _Saved(saved + hidden.numel() * hidden.element_size(), row * hidden.element_size())
+
+
+def _scored_states(policy: Any, batch: PreferenceBatch) -> torch.Tensor:
+    states: torch.Tensor = policy.hidden_states(batch).flatten(0, 1).index_select(0, batch.predict)
+    return states
+
+
+def _head_bytes(policy: PolicyConfig, config: Any, scored: int, *, half: bool) -> int:
+    """Logits of a chunk in float32, their copy in half precision, and the gradient of the head's weight in float32."""
+    chunk = min(policy.head_chunk_size, scored)
+    trained = policy.lora is None
+    logits: int = chunk * config.vocab_size * (4 + (2 if half else 0))
+    gradient: int = config.vocab_size * config.hidden_size * 4 if trained else 0
+    return logits + gradient
+
+
+def _forward_flops(model: nn.Module, config: Any, lengths: Lengths, scored: int) -> float:
+    """Matrix products: all tokens through the blocks, scored ones through the head, attention over what is seen."""
+    from adadpo_lightning.models.sharding import decoder_blocks
+
+    tokens = sum(map(sum, lengths))
+    matrices = sum(p.numel() for block in decoder_blocks(model) for p in block.parameters() if p.dim() == 2)
+    seen = sum((p + c) ** 2 / 2 + r * p + r * r / 2 for p, c, r in lengths)
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    attention: float = 4 * seen * config.num_attention_heads * width * config.num_hidden_layers
+    head: float = 2.0 * scored * config.vocab_size * config.hidden_size
+    return 2.0 * matrices * tokens + head + attention
+
+
+def _sizes(model: nn.Module) -> dict[str, int]:
+    from adadpo_lightning.models.sharding import decoder_blocks
+
+    inside = {id(p) for block in decoder_blocks(model) for p in block.parameters()}
+    parameters = list(model.parameters())
+
+    def size(p: torch.Tensor) -> int:
+        return p.numel() * p.element_size()
+
+    return {
+        "weights": sum(map(size, parameters)),
+        "outside": sum(size(p) for p in parameters if id(p) not in inside),
+        "trained": sum(size(p) for p in parameters if p.requires_grad),
+        "parameters": sum(p.numel() for p in parameters),
+        "trainable": sum(p.numel() for p in parameters if p.requires_grad),
+    }
+
+
+def _weights_dtype(model: nn.Module) -> torch.dtype:
+    return next(model.parameters()).dtype
+
+
+def _architecture(policy: PolicyConfig) -> Any:
+    """The Hugging Face config of the policy."""
+    from transformers import AutoConfig
+
+    if isinstance(policy.config, dict):
+        return AutoConfig.for_model(**policy.config)
+    source = str(policy.path or policy.config)
+    try:
+        return AutoConfig.from_pretrained(source, revision=policy.revision, trust_remote_code=policy.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            "model.policy.path",
+            f"no config could be read from {source!r}: {str(error).splitlines()[0]}",
+            "give a directory with config.json (weights are not needed here), or a hub id that can be reached",
+        ) from error
+
+
+def _model(policy: PolicyConfig, config: Any, layers: int | None = None, compute: torch.dtype | None = None) -> Any:
+    """The architecture as it is loaded, without weights; `layers` cuts it short."""
+    from adadpo_lightning.models.loading import load_model
+    from adadpo_lightning.models.meta import parameters_on_meta
+
+    values = config.to_dict()
+    if layers is not None:
+        values["num_hidden_layers"] = layers
+        if values.get("layer_types"):
+            values["layer_types"] = values["layer_types"][:layers]
+    dtype = compute or (config.dtype if policy.dtype == "auto" else getattr(torch, policy.dtype))
+    lora = policy.lora and replace(policy.lora, adapter=None, quantize=None)
+    name: Any = str(dtype or torch.float32).removeprefix("torch.")
+    with parameters_on_meta():
+        return load_model(
+            replace(policy, path=None, config=values, dtype=name, lora=lora, gradient_checkpointing=False)
+        )
+
+
+def _with_shapes_alone(model: Any) -> Any:
+    """Give weights on the meta device a device to compute on; call it where tensors have no memory."""
+    from adadpo_lightning.models.meta import replace_parameters
+
+    replace_parameters(model, lambda p: True, lambda p: torch.empty(p.shape, dtype=p.dtype))
+    return model

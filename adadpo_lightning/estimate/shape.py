@@ -1,0 +1,117 @@
+"""What the memory of a run depends on, read from its module, datamodule and Trainer options."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from adadpo_lightning.errors import UserError
+from adadpo_lightning.estimate.memory import RunShape
+
+if TYPE_CHECKING:
+    from adadpo_lightning.data.datamodule import PreferenceDataModule
+    from adadpo_lightning.estimate.architecture import Lengths
+    from adadpo_lightning.training.module import PreferenceLitModule
+
+ALL_DEVICES = ("auto", "-1")  # the Trainer's names for every device of the machine
+
+
+def ranks_of(trainer: dict[str, Any]) -> int:
+    """Number of ranks of a run: devices x nodes; where the options leave the devices open, those of this machine.
+
+    Example:
+        >>> ranks_of({"devices": 4, "num_nodes": 2}), ranks_of({"devices": "0,1"})
+        (8, 2)
+    """
+    devices, nodes = trainer.get("devices", "auto"), int(trainer.get("num_nodes") or 1)
+    if isinstance(devices, list):
+        return len(devices) * nodes
+    if str(devices) in ALL_DEVICES:
+        return devices_here(trainer) * nodes
+    if "," in str(devices):
+        return len([part for part in str(devices).split(",") if part.strip()]) * nodes
+    if not str(devices).isdigit() or int(devices) < 1:
+        raise UserError("trainer.devices", f"expected a number or a list, got {devices!r}", "or give --ranks")
+    return int(devices) * nodes
+
+
+def devices_here(trainer: dict[str, Any]) -> int:
+    """Devices of this machine that the Trainer would take; 1 on a machine without GPUs."""
+    return 1 if trainer.get("accelerator") == "cpu" else max(1, torch.cuda.device_count())
+
+
+def assumptions(trainer: dict[str, Any]) -> list[str]:
+    """What `ranks_of` assumed, a sentence each."""
+    devices = trainer.get("devices", "auto")
+    if str(devices) not in ALL_DEVICES:
+        return []
+    kind = "GPU(s)" if torch.cuda.is_available() and trainer.get("accelerator") != "cpu" else "CPU"
+    here = f"{devices_here(trainer)} {kind} of this machine"
+    return [f"assumed: trainer.devices is {devices}, so the {here}; give --ranks N for another number"]
+
+
+def longest_pairs(
+    module: PreferenceLitModule, data: PreferenceDataModule, given: tuple[int, int, int] | None
+) -> tuple[Lengths, str, tuple[int, int] | None]:
+    """Pairs of the largest micro-batch, where they come from, and how many pairs and tokens an epoch has.
+
+    Raises:
+        UserError: If there are no training pairs to read.
+    """
+    if given is not None:
+        size = data.micro_batch_size if data.max_tokens is None else max(1, data.max_tokens // sum(given))
+        return [given] * size, f"{size} pairs of {given} tokens, as given", None
+    data.connect(module.data_needs())
+    try:
+        data.setup("fit")
+    except UserError as error:
+        raise UserError(error.field, error.problem, f"{error.fix or ''}; or give --lengths 500,300,300") from error
+    prompt, chosen, rejected = data.prepared["train"].counts()
+    total = prompt + chosen + rejected
+    plan = data.plan
+    if plan is None:
+        raise UserError("data.train", "there are no training pairs", "give --lengths")
+    rows = max((batch.rows for batch in plan.rank_batches(0, 0)), key=lambda rows: int(total[list(rows)].sum()))
+    picked = np.stack([prompt, chosen, rejected], axis=1)[list(rows)]
+    return (
+        [tuple(row) for row in picked.tolist()],
+        "the largest micro-batch of data.train",
+        (len(total), int(total.sum())),
+    )
+
+
+def run_shape(
+    module: PreferenceLitModule, data: PreferenceDataModule, trainer: dict[str, Any], ranks: int, lengths: Lengths
+) -> RunShape:
+    """What the memory of a config depends on.
+
+    Args:
+        module: The module.
+        data: The datamodule.
+        trainer: The trainer's options as they were parsed.
+        ranks: Number of devices.
+        lengths: Pairs of the largest micro-batch.
+    """
+    strategy = trainer.get("strategy", "auto")
+    options: dict[str, Any] = {}
+    name = strategy
+    if not isinstance(strategy, str):
+        name, options = strategy["class_path"], dict(strategy.get("init_args") or {})
+    name = str(name).rpartition(".")[2].lower()
+    sharded = name in ("fsdp2", "fsdp", "fsdpstrategy", "modelparallelstrategy")
+    dtype = options.get("param_dtype")
+    pairs = len(lengths)
+    return RunShape(
+        policy=module.policy_config,
+        lengths=lengths,
+        ranks=ranks,
+        shards=ranks // int(options.get("replicas") or 1) if sharded else 1,
+        reference=module.reference_mode,
+        autocast=str(trainer.get("precision")) == "bf16-mixed",
+        gathered_dtype=getattr(torch, dtype) if dtype else None,
+        accumulation=max(1, -(-data.global_batch_size // (ranks * pairs))),
+        ddp=ranks > 1 and not sharded,
+        cpu_offload=bool(options.get("cpu_offload")),
+    )
