@@ -7,6 +7,7 @@ import shlex
 import signal
 import sys
 import threading
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +85,9 @@ class GracefulStop(Callback):
         saver = next((c for c in trainer.checkpoint_callbacks if isinstance(c, RunCheckpoint)), None)
         if saver is not None:
             path = saver.save_now(trainer)
-            log.info(f"{number.name}: saved {path} at step {trainer.global_step}. Resume with:\n  {resume_command()}")
+            log.info(
+                f"{number.name}: saved {path} at step {trainer.global_step}. Resume with:\n  {resume_command(path)}"
+            )
         else:
             log.info(f"{number.name}: stopped at step {trainer.global_step}; checkpoints are off, none was saved.")
         raise SystemExit(128 + number)
@@ -103,8 +106,14 @@ class GracefulStop(Callback):
         self._before = {}
 
 
-def resume_command() -> str:
-    """The command line of this process with what makes it go on."""
+def resume_command(checkpoint: str) -> str:
+    """What resumes this run: its command line, or the call for a run that was started from Python.
+
+    Args:
+        checkpoint: Path of what was saved.
+    """
+    if Path(sys.argv[0]).parent.name != "adadpo_lightning" and Path(sys.argv[0]).name != "adadpo-lightning":
+        return f'trainer.fit(module, data, ckpt_path="{checkpoint}")'
     arguments, skip = [], False
     for argument in sys.argv[1:]:
         if not (skip or argument.startswith(("--ckpt_path", "--auto_resume"))):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields, replace
+from collections.abc import Sequence
+from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -12,9 +13,11 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins import HalfPrecision
 from lightning.pytorch.trainer.states import TrainerFn
+from torch.distributed.fsdp import FSDPModule
 
 from adadpo_lightning import log
 from adadpo_lightning.callbacks.defaults import complete
+from adadpo_lightning.checkpoints.export import export_policy
 from adadpo_lightning.checkpoints.record import KEY, RunRecord
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.losses import PreferenceLoss
@@ -27,6 +30,7 @@ from adadpo_lightning.reference.live import FrozenReference, build_reference
 from adadpo_lightning.reference.modes import AskedMode, reference_note, resolve_reference, uses_reference_adapter
 from adadpo_lightning.reference.sync import SyncOptions, sync
 from adadpo_lightning.strategies.capabilities import sharding_of, shards_parameters
+from adadpo_lightning.training import rebuild
 from adadpo_lightning.training.optim import (
     OptimizerConfig,
     SchedulerConfig,
@@ -34,15 +38,19 @@ from adadpo_lightning.training.optim import (
     build_scheduler,
     follow_config,
 )
-from adadpo_lightning.types import ModuleNeeds, PairLogps, PreferenceBatch, StepOutput
+from adadpo_lightning.training.step import detached, pair_logps, sum_by_answer
+from adadpo_lightning.types import ModuleNeeds, PreferenceBatch, StepOutput
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
     from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
     from torch import Tensor
+    from typing_extensions import Self
 
     from adadpo_lightning.checkpoints.settings import Treatment
+    from adadpo_lightning.generation.options import SamplingOptions
     from adadpo_lightning.models.policy import PolicyModel
+    from adadpo_lightning.models.sharding import Sharding
     from adadpo_lightning.reference.live import Reference
 
 
@@ -96,6 +104,7 @@ class PreferenceLitModule(LightningModule):
         self.policy: PolicyModel | None = None
         self._reference: Reference | None = None
         self.run_record = RunRecord()
+        self._reference_is_built = False
         # A LoRA checkpoint holds what is trained and not the base model.
         self.strict_loading = policy.lora is None
 
@@ -158,17 +167,29 @@ class PreferenceLitModule(LightningModule):
 
     def configure_model(self) -> None:
         """Load the policy and, where the loss needs one, the reference. Lightning calls this on every rank."""
-        if self.policy is not None:
-            return
         sharding = sharding_of(self.trainer.strategy, self.reference_mode) if self._trainer is not None else None
-        if note := reference_note(self.reference_mode, self.policy_config, self.reference_path):
-            log.warn(f"model.reference: {note}")
+        if self.policy is None:
+            self._build_policy(sharding)
+        elif sharding is not None and not isinstance(self.policy, FSDPModule):
+            raise UserError(
+                "trainer.strategy",
+                "the model is already whole in memory and this strategy shards it while it is loaded",
+                "make a new module, and pass a checkpoint as ckpt_path= to the trainer",
+            )
+        if not self._reference_is_built:
+            self._build_reference(sharding)
+
+    def _build_policy(self, sharding: Sharding | None = None) -> None:
         beside = uses_reference_adapter(self.reference_mode, self.policy_config, self.reference_path)
         self.policy = build_policy(self.policy_config, self.tokenizer, sharding, reference_adapter=beside)
+
+    def _build_reference(self, sharding: Sharding | None = None) -> None:
+        if note := reference_note(self.reference_mode, self.policy_config, self.reference_path):
+            log.warn(f"model.reference: {note}")
         # A reference is not a child module: frozen weights belong neither in checkpoints nor in the optimizer.
         self._reference = build_reference(
             self.reference_mode,
-            self.policy,
+            self.built_policy,
             self.policy_config,
             self.tokenizer,
             sharding,
@@ -176,6 +197,89 @@ class PreferenceLitModule(LightningModule):
         )
         if self.reference_mode == "synced" and isinstance(self._reference, FrozenReference):
             self.synced_reference = self._reference.model  # a child: a resumed run needs what it has become
+        self._reference_is_built = True
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]  # no hparams_file: the checkpoint holds all arguments
+        cls, checkpoint_path: str | Path, map_location: Any = None, **overrides: Any
+    ) -> Self:
+        """Rebuild the module that wrote a checkpoint, with its weights.
+
+        The base model (``policy.path``) must still be where it was; of a policy with LoRA the checkpoint holds the
+        adapters alone. Nothing that a checkpoint holds is executed.
+
+        Args:
+            checkpoint_path: A file of a run's checkpoints.
+            map_location: Device to move the module to.
+            **overrides: Arguments of the module in place of the checkpoint's.
+
+        Raises:
+            UserError: If the file is missing, damaged, sharded or of another program, or its loss is not found.
+
+        Example:
+            ::
+
+                module = PreferenceLitModule.load_from_checkpoint("runs/mine/checkpoints/last.ckpt")
+                module.generate(["What is 2 plus 3?"])
+        """
+        content = rebuild.read(checkpoint_path)
+        record = content[KEY]
+        module = cls(**rebuild.arguments_of(record, overrides))
+        if record.get("chat_template") is not None:
+            module.tokenizer.chat_template = record["chat_template"]
+        module._build_policy()
+        if module.reference_mode == "synced":
+            module._build_reference()
+        rebuild.load_weights(module, content["state_dict"])
+        return module if map_location is None else module.to(map_location)
+
+    def generate(
+        self,
+        prompts: Sequence[str | list[dict[str, Any]]],
+        options: SamplingOptions | None = None,
+        *,
+        system: str | None = None,
+    ) -> list[str]:
+        """Answer prompts with the policy as it is now; `answer_prompts` has more options.
+
+        Args:
+            prompts: Texts (each a user message where the tokenizer has a chat template) or conversations.
+            options: How to sample; None uses the defaults.
+            system: System prompt.
+
+        Returns:
+            One answer for each prompt.
+
+        Raises:
+            UserError: If there are no prompts, or one leaves no room for an answer.
+        """
+        from adadpo_lightning.generation.answers import answer_prompts
+
+        if self.policy is None:
+            self.configure_model()
+        synced = isinstance(self.policy, FSDPModule)
+        answers = answer_prompts(self.built_policy, self.tokenizer, prompts, options, system=system, synced=synced)
+        return [answer.response for (answer,) in answers]
+
+    def save_pretrained(self, path: str | Path, *, merge: bool = False) -> None:
+        """Write the policy as a Hugging Face directory: weights or adapters, config, tokenizer and chat template.
+
+        As the command ``export``, but from memory. All ranks call it, and the first one writes.
+
+        Args:
+            path: Directory to write; must not exist or be empty.
+            merge: Merge adapters into the base model. The policy is left as it was, for which it is copied.
+
+        Raises:
+            UserError: If the directory is not empty, or the model is sharded and would have to be whole.
+        """
+        if self.policy is None:
+            self.configure_model()
+        policy = self.built_policy
+        if merge and self.policy_config.lora is not None and not isinstance(policy, FSDPModule):
+            policy = deepcopy(policy)
+        write = self._trainer is None or self.trainer.is_global_zero
+        export_policy(policy, self.tokenizer, path, merge=merge, write=write)
 
     def on_train_start(self) -> None:
         """Let the config decide what a restored optimizer would remember: rate, decay, betas and eps."""
@@ -222,7 +326,7 @@ class PreferenceLitModule(LightningModule):
             share = share * 0.0
         kl = None if reference is None else sum_by_answer(kl_terms(logps.detach() - reference), batch)
         entropy = None if entropies is None else sum_by_answer(entropies, batch)
-        return share, StepOutput(_detached(pairs), _detached(output), share.detach(), kl, entropy)
+        return share, StepOutput(detached(pairs), detached(output), share.detach(), kl, entropy)
 
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> dict[str, Any]:
         """Loss for the backward pass, scaled so that the gradient is that of the global batch.
@@ -261,38 +365,10 @@ class PreferenceLitModule(LightningModule):
             self.run_record.check(self, checkpoint)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Record how to rebuild the policy and what the run depends on; with LoRA keep only what is trained."""
-        checkpoint[KEY] = self.run_record.content(self)
+        """Record how to rebuild the module and what the run depends on; with LoRA keep only what is trained."""
+        checkpoint[KEY] = self.run_record.content(self) | {"module": rebuild.describe(self)}
         if self.policy_config.lora is not None:
             synced = self.saves_frozen_weights
             kept = {name for name, p in self.named_parameters() if p.requires_grad or (synced and is_reference(name))}
             weights = checkpoint["state_dict"]
             checkpoint["state_dict"] = {name: w for name, w in weights.items() if name in kept}
-
-
-def sum_by_answer(values: Tensor, batch: PreferenceBatch) -> Tensor:
-    """Sum the flat per-token `values` (N,) over each answer: (2B,), chosen answers first."""
-    lengths = torch.cat([batch.chosen_len, batch.rejected_len])
-    # `unsafe` skips a check of the lengths that would wait for the device; `collate` made them.
-    return torch.segment_reduce(values, "sum", lengths=lengths, unsafe=True)
-
-
-def pair_logps(batch: PreferenceBatch, logps: Tensor, reference: Tensor | None = None) -> PairLogps:
-    """From per-token log-probabilities (N,) to what a loss reads."""
-    chosen, rejected = sum_by_answer(logps, batch).chunk(2)
-    ref_chosen, ref_rejected = (None, None) if reference is None else sum_by_answer(reference, batch).chunk(2)
-    return PairLogps(
-        chosen=chosen,
-        rejected=rejected,
-        chosen_len=batch.chosen_len,
-        rejected_len=batch.rejected_len,
-        ref_chosen=ref_chosen,
-        ref_rejected=ref_rejected,
-        weight=batch.weight,
-        margin=batch.margin,
-    )
-
-
-def _detached(record: Any) -> Any:
-    values = {f.name: getattr(record, f.name) for f in fields(record)}
-    return replace(record, **{k: v.detach() for k, v in values.items() if isinstance(v, torch.Tensor)})
