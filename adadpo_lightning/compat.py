@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 if TYPE_CHECKING:
     from argparse import Action, ArgumentParser
@@ -42,12 +43,6 @@ INHERITED: Mapping[str, Mapping[str, str]] = {
         "_initialize_train_progress_bar_id": "(self)",
         "_update": "(self, progress_bar_id, current, visible=True, hard=False)",
         "_update_metrics": "(self, trainer, pl_module)",
-    },
-    "lightning.pytorch.cli.LightningCLI": {
-        "_get": "(self, config, key, default=None)",
-        "_instantiate_trainer": "(self, config, callbacks)",
-        "_parser": "(self, subcommand)",
-        "_run_subcommand": "(self, subcommand)",
     },
     "lightning.pytorch.strategies.ModelParallelStrategy": {
         "_data_parallel_size": "attribute",
@@ -233,6 +228,26 @@ def read_no_config_from(action: Action) -> None:
     """Take a value that is a path as text; otherwise jsonargparse reads the file as a config of the option's class."""
     if hasattr(action, "_enable_path"):
         action._enable_path = False
+
+
+@contextmanager
+def forget_options_of_other_classes() -> Iterator[None]:
+    """Make a config that names another class forget ALL options of the class named before it.
+
+    jsonargparse keeps those options that the new class has too: a loss named later would silently train with the beta
+    of the loss named earlier.
+    """
+    from jsonargparse import _typehints
+
+    def name(spec: Any) -> str:  # a class may be named in short or by its import path
+        return str(spec["class_path"]).rpartition(".")[2]
+
+    def forget(parser: Any, previous: Any, value: Any) -> None:
+        if previous and "init_args" in previous and name(previous) != name(value):
+            previous.pop("init_args")
+
+    with patch.object(_typehints, "discard_init_args_on_class_path_change", forget):
+        yield
 
 
 # --- peft 0.21.2 ----------------------------------------------------------------------------------------------------

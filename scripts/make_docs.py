@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from argparse import SUPPRESS
 from collections.abc import Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
@@ -15,7 +16,10 @@ from typing import Any
 from docstring_parser import parse
 
 from adadpo_lightning import callbacks, strategies
-from adadpo_lightning.cli import own as commands
+from adadpo_lightning.cli.messages import FIT_LIKE
+from adadpo_lightning.cli.parser import build_parser
+from adadpo_lightning.cli.registry import Entry, commands
+from adadpo_lightning.compat import actions_of
 from adadpo_lightning.convert.trl_keys import key_table
 from adadpo_lightning.data.datamodule import PreferenceDataModule
 from adadpo_lightning.data.sources import SourceConfig
@@ -87,10 +91,23 @@ def configuration() -> str:
     for prefix, (title, described) in STUDY.items():
         lines += [f"### {title}", "", *table(described, f"{prefix}." if prefix else ""), ""]
     lines += ["## Other commands", ""]
-    for name in ("export", "quickstart", "generate", "evaluate", "inspect_data", "from_trl", "plot"):
-        command = getattr(commands, name)
-        lines += [f"### {name.replace('_', '-')}", "", summary(command), "", *table(command, "--"), ""]
+    for entry in commands().values():
+        if entry.name not in (*FIT_LIKE, "study"):
+            lines += [f"### {entry.name}", "", entry.help, "", *option_table(entry), ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def option_table(entry: Entry) -> list[str]:
+    """One row per option of a command."""
+    rows = []
+    for action in actions_of(build_parser(entry.name, entry.load())):
+        if action.dest in ("help", "config", "print_config") or action.help == SUPPRESS:
+            continue
+        name = action.option_strings[0] if action.option_strings else str(action.metavar)
+        default = "required" if action.required and action.default is None else yaml_value(action.default)
+        text = " ".join((action.help or "").split()).replace("|", chr(92) + "|")
+        rows.append(f"| `{name}` | {default} | {text} |")
+    return ["| option | default | |", "|---|---|---|", *rows] if rows else []
 
 
 def summary(described: Any) -> str:

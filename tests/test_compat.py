@@ -241,6 +241,19 @@ def test_read_no_config_from_leaves_other_options_alone():
     assert vars(option) == {}
 
 
+def test_forget_options_of_other_classes():
+    from jsonargparse import ArgumentParser
+    from torch.optim.lr_scheduler import LRScheduler
+
+    parser = ArgumentParser()
+    parser.add_subclass_arguments(LRScheduler, "schedule", skip={"optimizer"})
+    cosine = "torch.optim.lr_scheduler.CosineAnnealingLR"
+    args = [f"--schedule={cosine}", "--schedule.T_max=3", "--schedule.last_epoch=7", "--schedule=ConstantLR"]
+    assert parser.parse_args(args).schedule.init_args.last_epoch == 7  # what the touch is for
+    with compat.forget_options_of_other_classes():
+        assert parser.parse_args(args).schedule.init_args.last_epoch == -1
+
+
 def test_adapter_in_use():
     """The same outputs as by peft's own switches, and no parameter changes whether it is trained."""
     from peft import LoraConfig, get_peft_model

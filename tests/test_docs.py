@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from adadpo_lightning.cli.app import known_options
+from adadpo_lightning.cli.fit_options import known_options
 from adadpo_lightning.losses import registry
 
 ROOT = Path(__file__).parent.parent

@@ -17,10 +17,10 @@ from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
 from adadpo_lightning.callbacks import GradientNorm, PreferenceMetrics, TensorBoardDashboard, Throughput
 from adadpo_lightning.callbacks.tensorboard import _gathered, dashboard
-from adadpo_lightning.cli.trainer import SaveRunConfig
+from adadpo_lightning.cli.save_config import SaveRunConfig
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.losses import available_losses, build_loss
-from tests.cli.test_cli import Parser
+from tests.support.cli import parsed
 from tests.training.test_module import QUIET, data, module
 
 
@@ -198,7 +198,7 @@ def test_the_config_is_shown_as_text(tmp_path):
     trainer = Trainer(**QUIET | {"logger": logger}, default_root_dir=tmp_path)
     written = {"model": {"loss": "a"}}
     parser = SimpleNamespace(dump=yaml.safe_dump)
-    SaveRunConfig(parser, written, save_to_log_dir=False).save_config(trainer, None, "fit")
+    SaveRunConfig(parser, written).on_train_start(trainer, None)
     logger.finalize("success")
     (event,) = events(tmp_path).Tensors("config/text_summary")
     text = event.tensor_proto.string_val[0].decode()
@@ -236,8 +236,8 @@ def test_weights_and_biases_or_mlflow_are_a_matter_of_config(logger, options, tm
     config = tmp_path / "logger.yaml"
     named = {"class_path": f"lightning.pytorch.loggers.{logger}", "init_args": options}
     config.write_text(yaml.safe_dump({"trainer": {"logger": [named]}}))
-    cli = Parser.run(["fit", "--model.loss=SFT", "--model.policy.path=x", f"--config={config}"])
-    (parsed,) = cli.config.fit.trainer.logger
-    assert parsed.class_path == named["class_path"]
-    assert {name: parsed.init_args[name] for name in options} == options
+    found, _ = parsed("fit", "--model.loss=SFT", "--model.policy.path=x", f"--config={config}")
+    (chosen,) = found.trainer.logger
+    assert chosen.class_path == named["class_path"]
+    assert {name: chosen.init_args[name] for name in options} == options
     assert not {"wandb", "mlflow"} & set(sys.modules)

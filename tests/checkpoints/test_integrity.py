@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 
 from adadpo_lightning.checkpoints.integrity import MANIFEST, WholeFileIO, damage, shard_digests, step_of, write_manifest
 from adadpo_lightning.checkpoints.resume import latest_valid, resolve_checkpoint
-from adadpo_lightning.cli.trainer import PreferenceCLI
+from adadpo_lightning.cli import trainer as command_line
 from adadpo_lightning.errors import UserError
 from tests.support.runs import PAIRS, arguments, assert_same, curves, run
 from tests.support.tiny import make_rows, write_rows
@@ -181,10 +181,10 @@ def test_a_run_that_can_write_no_more_stops_and_goes_on_when_it_can(tmp_path, mo
     pairs = write_rows(tmp_path / "pairs.jsonl", make_rows(PAIRS))
     saving = "--checkpoint.every_n_train_steps=1"
     assert run(arguments(model_dir, pairs, tmp_path / "whole", saving)) == 0
-    build = PreferenceCLI._instantiate_trainer
+    build = command_line.build_trainer
     args = arguments(model_dir, pairs, tmp_path / "out", saving, "--auto_resume=true")
     with SmallFiles(3) as full, monkeypatch.context() as patch:
-        patch.setattr(PreferenceCLI, "_instantiate_trainer", lambda self, c, cs: build(self, c, [full, *cs]))
+        patch.setattr(command_line, "build_trainer", lambda m, o, cs: build(m, o, [full, *cs]))
         assert run(args) == 2
     assert "the checkpoint could not be written: [Errno 27] File too large" in capsys.readouterr().err
     found, damaged = latest_valid(tmp_path / "out/checkpoints")

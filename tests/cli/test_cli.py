@@ -11,39 +11,19 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from adadpo_lightning.cli import main
-from adadpo_lightning.cli.trainer import PreferenceCLI
+from adadpo_lightning.cli.parser import parse as parse_with
 from adadpo_lightning.losses import available_losses, build_loss
+from tests.support.cli import parser_of
 from tests.support.tiny import make_rows, write_rows
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 LOSSES = sorted(CONFIGS.glob("loss/*.yaml"))
 
 
-class Parser(PreferenceCLI):
-    """Parses and builds nothing."""
-
-    def _set_seed(self):
-        pass
-
-    def before_instantiate_classes(self):
-        pass
-
-    def instantiate_classes(self):
-        pass
-
-    def _run_subcommand(self, subcommand):
-        pass
-
-
 @pytest.fixture(scope="module")
 def parse():
-    cli = Parser.run(["fit", "--model.loss=SFT", "--model.policy.path=x"])
-
-    def parsed(*args):
-        cli.parse_arguments(cli.parser, ["fit", *map(str, args)])
-        return cli.config.fit
-
-    return parsed
+    parser = parser_of("fit")
+    return lambda *args: parse_with(parser, list(map(str, args)))
 
 
 def config_args(*paths):

@@ -9,6 +9,7 @@ from adadpo_lightning.cli import main
 from adadpo_lightning.cli.commands.doctor import first_step
 from adadpo_lightning.estimate import probe
 from adadpo_lightning.estimate.probe import gradient_finding
+from tests.support.cli import parsed
 from tests.support.tiny import make_model_dir
 
 
@@ -35,7 +36,7 @@ def test_versions_and_devices(capsys):
     assert f"torch: {torch.__version__}" in printed
     assert "cpu:" in printed
     assert main(["doctor", "--help"]) == 0
-    assert "usage: python -m adadpo_lightning doctor" in capsys.readouterr().out
+    assert "usage: adadpo-lightning doctor" in capsys.readouterr().out
 
 
 def test_a_healthy_run(options, capsys, tmp_path, monkeypatch):
@@ -55,9 +56,9 @@ def test_a_healthy_run(options, capsys, tmp_path, monkeypatch):
 
 
 def test_other_losses_start_elsewhere(options):
-    ipo = by_name(first_step([*options, "--model.loss=IPO"]))["loss at step 0"]
+    ipo = by_name(first_step(*parsed("doctor", *options, "--model.loss=IPO")))["loss at step 0"]
     assert (ipo.status, ipo.detail[:7]) == ("ok", "25.0000")  # (1 / (2 tau))^2, tau 0.1
-    simpo = by_name(first_step([*options, "--model.loss=SimPO"]))
+    simpo = by_name(first_step(*parsed("doctor", *options, "--model.loss=SimPO")))
     assert simpo["loss at step 0"].status == "info"
     assert "cached against live reference" not in simpo
 
@@ -83,7 +84,7 @@ def test_a_reference_of_another_model_is_found(options, tmp_path, monkeypatch, c
 def test_a_cache_that_differs_is_found(options, monkeypatch):
     read = probe.ReferenceCache.read
     monkeypatch.setattr(probe.ReferenceCache, "read", lambda self, numbers: read(self, numbers) + 0.5)
-    found = by_name(first_step([*options, "--model.loss=DPO"]))
+    found = by_name(first_step(*parsed("doctor", *options, "--model.loss=DPO")))
     assert found["cached against live reference"].status == "FAIL"
     assert found["loss at step 0"].status == "ok"
 

@@ -123,7 +123,7 @@ def test_what_cannot_be_converted_is_said(tmp_path, capsys, given, message):
 
 
 def test_every_counterpart_is_an_option():
-    from adadpo_lightning.cli.app import known_options
+    from adadpo_lightning.cli.fit_options import known_options
 
     known = {*known_options(), "trainer.strategy.timeout"}
     assert not [name for name in SAME.values() if name not in known]

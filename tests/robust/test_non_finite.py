@@ -5,7 +5,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from adadpo_lightning.callbacks import NonFiniteGuard
-from adadpo_lightning.cli.trainer import PreferenceCLI
+from adadpo_lightning.cli import trainer as command_line
 from adadpo_lightning.errors import UserError
 from tests.support.runs import PAIRS, arguments, curves, run, weights
 from tests.support.tiny import make_rows, write_rows
@@ -65,15 +65,15 @@ def spoiled(monkeypatch, tmp_path, model_dir, pairs):
 
     def _spoiled(steps, what, policy, *options):
         spoil, guard = Spoil(steps, what), NonFiniteGuard(policy)
-        build = PreferenceCLI._instantiate_trainer
+        build = command_line.build_trainer
 
-        def instantiate(self, config, callbacks):
-            trainer = build(self, config, callbacks)
+        def instantiate(method, options, callbacks):
+            trainer = build(method, options, callbacks)
             kept = [c for c in trainer.callbacks if not isinstance(c, NonFiniteGuard)]
             trainer.callbacks = [spoil, guard, LiftHook(spoil), *kept]
             return trainer
 
-        monkeypatch.setattr(PreferenceCLI, "_instantiate_trainer", instantiate)
+        monkeypatch.setattr(command_line, "build_trainer", instantiate)
         args = arguments(
             model_dir, pairs, tmp_path, "--trainer.log_every_n_steps=1", "--model.scheduler.warmup_ratio=0", *options
         )

@@ -7,7 +7,7 @@ import signal
 import pytest
 from lightning.pytorch.callbacks import Callback
 
-from adadpo_lightning.cli.trainer import PreferenceCLI
+from adadpo_lightning.cli import trainer as command_line
 from tests.support.runs import PAIRS, arguments, assert_same, curves, run
 from tests.support.tiny import make_rows, write_rows
 
@@ -42,11 +42,9 @@ def interrupted(monkeypatch):
     """Run a command line that is interrupted by a callback."""
 
     def _interrupted(args, callback):
-        build = PreferenceCLI._instantiate_trainer
+        build = command_line.build_trainer
         with monkeypatch.context() as patch:
-            patch.setattr(
-                PreferenceCLI, "_instantiate_trainer", lambda self, c, callbacks: build(self, c, [callback, *callbacks])
-            )
+            patch.setattr(command_line, "build_trainer", lambda m, o, others: build(m, o, [callback, *others]))
             return run(args)
 
     return _interrupted

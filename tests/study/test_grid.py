@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from adadpo_lightning.cli import main
-from adadpo_lightning.cli.commands.study import parse_study
+from adadpo_lightning.cli.commands.study import study_of
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.runs.lock import claim
 from adadpo_lightning.shipped import find_config
@@ -21,6 +21,7 @@ from adadpo_lightning.study.directory import fingerprint_of, result_path, save_s
 from adadpo_lightning.study.grid import Arm, Job, JudgedPrompts, StudyConfig, cells_of, find_job, jobs_of
 from adadpo_lightning.study.jobs import run_study, schedule
 from adadpo_lightning.study.slurm import layers_of, write_slurm
+from tests.support.cli import parsed
 
 
 def study(tmp_path=None, **options):
@@ -47,7 +48,7 @@ def test_cells_are_the_product_over_arms_grid_and_seeds():
     ("name", "jobs"), [("embedded_grid", 345), ("embedded_twins", 183), ("paper_grid", 34), ("real_text", 6)]
 )
 def test_shipped_studies_are_well_formed(name, jobs):
-    shipped = parse_study([f"--config={find_config(f'study/{name}.yaml')}"])[0]
+    shipped = study_of(*parsed("study", f"--config={find_config(f'study/{name}.yaml')}"))
     assert len(jobs_of(shipped)) == jobs
 
 

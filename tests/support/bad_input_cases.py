@@ -249,7 +249,7 @@ CASES = [
     ),
     # Models.
     Case("no model", {P + "path": None}, "model.policy", ""),
-    Case("model directory missing", {P + "path": "./nowhere"}, "model.policy.path", "no directory"),
+    Case("model directory missing", {P + "path": "./nowhere"}, "model.policy.path", "directory not found"),
     Case("hub id offline", {P + "path": "nobody/no-model"}, "model.policy", ""),
     Case("no config.json", {P + "path": model_with(without("config.json"))}, "model.policy.path", "config.json"),
     Case(

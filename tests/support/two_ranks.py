@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from adadpo_lightning.cli.trainer import PreferenceCLI
+from adadpo_lightning.cli import trainer as command_line
 from tests.robust.test_resume_exact import Interrupt
 from tests.support.runs import arguments, run
 
@@ -18,9 +18,9 @@ from tests.support.runs import arguments, run
 def main(folder, model_dir, pairs, *options):
     torch.set_num_threads(1)
     folder = Path(folder)
-    build = PreferenceCLI._instantiate_trainer
+    build = command_line.build_trainer
     added = []
-    PreferenceCLI._instantiate_trainer = lambda self, config, callbacks: build(self, config, [*added, *callbacks])
+    command_line.build_trainer = lambda method, options, callbacks: build(method, options, [*added, *callbacks])
 
     def args(name):
         args = arguments(model_dir, pairs, folder / name, "--data.micro_batch_size=1", *options)

@@ -1,4 +1,4 @@
-"""``study``: a grid of ``fit`` runs, run side by side, and its report."""
+"""A grid of fit runs over losses, learning rates, betas and seeds, run side by side, and its report."""
 
 from __future__ import annotations
 
@@ -6,71 +6,18 @@ import os
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
+from jsonargparse.typing import PositiveInt
+
+from adadpo_lightning.cli.parser import instantiate
 from adadpo_lightning.errors import UserError
+from adadpo_lightning.study.grid import StudyConfig, find_job
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
     from jsonargparse import ArgumentParser, Namespace
 
-    from adadpo_lightning.study.grid import StudyConfig
 
-
-def run_study_command(args: Sequence[str], main: Callable[[Sequence[str]], int]) -> None:
-    """Run a study, one of its jobs, or only its report.
-
-    Args:
-        args: Options of ``study``.
-        main: The command line, for the runs themselves.
-
-    Raises:
-        UserError: If the study is not well-formed, or some of its jobs failed.
-    """
-    from adadpo_lightning.study.cell import run_job
-    from adadpo_lightning.study.directory import save_study
-    from adadpo_lightning.study.grid import find_job
-    from adadpo_lightning.study.jobs import run_study
-    from adadpo_lightning.study.slurm import write_slurm
-
-    study, parsed = parse_study(args)
-    if parsed.job is not None:
-        run_job(study, find_job(study, parsed.job), main)
-        return
-    save_study(study)
-    if parsed.slurm is not None:
-        print("\n".join(map(str, write_slurm(study, parsed.slurm))))
-        return
-    # On a GPU two runs side by side may not fit; that is the user's to say.
-    workers = parsed.jobs or (os.cpu_count() or 1 if study.task == "embedded" else 1)
-    failed = 0 if parsed.report_only else run_study(study, workers)
-    from adadpo_lightning.study.report import write_report
-
-    print(f"report: {write_report(study, study.root / 'report')}")
-    if failed:
-        raise UserError("study", f"{failed} jobs failed or wait for one that did", "the same command tries them again")
-
-
-def parse_study(args: Sequence[str]) -> tuple[StudyConfig, Namespace]:
-    """The study that options and config files describe, and the options beside it.
-
-    Raises:
-        UserError: If the study is not well-formed.
-    """
-    from adadpo_lightning.study.grid import StudyConfig
-
-    parser = _parser()
-    parsed = parser.instantiate(parser.parse_args(list(args)))
-    return StudyConfig(**{each.name: parsed[each.name] for each in fields(StudyConfig)}), parsed
-
-
-def _parser() -> ArgumentParser:
-    from jsonargparse import ArgumentParser
-    from jsonargparse.typing import PositiveInt
-
-    from adadpo_lightning.study.grid import StudyConfig
-
-    parser = ArgumentParser("adadpo_lightning study", description=__doc__, exit_on_error=False)
-    parser.add_argument("--config", action="config", help="file of a study; may be repeated")
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the fields of `StudyConfig`, and which part of the study to run how."""
     parser.add_class_arguments(StudyConfig)
     jobs = "runs side by side (default: as many as cores on the embedded task, else 1)"
     parser.add_argument("--jobs", type=PositiveInt | None, default=None, help=jobs)
@@ -79,4 +26,43 @@ def _parser() -> ArgumentParser:
         "--slurm", type=str | None, default=None, metavar="FILE", help="write SLURM arrays, run nothing"
     )
     parser.add_argument("--report_only", type=bool, default=False, help="only write the report again")
-    return parser
+
+
+def study_of(config: Namespace, parser: ArgumentParser) -> StudyConfig:
+    """The study that a parsed config describes.
+
+    Raises:
+        UserError: If the study is not well-formed.
+    """
+    built = instantiate(parser, config)
+    return StudyConfig(**{field.name: built[field.name] for field in fields(StudyConfig)})
+
+
+def run(config: Namespace, parser: ArgumentParser) -> None:
+    """Run a study, one of its jobs, or only its report.
+
+    Raises:
+        UserError: If the study is not well-formed, or some of its jobs failed.
+    """
+    from adadpo_lightning.cli.app import main
+    from adadpo_lightning.study.cell import run_job
+    from adadpo_lightning.study.directory import save_study
+    from adadpo_lightning.study.jobs import run_study
+    from adadpo_lightning.study.slurm import write_slurm
+
+    study = study_of(config, parser)
+    if config.job is not None:
+        run_job(study, find_job(study, config.job), main)
+        return
+    save_study(study)
+    if config.slurm is not None:
+        print("\n".join(map(str, write_slurm(study, config.slurm))))
+        return
+    # On a GPU two runs side by side may not fit; only the user knows.
+    workers = config.jobs or (os.cpu_count() or 1 if study.task == "embedded" else 1)
+    failed = 0 if config.report_only else run_study(study, workers)
+    from adadpo_lightning.study.report import write_report
+
+    print(f"report: {write_report(study, study.root / 'report')}")
+    if failed:
+        raise UserError("study", f"{failed} jobs failed or wait for one that did", "run the same command to retry")

@@ -1,0 +1,78 @@
+"""Arguments before the parser sees them: names of shipped configs, config files that hold no config, keys of losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from adadpo_lightning.errors import UserError
+
+CONFIG = ("--config", "-c")
+LOSS = ("--model.loss",)
+
+
+def prepare(args: Sequence[str]) -> list[str]:
+    """Resolve names that the parser does not know.
+
+    ``--config`` takes the name of a shipped config, such as loss/adadpo, from any directory. ``--model.loss`` takes a
+    key of the registry, such as adadpo, as well as a class.
+
+    Raises:
+        UserError: If a config file cannot be read.
+    """
+    resolved = _replace(args, CONFIG, _shipped_config)
+    for _, name in _values(resolved, CONFIG):
+        _check_config_file(Path(name))
+    return _replace(resolved, LOSS, _loss_class_name)
+
+
+def _values(args: Sequence[str], flags: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """Position and value of each option of these names, as ``--name value`` or ``--name=value``."""
+    for i, arg in enumerate(args):
+        name, equals, value = arg.partition("=")
+        if name in flags and equals:
+            yield i, value
+        elif i > 0 and args[i - 1] in flags:
+            yield i, arg
+
+
+def _replace(args: Sequence[str], flags: Sequence[str], change: Callable[[str], str]) -> list[str]:
+    changed = list(args)
+    for i, value in _values(args, flags):
+        changed[i] = args[i][: len(args[i]) - len(value)] + change(value)
+    return changed
+
+
+def _shipped_config(name: str) -> str:
+    from adadpo_lightning.shipped import find_config
+
+    if Path(name).exists():
+        return name
+    try:
+        return str(find_config(name if name.endswith(".yaml") else f"{name}.yaml"))
+    except UserError:
+        return name  # the parser reports that the file does not exist
+
+
+def _loss_class_name(value: str) -> str:
+    from adadpo_lightning.losses import available_losses, loss_class
+
+    return loss_class(value).__name__ if value in available_losses() else value
+
+
+def _check_config_file(path: Path) -> None:
+    """Report a file that is not a config by its name; the parser's own message does not have it.
+
+    Raises:
+        UserError: If it cannot be read, or is not a mapping.
+    """
+    import yaml
+
+    if not path.is_file():
+        return  # the parser reports it
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(str(path), f"invalid YAML: {' '.join(str(error).split())}", "fix the file") from error
+    if not isinstance(content, dict):
+        raise UserError(str(path), f"expected keys and values, got {type(content).__name__}", "see configs/base.yaml")
