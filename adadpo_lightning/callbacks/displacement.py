@@ -12,8 +12,10 @@ from lightning.pytorch import Callback
 from adadpo_lightning import log
 from adadpo_lightning.compat import ends_logged_step
 from adadpo_lightning.losses.balance import Adaptive
+from adadpo_lightning.metrics import names
 from adadpo_lightning.metrics.aggregate import WeightedMeans
 from adadpo_lightning.metrics.preference import displacement
+from adadpo_lightning.ranks import gather
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -68,7 +70,8 @@ class LikelihoodDisplacement(Callback):
                 if not batch.filler:
                     sides = zip(output.pairs.chosen.tolist(), output.pairs.rejected.tolist(), strict=True)
                     mine.update(zip(batch.row_ids.tolist(), sides, strict=True))
-        self._initial = _united(mine)
+        # After a resume the rows may be spread over the ranks differently.
+        self._initial = {row: values for part in gather(mine) for row, values in part.items()}
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PreferenceBatch, *args: Any
@@ -107,7 +110,7 @@ class LikelihoodDisplacement(Callback):
 
     def _look(self, trainer: Trainer, module: LightningModule, stage: str) -> None:
         seen = trainer.callback_metrics
-        drift, margin = seen.get(f"{stage}/displacement/chosen"), seen.get(f"{stage}/rewards/margins")
+        drift, margin = seen.get(f"{stage}/{names.DISPLACEMENT_CHOSEN}"), seen.get(f"{stage}/{names.REWARDS_MARGINS}")
         if not self.hint or drift is None or margin is None:
             return
         self._history = [*self._history[1 - POINTS :], (float(drift), float(margin))]
@@ -151,12 +154,3 @@ def explain(drift: float, margin: float, *, adaptive: bool) -> str:
         f"margin has risen to {margin:.3g}; rejected ones fall faster. What helps if that is not wanted: "
         f"{', '.join(helps)}. (LikelihoodDisplacement, hint: false, silences this.)"
     )
-
-
-def _united(mine: dict[int, tuple[float, float]]) -> dict[int, tuple[float, float]]:
-    """What all ranks have: after a resume the rows may be shared out differently."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return mine
-    parts: list[dict[int, tuple[float, float]]] = [{} for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather_object(parts, mine)
-    return {row: values for part in parts for row, values in part.items()}

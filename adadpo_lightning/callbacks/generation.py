@@ -23,8 +23,10 @@ from adadpo_lightning.errors import UserError
 from adadpo_lightning.generation.options import SamplingOptions
 from adadpo_lightning.generation.prompts import Prompt, PromptTokenizer
 from adadpo_lightning.generation.sampling import check_room, pad_id_of, sample
+from adadpo_lightning.metrics import names
 from adadpo_lightning.metrics.functional import kl_terms
 from adadpo_lightning.metrics.on_policy import on_policy_kl
+from adadpo_lightning.ranks import gather_items
 from adadpo_lightning.reference.live import AdapterOffReference, AdapterReference, build_reference
 from adadpo_lightning.reference.modes import uses_reference_adapter
 from adadpo_lightning.strategies.capabilities import sharding_of
@@ -120,7 +122,7 @@ class GenerationCallback(Callback):
         if trainer.sanity_checking:
             return
         module = cast("PreferenceLitModule", pl_module)
-        answers = sorted(_gathered(self._answers(trainer, module)), key=lambda answer: answer.number)
+        answers = sorted(gather_items(self._answers(trainer, module)), key=lambda answer: answer.number)
         module.log_dict({f"val/{name}": value for name, value in statistics(answers).items()}, batch_size=1)
         if trainer.is_global_zero:
             rows = [self._row(module.tokenizer, answer) for answer in answers]
@@ -216,15 +218,15 @@ def statistics(answers: Sequence[Answer]) -> dict[str, float]:
     """
     lengths = [len(answer.ids) for answer in answers]
     metrics = {
-        "generation/length": sum(lengths) / len(answers),
-        "generation/eos_rate": sum(answer.finished for answer in answers) / len(answers),
+        names.GENERATION_LENGTH: sum(lengths) / len(answers),
+        names.GENERATION_EOS_RATE: sum(answer.finished for answer in answers) / len(answers),
     }
     sums = [answer.kl for answer in answers if answer.kl is not None]
     if sums:
         kl, stderr = on_policy_kl(torch.tensor(sums, dtype=torch.float64), torch.tensor(lengths))
-        metrics["kl/policy"] = kl
+        metrics[names.KL_POLICY] = kl
         if len(sums) > 1:
-            metrics["kl/policy_stderr"] = stderr
+            metrics[names.KL_POLICY_STDERR] = stderr
     return metrics
 
 
@@ -292,12 +294,3 @@ def _reference(module: PreferenceLitModule) -> Reference | None:
         return AdapterOffReference(module.built_policy)
     beside = uses_reference_adapter(module.reference_mode, module.policy_config, module.reference_path)
     return AdapterReference(module.built_policy) if beside else None
-
-
-def _gathered(mine: list[Answer]) -> list[Answer]:
-    """What all ranks have."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return mine
-    parts: list[list[Answer]] = [[] for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather_object(parts, mine)
-    return [answer for part in parts for answer in part]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.strategies import FSDPStrategy
 
 from adadpo_lightning.compat import logs_now
+from adadpo_lightning.metrics import names
+from adadpo_lightning.metrics.gradients import gradient_norm
+from adadpo_lightning.strategies.capabilities import hides_gradients
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -23,10 +24,7 @@ class GradientNorm(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Take the norm of what was accumulated."""
-        if not logs_now(trainer) or isinstance(trainer.strategy, FSDPStrategy):
+        if not logs_now(trainer) or hides_gradients(trainer.strategy):
             return
-        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if isinstance(norm, torch.distributed.tensor.DTensor):
-            norm = norm.full_tensor()
-        pl_module.log("train/grad_norm/total", norm, on_step=True, on_epoch=False, batch_size=1)
+        norm = gradient_norm(pl_module.parameters())
+        pl_module.log(names.train(names.GRAD_NORM_TOTAL), norm, on_step=True, on_epoch=False, batch_size=1)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import Callback
 
 from adadpo_lightning.compat import accumulating, ends_logged_step, loss_scale
+from adadpo_lightning.metrics import names
 from adadpo_lightning.metrics.aggregate import WeightedMeans, summed_over_ranks
 from adadpo_lightning.metrics.gradients import gradient_squares
 from adadpo_lightning.metrics.preference import finish, gradient_statistics, step_statistics
@@ -14,11 +15,12 @@ from adadpo_lightning.metrics.preference import finish, gradient_statistics, ste
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
     from torch import Tensor
+    from torch.optim import Optimizer
 
     from adadpo_lightning.models.policy import PolicyModel
     from adadpo_lightning.types import PreferenceBatch, StepOutput
 
-IN_PROGRESS_BAR = ("loss", "rewards/accuracies", "rewards/margins", "grad_balance/ratio")
+IN_PROGRESS_BAR = (names.LOSS, names.REWARDS_ACCURACIES, names.REWARDS_MARGINS, names.BALANCE_RATIO)
 
 
 class PreferenceMetrics(Callback):
@@ -39,27 +41,28 @@ class PreferenceMetrics(Callback):
         self._means: dict[str, WeightedMeans] = {}
         self._squares: Tensor | None = None
         self._at_last_step: dict[str, Any] = {}
+        self._rate: float | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Sums over all ranks since the last log line, as they were after the last optimizer step."""
         return summed_over_ranks(self._at_last_step)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint, so that the first log line of a resumed run lacks no pair."""
+        """Restore the sums, so that the first log line of a resumed run misses no pair."""
         self._at_last_step = dict(state_dict)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Watch the gradient; take up the sums of a checkpoint."""
+        """Observe the gradient; restore the sums of a checkpoint."""
         if self._at_last_step:
             means = self._means["train"] = WeightedMeans().to(pl_module.device)
-            # The sums are those of all ranks and count once.
+            # The sums are those of all ranks and must count once.
             means.restore(self._at_last_step | ({} if trainer.is_global_zero else {"sums": 0.0, "weights": 0.0}))
             self._at_last_step = means.snapshot()
         if self.gradient_norms:
             _policy(pl_module).gradient_observer = self._observe
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Watch it no more."""
+        """Stop observing it."""
         _policy(pl_module).gradient_observer = None
 
     def _observe(self, batch: PreferenceBatch, gradient: Tensor) -> None:
@@ -75,7 +78,7 @@ class PreferenceMetrics(Callback):
     ) -> None:
         if stage not in self._means:
             self._means[stage] = WeightedMeans().to(module.device)
-        statistics = step_statistics(step, batch, getattr(module.loss, "beta", 1.0))
+        statistics = step_statistics(step, batch, getattr(module.loss, "beta", 1.0), by_step=stage == "train")
         if squares is not None:
             statistics |= gradient_statistics(squares, batch)
         self._means[stage].update(statistics)
@@ -92,6 +95,10 @@ class PreferenceMetrics(Callback):
         module.log_dict(shown, prog_bar=True, **options)
         module.log_dict(hidden, **options)
 
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Read the learning rate that this step applies; after the step it is already the next one's."""
+        self._rate = float(optimizer.param_groups[0]["lr"])
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PreferenceBatch, batch_idx: int
     ) -> None:
@@ -104,8 +111,8 @@ class PreferenceMetrics(Callback):
         self._update("train", pl_module, outputs["step"], batch, squares)
         if ends_logged_step(trainer):
             self._log("train", pl_module)
-            rate = trainer.optimizers[0].param_groups[0]["lr"]
-            pl_module.log("train/learning_rate", rate, on_step=True, on_epoch=False, batch_size=1)
+            if self._rate is not None:
+                pl_module.log(names.train(names.LEARNING_RATE), self._rate, on_step=True, on_epoch=False, batch_size=1)
         if not accumulating(trainer):
             means = self._means.get("train")
             self._at_last_step = {} if means is None else means.snapshot()

@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import FSDPStrategy
-from torch.distributed.tensor import DTensor
 
 from adadpo_lightning import log
 from adadpo_lightning.checkpoints.resume import latest_valid
-from adadpo_lightning.compat import accumulating, norms_of, skip_step_if
+from adadpo_lightning.compat import accumulating, skip_step_if
 from adadpo_lightning.errors import UserError
+from adadpo_lightning.metrics import names
+from adadpo_lightning.metrics.gradients import full, parameter_gradient_norms, total_norm
+from adadpo_lightning.ranks import gather_items, least
+from adadpo_lightning.strategies.capabilities import hides_gradients
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -103,9 +104,12 @@ class NonFiniteGuard(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Make the optimizer leave out a step whose gradient is not finite."""
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
-        if scaled or isinstance(trainer.strategy, FSDPStrategy):
+        if scaled or hides_gradients(trainer.strategy):
             return
-        self._record.names, self._record.norms, finite = gradient_norms(pl_module)
+        named = [(name, p) for name, p in pl_module.named_parameters() if p.grad is not None]
+        self._record.names = [name for name, _ in named]
+        self._record.norms = parameter_gradient_norms(p for _, p in named)
+        finite = total_norm(self._record.norms).isfinite()
         if optimizer.defaults.get("fused"):
             skip_step_if(optimizer, ~finite)
             self._record.finite, self._record.copied = _to_host(finite)
@@ -153,7 +157,7 @@ class NonFiniteGuard(Callback):
             )
         went_back = self._roll_back(trainer) if self.policy == "rollback" else ""
         log.warn(f"step {step} left out: {problem}{went_back}")
-        module.log("train/skipped_steps", float(self.skipped), on_step=True, on_epoch=False, batch_size=1)
+        module.log(names.train(names.SKIPPED_STEPS), float(self.skipped), on_step=True, on_epoch=False, batch_size=1)
 
     def _roll_back(self, trainer: Trainer) -> str:
         folders = [c.dirpath for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.dirpath]
@@ -172,25 +176,9 @@ class NonFiniteGuard(Callback):
         return f"; weights and optimizer are those of {path}"
 
 
-def gradient_norms(module: torch.nn.Module) -> tuple[list[str], list[Tensor], Tensor]:
-    """Norms of the gradients of a module's parameters.
-
-    Returns:
-        Names of the parameters that have a gradient, the norm of each, and whether all of these are finite on all
-        ranks: a scalar on their device.
-    """
-    named = [(name, p.grad) for name, p in module.named_parameters() if p.grad is not None]
-    norms = norms_of([gradient for _, gradient in named])
-    finite = torch.linalg.vector_norm(torch.stack(norms)).isfinite() if norms else torch.tensor(True)
-    return [name for name, _ in named], norms, finite.full_tensor() if isinstance(finite, DTensor) else finite
-
-
 def _finite_losses(losses: list[Tensor]) -> Tensor:
     """Whether the losses of all ranks are finite; a scalar on the device, for which nobody waits."""
-    finite = torch.stack([loss.isfinite().all() for loss in losses]).all().float()
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(finite, op=dist.ReduceOp.MIN)
-    return finite
+    return least(torch.stack([loss.isfinite().all() for loss in losses]).all().float())
 
 
 def _to_host(flag: Tensor) -> tuple[Tensor, Any]:
@@ -206,13 +194,13 @@ def _to_host(flag: Tensor) -> tuple[Tensor, Any]:
 
 def describe(module: LightningModule, record: StepRecord) -> str:
     """Which pairs and which layer a bad step is about; every rank must call it."""
-    rows = _united([row for batch in record.batches for row in batch.row_ids.tolist()])
+    rows = gather_items([row for batch in record.batches for row in batch.row_ids.tolist()])
     pairs = zip(record.batches, record.losses, strict=True)
-    bad = _united(
+    bad = gather_items(
         [row for batch, losses in pairs for row in batch.row_ids[~losses.isfinite().to(batch.row_ids.device)].tolist()]
     )
     if bad:
-        layer = _united([name for name in [first_bad_module(module, record.batches)] if name])
+        layer = gather_items([name for name in [first_bad_module(module, record.batches)] if name])
         where = f", first seen in the output of {layer[0]}" if layer else ""
         return f"the loss is not finite for the pairs of rows {_shown(bad)}{where}"
     where = _bad_gradient(record)
@@ -221,7 +209,7 @@ def describe(module: LightningModule, record: StepRecord) -> str:
 
 def _bad_gradient(record: StepRecord) -> str:
     """The parameter with a bad gradient that is nearest to the loss: from there it spread to all before it."""
-    whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in record.norms]
+    whole = [full(norm) for norm in record.norms]
     bad = [name for name, norm in zip(record.names, whole, strict=True) if not norm.isfinite()]
     return f" in {len(bad)} of {len(whole)} parameters, nearest to the loss in {bad[-1]}" if bad else ""
 
@@ -255,14 +243,6 @@ def _watched(policy: torch.nn.Module) -> Iterator[list[str]]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _united(mine: list[Any]) -> list[Any]:
-    if not (dist.is_available() and dist.is_initialized()):
-        return mine
-    parts: list[list[Any]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(parts, mine)
-    return [value for part in parts for value in part]
 
 
 def _shown(rows: list[int]) -> str:

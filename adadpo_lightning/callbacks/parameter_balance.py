@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from torch import nn
 
 from adadpo_lightning import log
 from adadpo_lightning.compat import steps_logged
 from adadpo_lightning.errors import UserError
+from adadpo_lightning.metrics import names
 from adadpo_lightning.models.sharding import decoder_blocks
+from adadpo_lightning.ranks import total
+from adadpo_lightning.strategies.capabilities import shards_parameters, shows_gradients
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -26,8 +28,6 @@ if TYPE_CHECKING:
     from adadpo_lightning.models.policy import PolicyModel
     from adadpo_lightning.training.module import PreferenceLitModule
     from adadpo_lightning.types import PairLogps, PreferenceBatch
-
-SERVED = (SingleDeviceStrategy, DDPStrategy, ModelParallelStrategy)
 
 
 class ParameterGradientBalance(Callback):
@@ -62,7 +62,7 @@ class ParameterGradientBalance(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse strategies whose gradients can't be read parameter by parameter."""
-        if not isinstance(trainer.strategy, SERVED):
+        if not shows_gradients(trainer.strategy):
             raise UserError(
                 "trainer.callbacks",
                 f"ParameterGradientBalance cannot read gradients under {type(trainer.strategy).__name__}",
@@ -120,7 +120,7 @@ def measure(trainer: Trainer, module: PreferenceLitModule, batch: PreferenceBatc
         with torch.no_grad(), _same_randomness(module.device), trainer.precision_plugin.forward_context():
             _, output = module.step(batch)
         counts = torch.stack([torch.ones_like(batch.chosen_len), batch.chosen_len]).sum(1)
-        pairs, tokens = _summed(counts * 0 if batch.filler else counts).tolist()
+        pairs, tokens = total(counts * 0 if batch.filler else counts).tolist()
         if not pairs:
             return {}
         slopes = part_slopes(module.loss, output.pairs, pairs, tokens)
@@ -204,7 +204,7 @@ def norms(products: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
             sizes["ratio"] = sizes["chosen"] / sizes["rejected"]
             if sizes["chosen"]:
                 sizes["cosine"] = squares["cross"] / (sizes["chosen"] * sizes["rejected"])
-        metrics |= {f"grad_norm/params_{name}{suffix}": value for name, value in sizes.items()}
+        metrics |= {f"{names.GRAD_NORM_PARAMS}_{name}{suffix}": value for name, value in sizes.items()}
     return metrics
 
 
@@ -224,14 +224,14 @@ def _gradient(
         with trainer.precision_plugin.forward_context():
             logps = module(batch)
         weights = weights.to(logps.dtype) * scale
-        if isinstance(trainer.strategy, ModelParallelStrategy):
+        if shards_parameters(trainer.strategy):
             # Shards get their gradients by hooks of the backward pass alone, which averages over ranks.
             gradients = _by_backward(logps, weights * trainer.world_size, parameters)
         else:
             # Not by `backward`, which would set off DDP's reducer.
             gradients = list(torch.autograd.grad(logps, parameters, weights, materialize_grads=True))
             for i, gradient in enumerate(gradients):
-                gradients[i] = _summed(gradient)
+                gradients[i] = total(gradient)
     return gradients if scaler is None else [gradient / scale for gradient in gradients]
 
 
@@ -286,15 +286,6 @@ def _inner(a: Tensor, b: Tensor) -> Tensor:
         a, b = a.to_local(), b.to_local()
     wide = torch.promote_types(a.dtype, torch.float32)
     return torch.sum(a.to(wide) * b.to(wide), dtype=torch.float64)
-
-
-def _summed(values: Tensor) -> Tensor:
-    """The sum over all ranks, in a tensor of its own: autograd may give two parameters the same one."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return values
-    total = values.clone(memory_format=torch.contiguous_format)
-    torch.distributed.all_reduce(total)
-    return total
 
 
 @contextmanager

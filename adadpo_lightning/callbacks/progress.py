@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks.progress.rich_progress import CustomTimeColumn
 from adadpo_lightning import log
 from adadpo_lightning.compat import accumulating, ends_logged_step, logs_now
 from adadpo_lightning.data.datamodule import PreferenceDataModule
+from adadpo_lightning.metrics import names
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -22,16 +23,16 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 SHORT_NAMES = {
-    "train/loss": "loss",
-    "train/rewards/accuracies": "accuracy",
-    "train/rewards/margins": "margin",
-    "train/grad_balance/ratio": "balance",
-    "train/tokens_per_second": "tokens/s",
-    "train/pairs_per_second": "pairs/s",
-    "train/memory_gib": "GiB",
-    "val/loss": "val_loss",
-    "val/rewards/accuracies": "val_accuracy",
-    "val/rewards/margins": "val_margin",
+    names.train(names.LOSS): "loss",
+    names.train(names.REWARDS_ACCURACIES): "accuracy",
+    names.train(names.REWARDS_MARGINS): "margin",
+    names.train(names.BALANCE_RATIO): "balance",
+    names.train(names.TOKENS_PER_SECOND): "tokens/s",
+    names.train(names.PAIRS_PER_SECOND): "pairs/s",
+    names.train(names.MEMORY_GIB): "GiB",
+    names.val(names.LOSS): "val_loss",
+    names.val(names.REWARDS_ACCURACIES): "val_accuracy",
+    names.val(names.REWARDS_MARGINS): "val_margin",
 }
 
 

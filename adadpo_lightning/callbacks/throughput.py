@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback
 
 from adadpo_lightning.compat import ends_logged_step
+from adadpo_lightning.metrics import names
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -61,10 +62,13 @@ class Throughput(Callback):
         now = _now(module.device)
         seconds, self._since = now - self._since, now
         self._tokens, self._pairs = 0, 0
-        rates = {"train/tokens_per_second": tokens / seconds, "train/pairs_per_second": pairs / seconds}
+        rates = {
+            names.train(names.TOKENS_PER_SECOND): tokens / seconds,
+            names.train(names.PAIRS_PER_SECOND): pairs / seconds,
+        }
         if module.device.type == "cuda":
             peak: Any = torch.tensor(torch.cuda.max_memory_allocated(module.device) / 2**30, device=module.device)
-            rates["train/memory_gib"] = float(trainer.strategy.reduce(peak, reduce_op="max"))
+            rates[names.train(names.MEMORY_GIB)] = float(trainer.strategy.reduce(peak, reduce_op="max"))
         module.log_dict(rates, prog_bar=True, on_step=True, on_epoch=False, batch_size=1)
 
 

@@ -9,17 +9,18 @@ from typing import Any
 import yaml
 
 from adadpo_lightning._version import __version__
+from adadpo_lightning.metrics import names
 from adadpo_lightning.runs.logs import last_metrics
 
 CARD = "README.md"
 SHOWN = (
-    "val/loss",
-    "val/rewards/accuracies",
-    "val/rewards/margins",
-    "val/grad_balance/ratio",
-    "val/displacement/chosen",
-    "val/displacement/rejected",
-    "val/kl/chosen",
+    names.val(names.LOSS),
+    names.val(names.REWARDS_ACCURACIES),
+    names.val(names.REWARDS_MARGINS),
+    names.val(names.BALANCE_RATIO),
+    names.val(names.DISPLACEMENT_CHOSEN),
+    names.val(names.DISPLACEMENT_REJECTED),
+    names.val(names.KL_CHOSEN),
 )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adadpo_lightning.errors import UserError
+from adadpo_lightning.metrics import names
 from adadpo_lightning.runs.logs import read_metrics
 from adadpo_lightning.shipped import find_config
 
@@ -14,11 +15,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
 LOGGED = (
-    "val/rewards/accuracies",
-    "val/rewards/margins",
-    "val/displacement/chosen",
-    "val/grad_balance/ratio",
-    "val/logps/chosen",
+    names.val(names.REWARDS_ACCURACIES),
+    names.val(names.REWARDS_MARGINS),
+    names.val(names.DISPLACEMENT_CHOSEN),
+    names.val(names.BALANCE_RATIO),
+    names.val(names.LOGPS_CHOSEN),
 )
 
 
@@ -117,11 +118,14 @@ def summarise(logged: Mapping[str, Sequence[float]], scores: Mapping[str, float]
         return logged[name][-1]
 
     return {
-        "accuracy on validation pairs": f"{last('val/rewards/accuracies'):.3f}",
-        "reward margin on them": f"{last('val/rewards/margins'):.3f}",
-        "gradient balance ratio on them": f"{last('val/grad_balance/ratio'):.3f} (g_w / g_l per token, ratio space)",
+        "accuracy on validation pairs": f"{last(names.val(names.REWARDS_ACCURACIES)):.3f}",
+        "reward margin on them": f"{last(names.val(names.REWARDS_MARGINS)):.3f}",
+        "gradient balance ratio on them": (
+            f"{last(names.val(names.BALANCE_RATIO)):.3f} (g_w / g_l per token, ratio space)"
+        ),
         "log-prob of chosen answers": (
-            f"{last('val/logps/chosen'):.2f} nats, drift {last('val/displacement/chosen'):+.2f} since warm-up"
+            f"{last(names.val(names.LOGPS_CHOSEN)):.2f} nats, drift "
+            f"{last(names.val(names.DISPLACEMENT_CHOSEN)):+.2f} since warm-up"
         ),
         "gold win rate against warm-up": measured("gold_win_rate", 100, " %"),
         "judge's win rate, raw": measured("judge_win_rate", 100, " %"),

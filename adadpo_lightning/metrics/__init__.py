@@ -1,15 +1,21 @@
 """Metrics of a preference run: pure functions, torchmetrics over them, and all of a step's in one state."""
 
-from adadpo_lightning.metrics.aggregate import WeightedMeans
-from adadpo_lightning.metrics.classes import (
-    GradientBalance,
-    KLEstimate,
-    LikelihoodDisplacement,
-    MarginLengthCorrelation,
-    RewardAccuracy,
-    RewardMargin,
-)
-from adadpo_lightning.metrics.preference import step_statistics
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from adadpo_lightning.metrics.aggregate import WeightedMeans
+    from adadpo_lightning.metrics.classes import (
+        GradientBalance,
+        KLEstimate,
+        LikelihoodDisplacement,
+        MarginLengthCorrelation,
+        RewardAccuracy,
+        RewardMargin,
+    )
+    from adadpo_lightning.metrics.preference import step_statistics
 
 __all__ = [
     "GradientBalance",
@@ -21,3 +27,13 @@ __all__ = [
     "WeightedMeans",
     "step_statistics",
 ]
+
+# Imported at first use: reports need `metrics.names` alone, and torchmetrics takes seconds.
+_HOMES = {"WeightedMeans": "aggregate", "step_statistics": "preference"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its home."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'classes')}"), name)

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torchmetrics import Metric
+
+from adadpo_lightning.ranks import total
 
 
 class WeightedMeans(Metric):
@@ -85,8 +86,5 @@ def summed_over_ranks(snapshot: Mapping[str, Any]) -> dict[str, Any]:
     """A `WeightedMeans.snapshot` of all ranks together, on the host; every rank must call it."""
     if not snapshot:
         return {}
-    sums = torch.stack([snapshot["sums"], snapshot["weights"]])
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(sums)
-    total, weights = sums.cpu()
-    return {"names": snapshot["names"], "sums": total, "weights": weights}
+    sums, weights = total(torch.stack([snapshot["sums"], snapshot["weights"]])).cpu()
+    return {"names": snapshot["names"], "sums": sums, "weights": weights}

@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from adadpo_lightning.metrics.functional import correlation_from_moments, correlation_moments, kl_terms
+from adadpo_lightning.metrics.functional import (
+    correlation_from_moments,
+    correlation_moments,
+    kl_terms,
+    losses_of_likelihood,
+    successes,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,7 +67,7 @@ class RewardAccuracy(SumMetric):
 
     def update(self, chosen_rewards: Tensor, rejected_rewards: Tensor) -> None:
         """Add pairs; implicit rewards of both sides, shape (B,)."""
-        self._add((chosen_rewards > rejected_rewards).sum(), len(chosen_rewards))
+        self._add(successes(chosen_rewards, rejected_rewards).sum(), len(chosen_rewards))
 
     def compute(self) -> Tensor:
         """The share over all pairs."""
@@ -146,7 +152,7 @@ class LikelihoodDisplacement(SumMetric):
     def update(self, logps: Tensor, initial_logps: Tensor) -> None:
         """Add answers; summed log-probabilities now and at step 0, nats, shape (B,)."""
         drift = logps.double() - initial_logps.double()
-        self._add(drift.sum(), (drift < 0).sum(), len(drift))
+        self._add(drift.sum(), losses_of_likelihood(drift).sum(), len(drift))
 
     def compute(self) -> dict[str, Tensor]:
         """``drift``, mean in nats, and ``fell``, share of answers that have become less likely."""

@@ -10,6 +10,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+def successes(chosen_rewards: Tensor, rejected_rewards: Tensor) -> Tensor:
+    """1 for each pair whose chosen answer has the strictly higher implicit reward, otherwise 0; shape (B,)."""
+    return (chosen_rewards > rejected_rewards).to(chosen_rewards.dtype)
+
+
+def losses_of_likelihood(drift: Tensor) -> Tensor:
+    """1 for each answer that has become less likely, otherwise 0; from its drift since step 0, nats, shape (B,)."""
+    return (drift < 0).to(drift.dtype)
+
+
 def reward_accuracy(chosen_rewards: Tensor, rejected_rewards: Tensor) -> Tensor:
     """Share of pairs whose chosen answer has the strictly higher implicit reward.
 
@@ -24,7 +34,7 @@ def reward_accuracy(chosen_rewards: Tensor, rejected_rewards: Tensor) -> Tensor:
         >>> reward_accuracy(torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.0]))
         tensor(0.5000)
     """
-    return (chosen_rewards > rejected_rewards).to(chosen_rewards.dtype).mean()
+    return successes(chosen_rewards, rejected_rewards).mean()
 
 
 def reward_margin(chosen_rewards: Tensor, rejected_rewards: Tensor) -> Tensor:
@@ -103,7 +113,7 @@ def likelihood_displacement(logps: Tensor, initial_logps: Tensor) -> tuple[Tenso
         (tensor(0.), tensor(0.5000))
     """
     drift = logps - initial_logps
-    return drift.mean(), (drift < 0).to(drift.dtype).mean()
+    return drift.mean(), losses_of_likelihood(drift).mean()
 
 
 def margin_length_correlation(margins: Tensor, chosen_len: Tensor, rejected_len: Tensor) -> Tensor:

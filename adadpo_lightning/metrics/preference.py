@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from adadpo_lightning.metrics.functional import correlation_from_moments, correlation_moments
+from adadpo_lightning.metrics import names
+from adadpo_lightning.metrics.functional import (
+    correlation_from_moments,
+    correlation_moments,
+    losses_of_likelihood,
+    successes,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,32 +24,43 @@ if TYPE_CHECKING:
 Statistics = dict[str, "tuple[Tensor, Tensor | float]"]
 
 # Averaged as logarithms over pairs, shown as geometric means.
-_GEOMETRIC = ("grad_balance/ratio", "grad_balance/ratio_policy")
+_GEOMETRIC = (names.BALANCE_RATIO, names.BALANCE_RATIO_POLICY)
 # Averaged as squares over optimizer steps, shown as root mean squares.
-_SQUARES = ("grad_norm/chosen", "grad_norm/rejected", "grad_norm/prompt")
+_SQUARES = (names.GRAD_NORM_CHOSEN, names.GRAD_NORM_REJECTED, names.GRAD_NORM_PROMPT)
+# Of a whole set, the contrastive term is a mean over pairs and the NLL term one over tokens; their sum is the loss.
+_TERMS = ("loss/contrast", "loss/nll")
 # Margin and difference in length; the moments are shown as what they make together.
 _MOMENTS = tuple(f"length/moment_{name}" for name in ("m", "d", "mm", "dd", "md"))
 
 
-def step_statistics(step: StepOutput, batch: PreferenceBatch, beta: float = 1.0) -> Statistics:
+def step_statistics(step: StepOutput, batch: PreferenceBatch, beta: float = 1.0, *, by_step: bool = True) -> Statistics:
     """Weighted sums of every metric of one micro-batch, on its device; `finish` turns their means into metrics.
 
     Args:
         step: What the step left.
         batch: Its batch.
         beta: Scale of ``kl/margin``; the loss's own where it has one.
+        by_step: Whether the loss is the mean over optimizer steps, as in training. Otherwise it is the loss of all
+            pairs seen, normalised by their own number of pairs and tokens: a limited validation does not see all pairs
+            of its plan.
 
     Returns:
         For each name (sum, weight): per pair, per token or per optimizer step.
     """
     pairs, loss = step.pairs, step.loss
     count = 0 if batch.filler else len(batch)
-    # A micro-batch is B / step_pairs of an optimizer step: over a window, the mean loss per step.
-    statistics: Statistics = {"loss": (step.share, count / batch.step_pairs)}
+    statistics: Statistics
+    if by_step:
+        # A micro-batch is B / step_pairs of an optimizer step: over a window, the mean loss per step.
+        statistics = {names.LOSS: (step.share, count / batch.step_pairs)}
+    else:
+        statistics = {_TERMS[0]: (loss.per_pair.sum(), count)}
+        if loss.nll is not None:
+            statistics[_TERMS[1]] = (loss.nll.sum(), pairs.chosen_len.sum())
     if loss.nll is not None:
-        statistics["nll_loss"] = (-pairs.chosen.sum(), pairs.chosen_len.sum())
-    statistics["logps/chosen"] = (pairs.chosen.sum(), count)
-    statistics["logps/chosen_per_token"] = (pairs.chosen.sum(), pairs.chosen_len.sum())
+        statistics[names.NLL_LOSS] = (-pairs.chosen.sum(), pairs.chosen_len.sum())
+    statistics[names.LOGPS_CHOSEN] = (pairs.chosen.sum(), count)
+    statistics[names.LOGPS_CHOSEN_PER_TOKEN] = (pairs.chosen.sum(), pairs.chosen_len.sum())
     if loss.log_balance is not None:
         statistics |= _contrast(step, count) | _divergence(step, beta, count)
     if step.entropy is not None:
@@ -58,18 +75,18 @@ def _contrast(step: StepOutput, count: int) -> Statistics:
     pairs, loss = step.pairs, step.loss
     chosen, rejected = loss.chosen_rewards, loss.rejected_rewards
     per_pair: dict[str, Tensor | None] = {
-        "logps/rejected": pairs.rejected,
-        "rewards/chosen": chosen,
-        "rewards/rejected": rejected,
-        "rewards/margins": chosen - rejected,
-        "rewards/accuracies": (chosen > rejected).to(chosen.dtype),
-        "grad_balance/coefficient": loss.coefficient,
-        "grad_balance/clipped_fraction": None if loss.clipped is None else loss.clipped.to(chosen.dtype),
-        "grad_balance/ratio": loss.log_balance,
-        "grad_balance/ratio_policy": loss.log_balance_policy,
+        names.LOGPS_REJECTED: pairs.rejected,
+        names.REWARDS_CHOSEN: chosen,
+        names.REWARDS_REJECTED: rejected,
+        names.REWARDS_MARGINS: chosen - rejected,
+        names.REWARDS_ACCURACIES: successes(chosen, rejected),
+        names.BALANCE_COEFFICIENT: loss.coefficient,
+        names.BALANCE_CLIPPED: None if loss.clipped is None else loss.clipped.to(chosen.dtype),
+        names.BALANCE_RATIO: loss.log_balance,
+        names.BALANCE_RATIO_POLICY: loss.log_balance_policy,
     }
     statistics: Statistics = {name: (v.sum(), count) for name, v in per_pair.items() if v is not None}
-    statistics["logps/rejected_per_token"] = (pairs.rejected.sum(), pairs.rejected_len.sum())
+    statistics[names.LOGPS_REJECTED_PER_TOKEN] = (pairs.rejected.sum(), pairs.rejected_len.sum())
     moments: Tensor = correlation_moments(chosen - rejected, pairs.chosen_len - pairs.rejected_len)
     statistics |= dict(zip(_MOMENTS, ((moment, count) for moment in moments), strict=True))
     return statistics
@@ -85,9 +102,9 @@ def _divergence(step: StepOutput, beta: float, count: int) -> Statistics:
     drift_chosen, drift_rejected = pairs.chosen - pairs.ref_chosen, pairs.rejected - pairs.ref_rejected
     margin = beta * (drift_chosen - drift_rejected)
     statistics: Statistics = {
-        "kl/chosen": (kl_chosen.sum(), pairs.chosen_len.sum()),
-        "kl/rejected": (kl_rejected.sum(), pairs.rejected_len.sum()),
-        "kl/margin": (margin.sum(), count),
+        names.KL_CHOSEN: (kl_chosen.sum(), pairs.chosen_len.sum()),
+        names.KL_REJECTED: (kl_rejected.sum(), pairs.rejected_len.sum()),
+        names.KL_MARGIN: (margin.sum(), count),
     }
     return statistics | displacement(drift_chosen, drift_rejected, count)
 
@@ -95,9 +112,9 @@ def _divergence(step: StepOutput, beta: float, count: int) -> Statistics:
 def displacement(drift_chosen: Tensor, drift_rejected: Tensor, count: int) -> Statistics:
     """How far the answers of `count` pairs have moved since step 0, nats, each (B,)."""
     return {
-        "displacement/chosen": (drift_chosen.sum(), count),
-        "displacement/rejected": (drift_rejected.sum(), count),
-        "displacement/chosen_fell": ((drift_chosen < 0).to(drift_chosen.dtype).sum(), count),
+        names.DISPLACEMENT_CHOSEN: (drift_chosen.sum(), count),
+        names.DISPLACEMENT_REJECTED: (drift_rejected.sum(), count),
+        names.DISPLACEMENT_CHOSEN_FELL: (losses_of_likelihood(drift_chosen).sum(), count),
     }
 
 
@@ -124,15 +141,17 @@ def finish(means: Mapping[str, float]) -> dict[str, float]:
         >>> finish({"grad_balance/ratio": 0.0, "grad_norm/chosen": 9.0, "grad_norm/rejected": 4.0})
         {'grad_balance/ratio': 1.0, 'grad_norm/chosen': 3.0, 'grad_norm/rejected': 2.0, 'grad_norm/ratio': 1.5}
     """
-    metrics = {name: _shown(name, value) for name, value in means.items() if name not in _MOMENTS}
-    if metrics.get("grad_norm/rejected"):
-        metrics["grad_norm/ratio"] = metrics["grad_norm/chosen"] / metrics["grad_norm/rejected"]
+    terms = [means[name] for name in _TERMS if name in means]
+    metrics = {names.LOSS: sum(terms)} if terms else {}
+    metrics |= {name: _shown(name, value) for name, value in means.items() if name not in (*_MOMENTS, *_TERMS)}
+    if metrics.get(names.GRAD_NORM_REJECTED):
+        metrics[names.GRAD_NORM_RATIO] = metrics[names.GRAD_NORM_CHOSEN] / metrics[names.GRAD_NORM_REJECTED]
     if _MOMENTS[0] in means:
         moments = torch.tensor([means[name] for name in _MOMENTS], dtype=torch.float64)
-        metrics["length/difference"] = means[_MOMENTS[1]]
+        metrics[names.LENGTH_DIFFERENCE] = means[_MOMENTS[1]]
         correlation = correlation_from_moments(moments).item()
         if not math.isnan(correlation):  # at step 0 all margins are equal
-            metrics["length/margin_correlation"] = correlation
+            metrics[names.LENGTH_MARGIN_CORRELATION] = correlation
     return metrics
 
 

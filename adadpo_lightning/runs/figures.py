@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adadpo_lightning.errors import UserError, did_you_mean
+from adadpo_lightning.metrics import names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,19 +47,19 @@ class Chart:
 
 CHARTS = {
     "balance": Chart(
-        "Gradient balance", "chosen gradient / rejected gradient", {"ratio": "grad_balance/ratio"}, log=True, mark=1.0
+        "Gradient balance", "chosen gradient / rejected gradient", {"ratio": names.BALANCE_RATIO}, log=True, mark=1.0
     ),
     "logps": Chart(
         "Log-probability of the answers",
         "nats per token",
-        {"chosen": "logps/chosen_per_token", "rejected": "logps/rejected_per_token"},
+        {"chosen": names.LOGPS_CHOSEN_PER_TOKEN, "rejected": names.LOGPS_REJECTED_PER_TOKEN},
     ),
-    "margin": Chart("Reward margin", "chosen - rejected reward", {"margin": "rewards/margins"}, mark=0.0),
-    "accuracy": Chart("Reward accuracy", "share of pairs", {"accuracy": "rewards/accuracies"}, mark=0.5),
+    "margin": Chart("Reward margin", "chosen - rejected reward", {"margin": names.REWARDS_MARGINS}, mark=0.0),
+    "accuracy": Chart("Reward accuracy", "share of pairs", {"accuracy": names.REWARDS_ACCURACIES}, mark=0.5),
     "kl": Chart(
         "KL to the reference",
         "nats per token",
-        {"chosen": "kl/chosen", "rejected": "kl/rejected", "own answers": "kl/policy"},
+        {"chosen": names.KL_CHOSEN, "rejected": names.KL_REJECTED, "own answers": names.KL_POLICY},
         optional=("own answers",),
     ),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.models.sharding import Sharding
@@ -18,6 +18,11 @@ def shards_parameters(strategy: Any) -> bool:
 def hides_gradients(strategy: Any) -> bool:
     """Whether no rank can see the whole gradient (Lightning's FSDP1 strategy)."""
     return isinstance(strategy, FSDPStrategy)
+
+
+def shows_gradients(strategy: Any) -> bool:
+    """Whether every rank can read each parameter's gradient, whole or as its shard."""
+    return isinstance(strategy, (SingleDeviceStrategy, DDPStrategy, ModelParallelStrategy))
 
 
 def sharding_of(strategy: Any, reference_mode: str = "none") -> Sharding | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adadpo_lightning import log
+from adadpo_lightning.metrics import names
 from adadpo_lightning.runs.lock import claim
 from adadpo_lightning.runs.logs import last_metrics, read_metrics
 from adadpo_lightning.study.commands import (
@@ -28,7 +29,7 @@ from adadpo_lightning.study.grid import Cell, source_cell
 if TYPE_CHECKING:
     from adadpo_lightning.study.grid import Job, StudyConfig
 
-COEFFICIENT = "train/grad_balance/coefficient"
+COEFFICIENT = names.train(names.BALANCE_COEFFICIENT)
 FITTED = "fitted.json"  # says that training and export are finished
 OF_AN_EARLIER_POLICY = (FITTED, "responses.jsonl", "responses.jsonl.settings.json", "evaluation.json")
 

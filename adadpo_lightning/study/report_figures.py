@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adadpo_lightning.errors import UserError
+from adadpo_lightning.metrics import names
 from adadpo_lightning.runs.figures import INK, PALE, colours, save
 from adadpo_lightning.runs.logs import read_tables
 from adadpo_lightning.study.statistics import MEASURES, Point, Results, best_point, effect
@@ -23,12 +24,12 @@ if TYPE_CHECKING:
     from adadpo_lightning.study.report import Comparison
 
 CURVES = {
-    "train/grad_balance/ratio": "gradient balance ratio, per token",
-    "train/displacement/chosen": "drift of chosen answers, nats",
-    "train/displacement/rejected": "drift of rejected answers, nats",
-    "train/kl/chosen": "KL on chosen answers, nats a token",
-    "train/rewards/margins": "reward margin",
-    "train/rewards/accuracies": "reward accuracy",
+    names.train(names.BALANCE_RATIO): "gradient balance ratio, per token",
+    names.train(names.DISPLACEMENT_CHOSEN): "drift of chosen answers, nats",
+    names.train(names.DISPLACEMENT_REJECTED): "drift of rejected answers, nats",
+    names.train(names.KL_CHOSEN): "KL on chosen answers, nats a token",
+    names.train(names.REWARDS_MARGINS): "reward margin",
+    names.train(names.REWARDS_ACCURACIES): "reward accuracy",
 }
 
 

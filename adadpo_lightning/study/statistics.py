@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adadpo_lightning.errors import UserError
+from adadpo_lightning.metrics import names
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -48,11 +49,11 @@ MEASURES = {
     "lc_wr": Measure("LC - WR", "%", ()),
     "kl": Measure("on-policy KL", "nats an answer", ("kl",), digits=2),
     "length": Measure("length", "tokens", ("length", "mean_length")),
-    "accuracy": Measure("reward accuracy", "%", ("val/rewards/accuracies",), 100.0),
-    "margin": Measure("reward margin", "", ("val/rewards/margins",), digits=2),
-    "ratio": Measure("balance ratio", "", ("val/grad_balance/ratio",), digits=3),
-    "chosen": Measure("drift of chosen", "nats", ("val/displacement/chosen",)),
-    "rejected": Measure("drift of rejected", "nats", ("val/displacement/rejected",)),
+    "accuracy": Measure("reward accuracy", "%", (names.val(names.REWARDS_ACCURACIES),), 100.0),
+    "margin": Measure("reward margin", "", (names.val(names.REWARDS_MARGINS),), digits=2),
+    "ratio": Measure("balance ratio", "", (names.val(names.BALANCE_RATIO),), digits=3),
+    "chosen": Measure("drift of chosen", "nats", (names.val(names.DISPLACEMENT_CHOSEN),)),
+    "rejected": Measure("drift of rejected", "nats", (names.val(names.DISPLACEMENT_REJECTED),)),
 }
 
 

@@ -17,6 +17,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from adadpo_lightning import log
 from adadpo_lightning.callbacks.defaults import complete
+from adadpo_lightning.callbacks.refused import refuse_unsupported
 from adadpo_lightning.checkpoints.export import export_policy
 from adadpo_lightning.checkpoints.record import KEY, RunRecord
 from adadpo_lightning.errors import UserError
@@ -141,8 +142,13 @@ class PreferenceLitModule(LightningModule):
         return ModuleNeeds(self.tokenizer, self.loss.needs_rejected, lambda: self.layout)
 
     def configure_callbacks(self) -> list[Callback]:
-        """The default callbacks that the trainer lacks; one that the user passed to it replaces its default."""
+        """The default callbacks that the trainer lacks; one that the user passed to it replaces its default.
+
+        Raises:
+            UserError: For a callback that would do nothing, or something else than it says.
+        """
         trainer: Any = self.trainer
+        refuse_unsupported(trainer.callbacks)
         trainer.callbacks, added = complete(trainer.callbacks, predict=trainer.state.fn == TrainerFn.PREDICTING)
         return added
 

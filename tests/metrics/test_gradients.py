@@ -98,7 +98,7 @@ def run(model_dir, pairs_file, micro, **options):
 
 def test_norms_do_not_depend_on_accumulation_or_layout(model_dir, pairs_file):
     whole = run(model_dir, pairs_file, 8)
-    assert whole.keys() == {f"train/grad_norm/{name}" for name in ("chosen", "rejected", "prompt", "ratio")}
+    assert whole.keys() == {f"train/grad_norm/{name}" for name in ("chosen", "rejected", "prompt", "ratio", "total")}
     ratio = whole["train/grad_norm/chosen"] / whole["train/grad_norm/rejected"]
     assert whole["train/grad_norm/ratio"] == pytest.approx(ratio, rel=1e-6)
     for other in (run(model_dir, pairs_file, 1), run(model_dir, pairs_file, 2, layout="padded")):

@@ -125,6 +125,20 @@ def test_loss_is_the_mean_over_steps_of_the_whole_step():
     assert means.compute()["loss"] == pytest.approx(float((split + third[0].loss.per_pair.mean()) / 2))
 
 
+def test_loss_of_a_limited_validation_is_normalised_by_the_pairs_and_tokens_it_saw():
+    """Two micro-batches out of a plan of 50 pairs: pairs and chosen tokens count as they came."""
+    loss = build_loss("cpo", nll_weight=0.7)
+    seen = [make_step(count, seed, loss, step_pairs=50) for seed, count in enumerate((2, 3))]
+    means = WeightedMeans()
+    for step, batch, *_ in seen:
+        means.update(step_statistics(step, batch, by_step=False))
+    contrast = torch.cat([step.loss.per_pair for step, *_ in seen]).mean()
+    nll = sum(step.loss.nll.sum() for step, *_ in seen) / sum(batch.chosen_len.sum() for _, batch, *_ in seen)
+    metrics = finish(means.compute())
+    assert metrics["loss"] == pytest.approx(float(contrast + nll))
+    assert not any(name.startswith("loss/") for name in metrics)
+
+
 def test_entropy_is_a_token_mean():
     step, batch, *_ = make_step(3, 0, build_loss("dpo"))
     entropy = torch.arange(1.0, 7.0)

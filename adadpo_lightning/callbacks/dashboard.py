@@ -1,0 +1,83 @@
+"""TensorBoard's page of custom scalars for a loss."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from adadpo_lightning.metrics import names
+
+if TYPE_CHECKING:
+    from adadpo_lightning.losses import PreferenceLoss
+
+Layout = dict[str, dict[str, list[Any]]]
+
+_BOTH = "(train|val)/"
+
+
+def dashboard(loss: PreferenceLoss) -> Layout:
+    """The page of custom scalars for a loss, as `SummaryWriter.add_custom_scalars` takes it.
+
+    Charts that a loss leaves empty are left out. Tags are regular expressions, matched from the start of a tag.
+
+    Example:
+        >>> from adadpo_lightning.losses import SFT, SimPO
+        >>> list(dashboard(SFT())), list(dashboard(SimPO()))
+        (['Likelihood', 'Optimisation'], ['Balance', 'Rewards', 'Likelihood', 'Optimisation'])
+    """
+    page: Layout = {}
+    if loss.needs_rejected:
+        page["Balance"] = _charts(
+            {
+                "Gradient ratio, chosen to rejected": names.BALANCE_RATIO,
+                "Coefficient on the chosen score": names.BALANCE_COEFFICIENT,
+                "Share of pairs at the ceiling": names.BALANCE_CLIPPED,
+                "Gradient norm ratio at the hidden states": names.GRAD_NORM_RATIO,
+                "Gradient ratio in policy space": names.BALANCE_RATIO_POLICY,
+            }
+        )
+        page["Rewards"] = _charts(
+            {
+                "Rewards of chosen and rejected": _either(names.REWARDS_CHOSEN, names.REWARDS_REJECTED),
+                "Margin": names.REWARDS_MARGINS,
+                "Accuracy": names.REWARDS_ACCURACIES,
+            }
+        )
+    page["Likelihood"] = _charts(
+        {"Log-probability per token": _either(names.LOGPS_CHOSEN_PER_TOKEN, names.LOGPS_REJECTED_PER_TOKEN)}
+    )
+    if loss.needs_rejected:
+        page["Likelihood"] |= _charts(
+            {
+                "Change of log-probability since step 0": _either(
+                    names.DISPLACEMENT_CHOSEN, names.DISPLACEMENT_REJECTED
+                ),
+                "Share of chosen answers that fell": names.DISPLACEMENT_CHOSEN_FELL,
+            }
+        )
+    if loss.needs_reference:
+        page["KL"] = _charts(
+            {
+                "KL per token": _either(names.KL_CHOSEN, names.KL_REJECTED, names.KL_POLICY),
+                "Margin of log-ratios": names.KL_MARGIN,
+            }
+        )
+    page["Optimisation"] = _charts(
+        {
+            "Loss": names.LOSS,
+            "Learning rate": names.LEARNING_RATE,
+            "Gradient norm before clipping": names.GRAD_NORM_TOTAL,
+            "Gradient norms at the hidden states": _either(
+                names.GRAD_NORM_CHOSEN, names.GRAD_NORM_REJECTED, names.GRAD_NORM_PROMPT
+            ),
+            "Tokens per second": names.TOKENS_PER_SECOND,
+        }
+    )
+    return page
+
+
+def _either(*tags: str) -> str:
+    return f"({'|'.join(tags)})"
+
+
+def _charts(tags: dict[str, str]) -> dict[str, list[Any]]:
+    return {title: ["Multiline", [f"{_BOTH}{tag}$"]] for title, tag in tags.items()}

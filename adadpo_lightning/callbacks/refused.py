@@ -1,0 +1,31 @@
+"""Callbacks of Lightning that would have no effect, or a wrong one, in a preference run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import StochasticWeightAveraging
+
+from adadpo_lightning.errors import UserError
+
+# For each class: why, and what to use instead.
+REFUSED: dict[type[Callback], tuple[str, str]] = {
+    StochasticWeightAveraging: (
+        "StochasticWeightAveraging copies the module before its weights are loaded, so it would average nothing; it "
+        "also averages once an epoch and replaces the learning-rate schedule",
+        "use lightning.pytorch.callbacks.EMAWeightAveraging or WeightAveraging, which average optimizer steps",
+    ),
+}
+
+
+def refuse_unsupported(callbacks: Iterable[Callback]) -> None:
+    """Stop before training where a callback cannot do what it is named for.
+
+    Raises:
+        UserError: Naming the callback and a replacement.
+    """
+    for callback in callbacks:
+        for kind, (reason, remedy) in REFUSED.items():
+            if isinstance(callback, kind):
+                raise UserError("trainer.callbacks", reason, remedy)

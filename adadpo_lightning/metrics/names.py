@@ -1,0 +1,79 @@
+"""The name of every logged metric, once. A logged name is ``<stage>/<name>``, as `train` and `val` make it."""
+
+from __future__ import annotations
+
+# The objective.
+LOSS = "loss"
+NLL_LOSS = "nll_loss"
+
+# Log-probabilities of whole answers and per token, nats.
+LOGPS_CHOSEN = "logps/chosen"
+LOGPS_REJECTED = "logps/rejected"
+LOGPS_CHOSEN_PER_TOKEN = "logps/chosen_per_token"  # noqa: S105  # a token of text
+LOGPS_REJECTED_PER_TOKEN = "logps/rejected_per_token"  # noqa: S105  # a token of text
+
+# Implicit rewards; accuracies are fractions.
+REWARDS_CHOSEN = "rewards/chosen"
+REWARDS_REJECTED = "rewards/rejected"
+REWARDS_MARGINS = "rewards/margins"
+REWARDS_ACCURACIES = "rewards/accuracies"
+
+# The chosen side's gradient over the rejected side's, geometric means; the adaptive coefficient.
+BALANCE_RATIO = "grad_balance/ratio"
+BALANCE_RATIO_POLICY = "grad_balance/ratio_policy"
+BALANCE_COEFFICIENT = "grad_balance/coefficient"
+BALANCE_CLIPPED = "grad_balance/clipped_fraction"
+
+# Norms of an optimizer step's gradient before clipping: at the last hidden states, in all parameters, by parts.
+GRAD_NORM_CHOSEN = "grad_norm/chosen"
+GRAD_NORM_REJECTED = "grad_norm/rejected"
+GRAD_NORM_PROMPT = "grad_norm/prompt"
+GRAD_NORM_RATIO = "grad_norm/ratio"
+GRAD_NORM_TOTAL = "grad_norm/total"
+GRAD_NORM_PARAMS = "grad_norm/params"
+
+# Distance to the reference, nats per token; the margin per pair.
+KL_CHOSEN = "kl/chosen"
+KL_REJECTED = "kl/rejected"
+KL_MARGIN = "kl/margin"
+KL_POLICY = "kl/policy"
+KL_POLICY_STDERR = "kl/policy_stderr"
+
+# Change of log-probabilities since step 0, nats; the share of chosen answers that fell is a fraction.
+DISPLACEMENT_CHOSEN = "displacement/chosen"
+DISPLACEMENT_REJECTED = "displacement/rejected"
+DISPLACEMENT_CHOSEN_FELL = "displacement/chosen_fell"
+
+# Lengths in tokens, and their correlation with the margin.
+LENGTH_DIFFERENCE = "length/difference"
+LENGTH_MARGIN_CORRELATION = "length/margin_correlation"
+
+# Entropy of the predictions, nats per token.
+ENTROPY_CHOSEN = "entropy/chosen"
+ENTROPY_REJECTED = "entropy/rejected"
+
+# Answers that the policy generates at validations; the rate of those that end by themselves is a fraction.
+GENERATION_LENGTH = "generation/length"
+GENERATION_EOS_RATE = "generation/eos_rate"
+
+# The run.
+LEARNING_RATE = "learning_rate"
+SKIPPED_STEPS = "skipped_steps"
+TOKENS_PER_SECOND = "tokens_per_second"
+PAIRS_PER_SECOND = "pairs_per_second"
+MEMORY_GIB = "memory_gib"
+
+
+def train(name: str) -> str:
+    """The name under which a training metric is logged.
+
+    Example:
+        >>> train(LOSS)
+        'train/loss'
+    """
+    return f"train/{name}"
+
+
+def val(name: str) -> str:
+    """The name under which a validation metric is logged."""
+    return f"val/{name}"

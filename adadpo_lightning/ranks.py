@@ -1,0 +1,66 @@
+"""What all ranks have together. Without other ranks each function returns its argument's own value."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+T = TypeVar("T")
+
+
+def is_distributed() -> bool:
+    """Whether this process has joined a group of ranks."""
+    import torch.distributed as dist
+
+    return dist.is_available() and dist.is_initialized()
+
+
+def gather(mine: T) -> list[T]:
+    """The object of each rank, in the order of ranks; every rank must call it.
+
+    Example:
+        >>> gather({"row": 3})
+        [{'row': 3}]
+    """
+    import torch.distributed as dist
+
+    if not is_distributed():
+        return [mine]
+    parts: list[T] = [mine] * dist.get_world_size()
+    dist.all_gather_object(parts, mine)
+    return parts
+
+
+def gather_items(mine: Sequence[T]) -> list[T]:
+    """The items of all ranks in one list; every rank must call it.
+
+    Example:
+        >>> gather_items([1, 2])
+        [1, 2]
+    """
+    return [item for part in gather(mine) for item in part]
+
+
+def total(values: Tensor) -> Tensor:
+    """The sum of a tensor over all ranks, in a tensor of its own; every rank must call it."""
+    return _reduced(values, "SUM")
+
+
+def least(values: Tensor) -> Tensor:
+    """The elementwise minimum of a tensor over all ranks, in a tensor of its own; every rank must call it."""
+    return _reduced(values, "MIN")
+
+
+def _reduced(values: Tensor, op: str) -> Tensor:
+    import torch
+    import torch.distributed as dist
+
+    if not is_distributed():
+        return values
+    reduced = values.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(reduced, op=getattr(dist.ReduceOp, op))
+    return reduced
