@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -15,7 +14,7 @@ from torch import nn
 from adadpo_lightning import log
 from adadpo_lightning.compat import steps_logged
 from adadpo_lightning.errors import UserError
-from adadpo_lightning.metrics import names
+from adadpo_lightning.metrics.parameter_gradients import inner_products, part_norms, part_slopes, token_weights
 from adadpo_lightning.models.sharding import decoder_blocks
 from adadpo_lightning.ranks import total
 from adadpo_lightning.strategies.capabilities import shards_parameters, shows_gradients
@@ -24,10 +23,9 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
     from torch import Tensor
 
-    from adadpo_lightning.losses import PreferenceLoss
     from adadpo_lightning.models.policy import PolicyModel
     from adadpo_lightning.training.module import PreferenceLitModule
-    from adadpo_lightning.types import PairLogps, PreferenceBatch
+    from adadpo_lightning.types import PreferenceBatch
 
 
 class ParameterGradientBalance(Callback):
@@ -77,7 +75,7 @@ class ParameterGradientBalance(Callback):
             return
         start = _now(pl_module.device)
         products = measure(trainer, cast("PreferenceLitModule", pl_module), batch)
-        metrics = {f"train/{name}": value for name, value in norms(products).items()}
+        metrics = {f"train/{name}": value for name, value in part_norms(products).items()}
         if metrics:
             for logger in trainer.loggers:
                 logger.log_metrics(metrics, step=steps_logged(trainer))
@@ -132,46 +130,6 @@ def measure(trainer: Trainer, module: PreferenceLitModule, batch: PreferenceBatc
         return _products(list(slopes), gradient, groups)
 
 
-def part_slopes(loss: PreferenceLoss, x: PairLogps, pairs: int, chosen_tokens: int) -> dict[str, Tensor]:
-    """Derivative of each part of the loss in the answers' summed log-probabilities.
-
-    Args:
-        loss: The loss.
-        x: What it is given; where these numbers come from does not matter.
-        pairs: By which the contrastive part is divided.
-        chosen_tokens: By which the NLL part is divided.
-
-    Returns:
-        ``chosen`` and ``rejected`` (of the contrastive part) unless the loss reads no rejected answer, and ``nll``
-        where it has that part; each of shape (B,).
-
-    Example:
-        >>> from adadpo_lightning.losses import CPO
-        >>> from adadpo_lightning.types import PairLogps
-        >>> x = PairLogps(torch.tensor([-2.0]), torch.tensor([-2.0]), torch.tensor([4]), torch.tensor([4]))
-        >>> {name: round(slope.item(), 3) for name, slope in part_slopes(CPO(beta=0.1), x, 1, 4).items()}
-        {'chosen': -0.05, 'rejected': 0.05, 'nll': -0.25}
-    """
-    with torch.enable_grad():
-        chosen, rejected = x.chosen.detach().requires_grad_(), x.rejected.detach().requires_grad_()
-        output = loss(replace(x, chosen=chosen, rejected=rejected))
-        slopes = {}
-        if loss.needs_rejected:
-            contrast = output.per_pair.sum() / pairs
-            both = torch.autograd.grad(contrast, (chosen, rejected), retain_graph=True, materialize_grads=True)
-            slopes = dict(zip(("chosen", "rejected"), both, strict=True))
-        if output.nll is not None:
-            slopes["nll"] = torch.autograd.grad(output.nll.sum() / chosen_tokens, chosen)[0]
-    return slopes
-
-
-def token_weights(slope: Tensor, part: str, batch: PreferenceBatch) -> Tensor:
-    """The derivative of a part in each scored token's log-probability, in the batch's flat order, (N,)."""
-    zero = torch.zeros_like(slope)
-    sides = [zero, slope] if part == "rejected" else [slope, zero]
-    return torch.cat(sides).repeat_interleave(torch.cat([batch.chosen_len, batch.rejected_len]))
-
-
 def parameter_groups(policy: PolicyModel) -> dict[str, list[nn.Parameter]]:
     """The trainable parameters by where they stand: ``embeddings``, ``layer_00`` and on, ``head`` for the rest."""
     blocks = decoder_blocks(policy.causal_lm)
@@ -184,28 +142,6 @@ def parameter_groups(policy: PolicyModel) -> dict[str, list[nn.Parameter]]:
         if parameter.requires_grad:
             groups.setdefault(owner.get(id(parameter), "head"), []).append(parameter)
     return groups
-
-
-def norms(products: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """From squared norms and inner products of each group to the metrics, in total and by group.
-
-    Example:
-        >>> norms({"head": {"chosen": 9.0, "rejected": 4.0, "cross": -3.0}})["grad_norm/params_cosine"]
-        -0.5
-    """
-    totals: dict[str, float] = {}
-    for group in products.values():
-        for name, value in group.items():
-            totals[name] = totals.get(name, 0.0) + value
-    metrics: dict[str, float] = {}
-    for suffix, squares in [("", totals), *((f"/{name}", group) for name, group in products.items())]:
-        sizes = {name: value**0.5 for name, value in squares.items() if name != "cross"}
-        if sizes.get("rejected"):
-            sizes["ratio"] = sizes["chosen"] / sizes["rejected"]
-            if sizes["chosen"]:
-                sizes["cosine"] = squares["cross"] / (sizes["chosen"] * sizes["rejected"])
-        metrics |= {f"{names.GRAD_NORM_PARAMS}_{name}{suffix}": value for name, value in sizes.items()}
-    return metrics
 
 
 def _gradient(
@@ -255,37 +191,14 @@ def _products(
     kept: dict[str, list[Tensor]] = {}
     for part in parts:
         found = gradient(part)
-        sums[part] = _inner_products(found, found, groups)
+        sums[part] = inner_products(found, found, groups)
         if part == "chosen":
             kept[part] = found
         elif part == "rejected":
-            sums["cross"] = _inner_products(kept.pop("chosen"), found, groups)
+            sums["cross"] = inner_products(kept.pop("chosen"), found, groups)
         del found
     table = {name: values.tolist() for name, values in sums.items()}
     return {group: {name: table[name][i] for name in table} for i, group in enumerate(groups)}
-
-
-def _inner_products(a: list[Tensor], b: list[Tensor], groups: Mapping[str, Sequence[nn.Parameter]]) -> Tensor:
-    """Inner product of two gradients in each group, over all shards, float64, shape (groups,)."""
-    from torch.distributed.tensor import DTensor
-
-    pairs = iter(zip(a, b, strict=True))
-    totals = torch.stack([torch.stack([_inner(*next(pairs)) for _ in group]).sum() for group in groups.values()])
-    sharded = a[0]
-    if isinstance(sharded, DTensor):  # all of them over the same mesh: see `strategies.parallelize.shard`
-        for dimension, placement in enumerate(sharded.placements):
-            if placement.is_shard():  # replicas have the same gradient and are not to be summed
-                torch.distributed.all_reduce(totals, group=sharded.device_mesh.get_group(dimension))
-    return totals
-
-
-def _inner(a: Tensor, b: Tensor) -> Tensor:
-    from torch.distributed.tensor import DTensor
-
-    if isinstance(a, DTensor) and isinstance(b, DTensor):
-        a, b = a.to_local(), b.to_local()
-    wide = torch.promote_types(a.dtype, torch.float32)
-    return torch.sum(a.to(wide) * b.to(wide), dtype=torch.float64)
 
 
 @contextmanager

@@ -25,6 +25,16 @@ def shows_gradients(strategy: Any) -> bool:
     return isinstance(strategy, (SingleDeviceStrategy, DDPStrategy, ModelParallelStrategy))
 
 
+def shards_weights(name: str) -> bool:
+    """Whether a strategy that a config names shards weights, before there is a strategy to ask.
+
+    Example:
+        >>> shards_weights("adadpo_lightning.strategies.FSDP2"), shards_weights("ddp")
+        (True, False)
+    """
+    return name.rpartition(".")[2].lower() in ("fsdp2", "fsdp", "fsdpstrategy", "modelparallelstrategy")
+
+
 def sharding_of(strategy: Any, reference_mode: str = "none") -> Sharding | None:
     """What a strategy wants of the model; None for strategies that keep it whole or wrap it by themselves.
 

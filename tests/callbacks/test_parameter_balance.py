@@ -50,7 +50,8 @@ class Rows(Callback):
     def on_train_batch_end(self, trainer, pl_module, *args):
         seen = {k.removeprefix("train/"): float(v) for k, v in trainer.callback_metrics.items()}
         self.probe.append({k: v for k, v in seen.items() if "params_" in k})
-        self.hooked.append({k: v for k, v in seen.items() if "params_" not in k})
+        # The clock's numbers are those of no computation.
+        self.hooked.append({k: v for k, v in seen.items() if "params_" not in k and not k.endswith("_per_second")})
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         self.squares.append(sum(float(p.grad.square().sum()) for p in pl_module.parameters() if p.grad is not None))
