@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 # Tests run in two processes; more threads than cores only get in each other's way.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: quickstart test notebooks lint types audit docs release-check bench clean
+.PHONY: quickstart test lower-bounds notebooks lint types audit docs release-check bench clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -22,6 +22,14 @@ quickstart: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m "not slow and not gpu" --cov --cov-report=term
+
+# The same tests with the oldest versions that pyproject.toml allows, in an environment of their own.
+lower-bounds: $(VENV)/.installed-dev
+	mkdir -p build
+	$(BIN)/python scripts/lower_bounds.py dev > build/lower-bounds.txt
+	$(PYTHON) -m venv --clear .venv-lower
+	.venv-lower/bin/python -m pip install --quiet --constraint build/lower-bounds.txt --editable .[dev]
+	$(TEST_ENV) .venv-lower/bin/python -m pytest -n 2 -m "not slow and not gpu"
 
 # Runs all four notebooks, about three minutes.
 notebooks: $(VENV)/.installed-dev
@@ -61,4 +69,4 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/vs_trl.py
 
 clean:
-	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
+	rm -rf $(VENV) .venv-lower dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*

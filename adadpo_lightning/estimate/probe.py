@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Callback
-from torch.distributed.tensor import DTensor
 
-from adadpo_lightning.compat import loss_scale, norms_of
+from adadpo_lightning.compat import loss_scale
 from adadpo_lightning.data.loader import MicroBatches
 from adadpo_lightning.data.plan import MicroBatch
 from adadpo_lightning.estimate.extrapolate import Rows, duration, fit_line, sizes_of
 from adadpo_lightning.estimate.findings import Finding
+from adadpo_lightning.metrics.gradients import gradient_norm
 from adadpo_lightning.models.selfcheck import TOLERANCE
 from adadpo_lightning.reference.cache import ReferenceCache, fill
 from adadpo_lightning.reference.modes import source_of, starts_at_zero
@@ -173,16 +173,7 @@ def forward_backward(trainer: Trainer, module: PreferenceLitModule, batch: Prefe
         share, output = module.step(batch)
     trainer.strategy.backward(share, optimizer)
     scale = loss_scale(trainer.precision_plugin.scaler) if hasattr(trainer.precision_plugin, "scaler") else None
-    return output, float(gradient_norm(module)) / (1.0 if scale is None else float(scale))
-
-
-def gradient_norm(module: torch.nn.Module) -> Tensor:
-    """Norm of the whole gradient, over all ranks where it is sharded; a scalar."""
-    norms = norms_of([p.grad for p in module.parameters() if p.grad is not None])
-    if not norms:
-        return torch.tensor(0.0)
-    total = torch.linalg.vector_norm(torch.stack(norms))
-    return total.full_tensor() if isinstance(total, DTensor) else total
+    return output, float(gradient_norm(module.parameters())) / (1.0 if scale is None else float(scale))
 
 
 def _update_seconds(trainer: Trainer) -> float:

@@ -9,6 +9,7 @@ import torch
 
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.estimate.memory import RunShape
+from adadpo_lightning.strategies.capabilities import shards_weights
 
 if TYPE_CHECKING:
     from adadpo_lightning.data.datamodule import PreferenceDataModule
@@ -99,8 +100,7 @@ def run_shape(
     name = strategy
     if not isinstance(strategy, str):
         name, options = strategy["class_path"], dict(strategy.get("init_args") or {})
-    name = str(name).rpartition(".")[2].lower()
-    sharded = name in ("fsdp2", "fsdp", "fsdpstrategy", "modelparallelstrategy")
+    sharded = shards_weights(str(name))
     dtype = options.get("param_dtype")
     pairs = len(lengths)
     return RunShape(
