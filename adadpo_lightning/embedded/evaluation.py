@@ -1,4 +1,4 @@
-"""Evaluate a model on the embedded task: against the warm-up model on held-out prompts, where the truth is known."""
+"""Evaluation on the embedded task: against the warm-up model, on held-out prompts, with a known gold reward."""
 
 from __future__ import annotations
 
@@ -31,33 +31,36 @@ def evaluate_embedded(
     seed: int = 0,
     pool: str | Path | None = None,
 ) -> dict[str, float]:
-    """Sample one answer to each held-out prompt and compare it with four of the warm-up model.
+    """Sample one answer to each held-out prompt and compare it with four answers of the warm-up model.
 
     Args:
         model_dir: Exported model, a Hugging Face directory.
         warmup_dir: The exported warm-up model.
         task_dir: Directory of `make_task`.
-        n_prompts: The first so many held-out prompts.
-        seed: Seed of sampling.
-        pool: File of `sample_pool`, for many evaluations against the same samples; None samples anew.
+        n_prompts: Number of held-out prompts, the first ones.
+        seed: Random seed of sampling.
+        pool: File of `sample_pool`, for several evaluations against the same samples; None samples new ones.
 
     Returns:
-        Numbers by name, each with its standard error over prompts as ``<name>_se``. ``gold_win_rate`` counts ties half;
-        ``judge_win_rate`` and ``judge_win_rate_lc`` are of the noiseless judge's soft preference, raw and as
-        `length_controlled_win_rate` controls it; ``kl`` is the on-policy KL to the warm-up model in nats an answer,
-        ``kl_per_token`` in nats a token; ``answer`` is the answer score and ``answer_right`` the share of answers that
-        are right and complete; ``false_facts``, ``fillers``, ``repeats`` and ``unparsable`` are sentences or claims an
-        answer, ``unparsable_share`` is the share of answers with an unparsable sentence; ``warmup_gold`` and
-        ``warmup_length`` are means of the pool.
+        Numbers by name, each with its standard error over prompts as ``<name>_se``. Rates are fractions.
+
+        - ``gold_win_rate``: by the gold reward; a tie is half a win.
+        - ``judge_win_rate``, ``judge_win_rate_lc``: soft preference of the judge without noise, raw and from
+          `length_controlled_win_rate`.
+        - ``kl``, ``kl_per_token``: on-policy KL to the warm-up model, nats per answer and per token.
+        - ``gold``, ``length``, ``warmup_gold``, ``warmup_length``: mean gold reward and tokens, also of the pool.
+        - ``answer``: the answer score; ``answer_right``: share of answers that are right and complete.
+        - ``true_facts``, ``false_facts``, ``fillers``, ``repeats``, ``unparsable``: claims or sentences per answer.
+        - ``unparsable_share``, ``unfinished_share``: share of answers with an unparsable sentence, or cut off.
 
     Raises:
-        UserError: If there are too few held-out prompts, or the pool is of other prompts.
+        UserError: If there are too few held-out prompts, or the pool has other prompts.
     """
     prompts = _heldout(task_dir, n_prompts)
     policy_seed, pool_seed = (int(s.generate_state(1)[0]) for s in np.random.SeedSequence(seed).spawn(2))
     rows = _sample_pool_rows(warmup_dir, prompts, pool_seed) if pool is None else read_rows(Path(pool))
     if [row["prompt"] for row in rows] != prompts:
-        raise UserError("pool", f"{pool} is of other prompts than these {n_prompts}", "sample it anew for this task")
+        raise UserError("pool", f"{pool} has other prompts than these {n_prompts}", "sample it again for this task")
     model, tokenizer = load_exported(str(model_dir))
     answers = [drawn[0] for drawn in sample_answers(model, tokenizer, prompts, seed=policy_seed)]
     grades = [grade(prompt, a.text, finished=a.finished) for prompt, a in zip(prompts, answers, strict=True)]
@@ -72,14 +75,14 @@ def evaluate_embedded(
 def sample_pool(
     warmup_dir: str | Path, task_dir: str | Path, output: str | Path, *, n_prompts: int = 1000, seed: int = 0
 ) -> None:
-    """Write the warm-up model's samples that evaluations compare with: four for each held-out prompt.
+    """Write the warm-up model's samples that evaluations compare with: four per held-out prompt.
 
     Args:
         warmup_dir: The exported warm-up model.
         task_dir: Directory of `make_task`.
         output: JSON-lines file to write.
-        n_prompts: The first so many held-out prompts.
-        seed: Seed of sampling.
+        n_prompts: Number of held-out prompts, the first ones.
+        seed: Random seed of sampling.
     """
     write_rows(Path(output), _sample_pool_rows(warmup_dir, _heldout(task_dir, n_prompts), seed))
 
@@ -87,7 +90,7 @@ def sample_pool(
 def _heldout(task_dir: str | Path, n_prompts: int) -> list[str]:
     prompts = EmbeddedTask(Path(task_dir)).prompts("heldout")
     if not 2 <= n_prompts <= len(prompts):
-        raise UserError("n_prompts", f"expected 2 to {len(prompts)}, the held-out prompts there are, got {n_prompts}")
+        raise UserError("n_prompts", f"expected 2 to {len(prompts)}, the number of held-out prompts, got {n_prompts}")
     return prompts[:n_prompts]
 
 
@@ -106,7 +109,7 @@ def _sample_pool_rows(warmup_dir: str | Path, prompts: Sequence[str], seed: int)
 
 
 def _comparison(grades: Sequence[Grade], answers: Sequence[Sample], rows: list[dict[str, Any]]) -> dict[str, Estimate]:
-    """Against the pool, by gold and by the judge."""
+    """Against the pool, by the gold reward and by the judge."""
     gold, length = np.array([g.gold for g in grades]), np.array([float(a.length) for a in answers])
     pool_gold, pool_length = np.array([row["gold"] for row in rows]), np.array([row["length"] for row in rows])
     longer = length[:, None] - pool_length
@@ -124,7 +127,7 @@ def _comparison(grades: Sequence[Grade], answers: Sequence[Sample], rows: list[d
 
 
 def _contents(grades: Sequence[Grade], answers: Sequence[Sample]) -> dict[str, Estimate]:
-    """What the answers are made of."""
+    """Parts of the answers."""
     names = ("answer", "true_facts", "false_facts", "repeats", "fillers", "unparsable")
     counts = {name: mean_over_prompts(np.array([getattr(g, name) for g in grades])) for name in names}
     return counts | {

@@ -1,4 +1,4 @@
-"""Sample from the embedded task's models, and score given answers."""
+"""Sample from the models of the embedded task, and score given answers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 MAX_NEW_TOKENS = 80
 ROWS = 1024
-# Finished answers leave the batch after so many tokens: the longest would otherwise cost as much as all.
+# Tokens after which finished answers leave the batch: long answers would otherwise cost as much as all.
 BLOCK = 16
 
 
@@ -28,9 +28,9 @@ class Sample:
 
     Args:
         text: The answer without its terminator.
-        ids: Its tokens, the terminator included where it came to one.
-        logps: Log-probability of each token under the model that it was sampled from, nats, as long as `ids`.
-        finished: Whether it ended before the longest allowed length.
+        ids: Its tokens, including the terminator if there is one.
+        logps: Log-probability of each token under the sampled model, nats, as long as `ids`.
+        finished: Whether it ended before the maximum length.
     """
 
     text: str
@@ -45,7 +45,7 @@ class Sample:
 
 
 def load_exported(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model and tokenizer of a Hugging Face directory, ready to be sampled from."""
+    """Model and tokenizer of a Hugging Face directory, ready for sampling."""
     from adadpo_lightning.models.loading import PolicyConfig, load_model, load_tokenizer
 
     config = PolicyConfig(path=path)
@@ -54,7 +54,7 @@ def load_exported(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each prompt through the chat template, ready to be answered."""
+    """Token ids of each prompt, rendered with the chat template."""
     return [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=True, return_dict=False
@@ -78,7 +78,7 @@ def sample_answers(
         model: A causal language model.
         tokenizer: Its tokenizer, with a chat template.
         prompts: User messages.
-        samples: Answers for each prompt.
+        samples: Answers per prompt.
         seed: Random seed; see `row_seed`.
         max_new_tokens: Longer answers are cut off.
 
@@ -107,7 +107,7 @@ def score_answers(model: PreTrainedModel, prompts: Sequence[list[int]], answers:
     Args:
         model: A causal language model.
         prompts: Token ids of each prompt.
-        answers: Token ids of its answer, the terminator included.
+        answers: Token ids of its answer, including the terminator.
 
     Returns:
         For each answer the log-probabilities of its tokens, nats, float32.
@@ -117,7 +117,7 @@ def score_answers(model: PreTrainedModel, prompts: Sequence[list[int]], answers:
     for start in range(0, len(order), ROWS // 4):
         chunk = order[start : start + ROWS // 4]
         texts = [torch.tensor(prompts[i] + answers[i]) for i in chunk]
-        # Padding on the right needs no mask: causal attention never looks there.
+        # Padding on the right needs no mask: causal attention does not look ahead.
         ids = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)
         logps = model(ids[:, :-1], use_cache=False).logits.float().log_softmax(-1)
         taken = logps.gather(2, ids[:, 1:, None])[..., 0]

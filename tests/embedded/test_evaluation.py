@@ -82,10 +82,10 @@ def test_a_pool_serves_many_evaluations(task, warmup_dir, other_dir, tmp_path):
     first = evaluate_embedded(warmup_dir, warmup_dir, task.root, n_prompts=10, pool=pool)
     second = evaluate_embedded(other_dir, warmup_dir, task.root, n_prompts=10, pool=pool)
     assert first["warmup_gold"] == second["warmup_gold"]
-    with pytest.raises(UserError, match="is of other prompts than these 9"):
+    with pytest.raises(UserError, match="has other prompts than these 9"):
         evaluate_embedded(other_dir, warmup_dir, task.root, n_prompts=9, pool=pool)
 
 
 def test_more_prompts_than_there_are(task, warmup_dir):
-    with pytest.raises(UserError, match="expected 2 to 12, the held-out prompts there are, got 13"):
+    with pytest.raises(UserError, match="expected 2 to 12, the number of held-out prompts, got 13"):
         evaluate_embedded(warmup_dir, warmup_dir, task.root, n_prompts=13)

@@ -1,6 +1,7 @@
 """From two files and a judge to a report."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from adadpo_lightning.cli import main
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.evaluation.comparisons import match_responses, read_difficulties
 from adadpo_lightning.evaluation.judges.annotations import AnnotationsJudge
+from adadpo_lightning.evaluation.judges.base import Judge
 from adadpo_lightning.evaluation.length_controlled import Anchor, length_controlled
 from adadpo_lightning.evaluation.options import EvaluationOptions
 from adadpo_lightning.evaluation.report import evaluate_responses
@@ -165,6 +167,19 @@ def test_no_verdict_is_counted_and_left_out(tmp_path):
     report = evaluate_responses(judge, judge.comparisons(), EvaluationOptions(resamples=0))
     assert (report["n"], report["n_no_verdict"]) == (N - 10, 10)
     assert report["win_rate"] == pytest.approx(SOFT[10:].mean())
+
+
+@pytest.mark.parametrize(("verdicts", "got"), [([0.5], "1 verdicts"), ([0.5, 2.0], "2.0"), ([math.nan] * 2, "nan")])
+def test_a_judge_that_returns_nonsense_is_named(verdicts, got):
+    class Odd(Judge):
+        key = "odd"
+
+        def preferences(self, comparisons):
+            return verdicts
+
+    pairs = match_responses([Response("p", "1")] * 2, [Response("p", "a")] * 2)
+    with pytest.raises(UserError, match=rf"judge 'odd': expected a number in \[0, 1\] .*, got {got}"):
+        evaluate_responses(Odd(), pairs)
 
 
 BAD = {

@@ -196,7 +196,7 @@ def test_models_that_are_no_judge(tmp_path, model_dir):
     with pytest.raises(UserError, match="no sequence classifier could be loaded"):
         build_judge("reward_model", model=str(tmp_path / "none")).preferences([pair("a", "b", "c")])
     classifier_dir(tmp_path, labels=3)
-    with pytest.raises(UserError, match="has 3 outputs; say which is the score"):
+    with pytest.raises(UserError, match="has 3 outputs; set it to the index of the score"):
         build_judge("reward_model", model=str(tmp_path), device="cpu").preferences([pair("a", "b", "c")])
     with pytest.raises(UserError, match="expected 0 to 2, got 3"):
         build_judge("reward_model", model=str(tmp_path), label=3, device="cpu").preferences([pair("a", "b", "c")])

@@ -1,1 +1,1 @@
-"""Judges that compare two answers."""
+"""Judges that compare two answers; each file registers one, see `base.register_judge`."""

@@ -1,4 +1,4 @@
-"""A judge that is a Hugging Face sequence classifier, such as a reward model."""
+"""A judge that scores answers with a Hugging Face sequence classifier, such as a reward model."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class RewardModelJudge(Judge):
 
     Args:
         model: Directory or hub id.
-        label: Which of its outputs is the score; null takes the only one, or of two the second minus the first.
-        temperature: As in `preference_of`; 1 is the Bradley-Terry probability of a reward model trained that way.
-        batch_size: Answers scored at one time.
-        max_length: Tokens of prompt and answer at most; the start is cut off.
+        label: Index of the output that is the score; null uses the only one, or of two the second minus the first.
+        temperature: As in `preference_of`; 1 gives the Bradley-Terry probability of a reward model trained with it.
+        batch_size: Answers per batch.
+        max_length: Maximum number of tokens of prompt and answer; longer ones lose their start.
         dtype: Type of the weights.
-        device: ``auto`` takes a GPU if there is one.
+        device: ``auto`` uses a GPU if available.
     """
 
     model: str
@@ -46,16 +46,16 @@ class RewardModelJudge(Judge):
         return [preference_of(a, b, self.temperature) for a, b in zip(scores[::2], scores[1::2], strict=True)]
 
     def scores(self, responses: Sequence[Response]) -> list[float]:
-        """The model's score of each answer to its prompt.
+        """The model's score of each answer.
 
         Raises:
-            UserError: If it cannot be loaded or has no such output.
+            UserError: If the model cannot be loaded or has no such output.
         """
         import torch
 
         classifier, tokenizer = self._load()
         pad = tokenizer.pad_token_id
-        # Without a padding token the model could not tell where a shorter text ends.
+        # Without a padding token the model cannot tell where a shorter text ends.
         size = 1 if pad is None or classifier.config.pad_token_id is None else self.batch_size
         encoded = [_scored_text(tokenizer, response)[-self.max_length :] for response in responses]
         order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
@@ -79,7 +79,9 @@ class RewardModelJudge(Judge):
                 raise UserError("judge_options.label", f"expected 0 to {outputs - 1}, got {self.label}")
             return logits[:, self.label]
         if outputs > 2:
-            raise UserError("judge_options.label", f"{self.model} has {outputs} outputs", "say which is the score")
+            raise UserError(
+                "judge_options.label", f"{self.model} has {outputs} outputs", "set it to the index of the score"
+            )
         return logits[:, 0] if outputs == 1 else logits[:, 1] - logits[:, 0]
 
     def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -99,19 +101,19 @@ class RewardModelJudge(Judge):
             raise UserError(
                 "judge_options.model",
                 f"{self.model!r} lacks {', '.join(sorted(report['missing_keys'])[:3])}, which would be random",
-                "give a model that was trained as a sequence classifier",
+                "use a model that was trained as a sequence classifier",
             )
         device = self.device if self.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
         return classifier.to(device).eval(), tokenizer
 
 
 def _scored_text(tokenizer: PreTrainedTokenizerBase, response: Response) -> list[int]:
-    """Prompt and answer through the classifier's chat template, or as a pair of texts where it has none."""
+    """Prompt and answer rendered with the classifier's chat template, or as a pair of texts if it has none."""
     if not tokenizer.chat_template:
         ids: list[int] = tokenizer(response.prompt, response.response)["input_ids"]
         return ids
     messages = [{"role": "user", "content": response.prompt}, {"role": "assistant", "content": response.response}]
     text = tokenizer.apply_chat_template(messages, tokenize=False)
-    # The template has written BOS where the model wants one.
+    # The template adds BOS itself.
     templated: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return templated
