@@ -1,4 +1,4 @@
-"""One writer at a time for a directory: a lock that lasts as long as its process, and says who holds it."""
+"""One writer at a time for a directory or a file: a lock that lasts as long as its process, and says who holds it."""
 
 from __future__ import annotations
 
@@ -29,26 +29,38 @@ def lock_directory(directory: str | Path, field: str) -> Iterator[None]:
     let two processes lock two files of one name. On a file system without locks the run continues with a warning.
 
     Args:
-        directory: What is to be written to.
+        directory: The directory that will be written to.
         field: The option that named it, for the error.
 
     Raises:
         UserError: If another process, or this one, holds the lock; it names host and process.
     """
-    path = Path(directory) / LOCK
+    with _locked(Path(directory) / LOCK, str(directory), field):
+        yield
+
+
+@contextmanager
+def lock_output(output: Path, field: str) -> Iterator[None]:
+    """Hold the lock of one output file, on ``.<name>.lock`` beside it; everything else as `lock_directory`."""
+    with _locked(output.with_name(f".{output.name}.lock"), str(output), field):
+        yield
+
+
+@contextmanager
+def _locked(path: Path, locked: str, field: str) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     # Closing any handle of the file would release a lock that this process already holds.
     mine = (os.fstat(handle).st_dev, os.fstat(handle).st_ino)
     if mine in _held:
-        raise _taken(handle, path, field)  # the handle stays open until the process ends
+        raise _taken(handle, locked, field)  # the handle stays open until the process ends
     try:
         try:
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in UNSUPPORTED:
-                raise _taken(handle, path, field) from error
-            log.warn(f"{path.parent} is on a file system without locks: take care that no second run writes to it.")
+                raise _taken(handle, locked, field) from error
+            log.warn(f"{locked} is on a file system without locks: take care that no second run writes to it.")
         _held.add(mine)
         os.ftruncate(handle, 0)
         os.pwrite(handle, json.dumps(_this_process()).encode(), 0)
@@ -64,13 +76,13 @@ def _this_process() -> dict[str, str | int]:
     return {"host": socket.gethostname(), "process": os.getpid(), "since": now}
 
 
-def _taken(handle: int, path: Path, field: str) -> UserError:
+def _taken(handle: int, locked: str, field: str) -> UserError:
     by = "another process"
     with suppress(OSError, ValueError, KeyError, TypeError):
         found = json.loads(os.pread(handle, 4096, 0))
         by = f"process {found['process']} on {found['host']} since {found['since']}"
     return UserError(
         field,
-        f"{path.parent} is being written by {by}",
-        "wait for it to end, or choose another directory",
+        f"{locked} is being written by {by}",
+        "wait for it to end, or choose another path",
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from adadpo_lightning import log
+from adadpo_lightning.checkpoints.lock import lock_output
 from adadpo_lightning.data.sources import SourceConfig
 from adadpo_lightning.generation.answers import decode_answer
 from adadpo_lightning.generation.engines import build_engine
@@ -46,9 +47,14 @@ def generate_responses(options: GenerateOptions, prompts: Sequence[Prompt]) -> G
     it changes a file.
 
     Raises:
-        UserError: If the file belongs to another job, the model or its tokenizer cannot be loaded, or a prompt leaves
-            no room for an answer.
+        UserError: If another process writes the file, the file belongs to another job, the model or its tokenizer
+            cannot be loaded, or a prompt leaves no room for an answer.
     """
+    with lock_output(Path(options.output), "output"):
+        return _generate_locked(options, prompts)
+
+
+def _generate_locked(options: GenerateOptions, prompts: Sequence[Prompt]) -> Generated:
     fmt, output = response_format(options.response_format), Path(options.output)
     tokenizer = load_tokenizer(PolicyConfig(path=options.model))
     check_record(output, make_record(options, prompts, tokenizer))

@@ -222,7 +222,7 @@ def test_vllm_is_asked_with_the_prompts_of_training(model_dir, tmp_path, monkeyp
 
 BAD = {
     "no model": (["--model=/no/such/dir"], "directory not found: /no/such/dir|no tokenizer could be loaded"),
-    "no prompts": (["--prompts=nosuch.jsonl"], "there is no such file"),
+    "no prompts": (["--prompts=nosuch.jsonl"], "nosuch.jsonl: no such file"),
     "no column": (["--column=nosuch"], "has no prompt: expected one of nosuch, found prompt"),
     "vllm": (["--engine=vllm"], "needs the package vllm, which is not installed; pip install"),
     "too long": (["--max_new_tokens=4000"], "beyond the model's 128 positions; lower it"),

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from safetensors.torch import load_file, save_file
 
+from adadpo_lightning.checkpoints.lock import lock_output
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.generation.generate import generate_responses
 from adadpo_lightning.generation.options import GenerateOptions
@@ -48,6 +49,10 @@ def other_template(model):
     file.write_text(file.read_text() + "{# #}")
 
 
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.suffix != ".lock"}
+
+
 CHANGES = {
     "weights": (other_weights, r"model\.weights\.model\.safetensors: \w{12} -> \w{12}"),
     "config": (edit("config.json", lambda c: c.update(rms_norm_eps=0.1)), r"model\.config\.rms_norm_eps: .* -> 0\.1"),
@@ -63,10 +68,10 @@ def test_what_changed_at_the_same_path_is_named_and_nothing_is_written(job, tmp_
     if unfinished:
         output.write_text(output.read_text().splitlines(keepends=True)[0])
     change(tmp_path / "model")
-    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    before = contents(tmp_path)
     with pytest.raises(UserError, match=f"was started with other inputs: {message}; restore them"):
         generate_responses(job, PROMPTS)
-    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    assert before == contents(tmp_path)
 
 
 def test_options_and_prompts_are_compared_and_places_are_not(job, tmp_path):
@@ -92,3 +97,11 @@ def test_a_damaged_output_is_named(job, tmp_path, content):
     (tmp_path / "o.jsonl").write_bytes(content)
     with pytest.raises(UserError, match=r"o\.jsonl: .*; delete it and generate again"):
         generate_responses(job, PROMPTS)
+
+
+def test_two_jobs_do_not_write_to_one_output(job, tmp_path):
+    with lock_output(tmp_path / "o.jsonl", "output"):
+        with pytest.raises(UserError, match=r"output: .*o\.jsonl is being written by process \d+"):
+            generate_responses(job, PROMPTS)
+        generate_responses(replace(job, output=str(tmp_path / "other.jsonl")), PROMPTS)
+    assert generate_responses(job, PROMPTS).resumed == 2
