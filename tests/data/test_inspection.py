@@ -9,11 +9,13 @@ import pytest
 from rich.console import Console
 
 from adadpo_lightning.cli import main
-from adadpo_lightning.data.inspection import histogram, inspect_pairs, print_inspection
+from adadpo_lightning.data.inspection import histogram, inspect_pairs, print_inspection, to_html
+from adadpo_lightning.data.inspection.findings import pieces_of
 from adadpo_lightning.data.prepare import prepare
 from adadpo_lightning.data.sources import SourceConfig
 from adadpo_lightning.data.tokenize import TokenizeOptions
 from tests.support.tiny import make_tokenizer, write_rows
+from tests.support.tokenizers import make
 
 ROWS = [
     {"prompt": "why cat", "chosen": "yes a dog", "rejected": "no"},
@@ -43,14 +45,19 @@ def test_every_fault_is_found(tmp_path):
     assert facts["dropped: empty answer"] == "1"
     assert facts["answer cut"] == "1"
     assert facts["pairs"] == "6"
-    assert facts["pairs that stand there before"] == "1"
-    assert facts["pairs on a prompt that stands there before"] == "2"
-    assert facts["pairs that say the opposite of another"] == "1"
+    assert facts["duplicate pairs"] == "1"
+    assert facts["pairs on a duplicate prompt"] == "2"
+    assert facts["pairs that prefer what another rejects"] == "1"
     assert facts["prompts with 1 BOS"] == "6"
     assert facts["answers that end with '<eos>'"] == f"{11 / 12:.1%}"  # all but the one that is cut
     assert facts["chosen answer longer"] == "83%"
     assert facts["rejected answer longer"] == "17%"
-    for hint in ("2 of 8 rows are dropped", "1 of 6 pairs are cut", "longer one in 83%", "1 pairs are exact repeats"):
+    for hint in (
+        "2 of 8 rows are dropped",
+        "1 of 6 pairs are cut",
+        "longer one in 83%",
+        "1 pairs are exact duplicates",
+    ):
         assert any(hint in line for line in found.hints), hint
 
 
@@ -97,7 +104,7 @@ def test_the_page_is_well_formed_and_escapes_the_data(tmp_path, model_dir, capsy
     page = tmp_path / "page.html"
     args = ["inspect-data", f"--data={data}", f"--tokenizer={model_dir}", "--max_length=40", f"--html={page}"]
     assert main(args) == 0
-    assert "pairs that say the opposite" in capsys.readouterr().out
+    assert "pairs that prefer what" in capsys.readouterr().out
     text = page.read_text()
     assert "&lt;eos&gt;" in text
     assert "<eos>" not in text
@@ -106,7 +113,7 @@ def test_the_page_is_well_formed_and_escapes_the_data(tmp_path, model_dir, capsy
     class Checker(HTMLParser):
         def handle_starttag(self, tag, attrs):
             assert not {name for name, _ in attrs} & {"src", "href"}
-            if tag != "meta":
+            if tag not in ("meta", "link"):
                 open_tags.append(tag)
 
         def handle_endtag(self, tag):
@@ -132,3 +139,45 @@ def test_one_answer_rows_have_no_rejected_part(tmp_path):
     assert set(found.histograms) == {"prompt", "chosen"}
     assert set(found.examples[0].texts) == {"prompt", "chosen"}
     assert found.hints == []
+
+
+@pytest.mark.parametrize("style", ["chatml", "smollm2", "qwen3"])
+def test_a_bos_that_opens_each_turn_is_no_second_bos(tmp_path, style):
+    tokenizer = make(style)
+    rows = [
+        {"prompt": [{"role": r, "content": "a"} for r in ("user", "assistant", "user")], "chosen": "b", "rejected": "c"}
+    ]
+    source = SourceConfig(str(write_rows(tmp_path / "pairs.jsonl", rows)))
+    prepared = prepare("data", [source], tokenizer, TokenizeOptions()).with_passes(0)
+    assert not any("BOS" in hint for hint in inspect_pairs(prepared, tokenizer).hints)
+
+
+def test_long_texts_are_cut_in_the_terminal_and_whole_on_the_page(tmp_path):
+    rows = [{"prompt": "a " * 500 + "why", "chosen": "b " * 500 + "yes", "rejected": "no"}] * 3
+    found = inspected(tmp_path, rows, max_length=4000)
+    console = Console(record=True, width=100)
+    print_inspection(found, console)
+    text = console.export_text()
+    assert len(text.splitlines()) < 90
+    assert "characters left out; --html shows all" in text
+    assert to_html(found, "x").count("<unk>") == 0
+    assert to_html(found, "x").count(" a</span>") >= 499
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 5])
+def test_as_many_examples_as_asked_for(tmp_path, count):
+    rows = [{"prompt": "why", "chosen": "a " * n + "yes", "rejected": "no"} for n in range(1, 9)]
+    source = SourceConfig(str(write_rows(tmp_path / "pairs.jsonl", rows)))
+    prepared = prepare("data", [source], make_tokenizer(), TokenizeOptions()).with_passes(0)
+    found = inspect_pairs(prepared, make_tokenizer(), count)
+    assert len(found.examples) == count
+    assert to_html(found, "x")
+
+
+def test_pieces_are_the_text_token_by_token():
+    for style, text in (("llama3", "a 日本 😀 é"), ("plain", "  a\nb")):
+        tokenizer = make(style)
+        ids = tokenizer(text + tokenizer.eos_token, add_special_tokens=False)["input_ids"]
+        pieces = pieces_of(tokenizer, ids)
+        assert "".join(piece for piece, _ in pieces) == text + tokenizer.eos_token
+        assert pieces[-1] == (tokenizer.eos_token, True)

@@ -25,6 +25,19 @@ EXPECTED = {
         "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n",
         "Paris.<|im_end|>",
     ),
+    "smollm2": (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+        "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n",
+        "Paris.<|im_end|>",
+    ),
+    "qwen3": (
+        "<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n",
+        "<think>\n\n</think>\n\nParis.<|im_end|>",
+    ),
+    "gemma": (
+        "<bos><start_of_turn>user\nWhat is the capital of France?<end_of_turn>\n<start_of_turn>model\n",
+        "Paris.<end_of_turn>",
+    ),
     "mistral": ("<s>[INST] What is the capital of France? [/INST]", " Paris.</s>"),
     "unended": ("user: What is the capital of France?\nassistant:", " Paris.\n</s>"),
     "plain": ("<s>What is the capital of France?", "Paris.</s>"),
@@ -45,7 +58,7 @@ def test_one_bos_one_terminator_and_the_boundary(style, adds_bos):
         whole = pair.prompt_ids + ids
         assert ids.count(tokenizer.convert_tokens_to_ids(end)) == 1
         assert ids[-1] == tokenizer.convert_tokens_to_ids(end)
-        if bos is not None and style != "unended":
+        if bos is not None and style not in ("unended", "smollm2"):
             assert whole.count(tokenizer.convert_tokens_to_ids(bos)) == 1
             assert whole[0] == tokenizer.convert_tokens_to_ids(bos)
 
@@ -212,10 +225,12 @@ def test_options_are_checked():
             TokenizeOptions(**options)
 
 
+# Those that keep an answer's text as it is, or trim it.
+PLAIN_STYLES = ("chatml", "llama3", "mistral", "plain", "unended")
 text = st.text("ab .,\n<|>s/é日😀", min_size=1, max_size=20).filter(str.strip)
 
 
-@given(prompt=text, chosen=text, rejected=text, style=st.sampled_from(sorted(STYLES)), max_length=st.integers(4, 60))
+@given(prompt=text, chosen=text, rejected=text, style=st.sampled_from(PLAIN_STYLES), max_length=st.integers(4, 60))
 def test_every_pair_keeps_its_promises(prompt, chosen, rejected, style, max_length):
     """Whole sequences are those of the text; nothing is scored twice, lost, empty, too long or without a terminator."""
     tokenizer, end = make(style), STYLES[style][4]

@@ -1,29 +1,24 @@
-"""What a careful engineer looks at before training on preference data; as numbers, in the terminal and as HTML."""
+"""What a careful engineer looks at before training on preference data, as numbers and examples."""
 
 from __future__ import annotations
 
-import html
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from adadpo_lightning.data.schema import BadRow
+from adadpo_lightning.data.template import render
+from adadpo_lightning.errors import UserError
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from rich.console import Console, RenderableType
     from transformers import PreTrainedTokenizerBase
 
     from adadpo_lightning.data.prepare import Prepared
 
 PARTS = ("prompt", "chosen", "rejected")
-STYLES = {"prompt": "dim", "chosen": "green", "rejected": "red"}
-BAR_WIDTH = 30
-CSS = """body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}
-table{border-collapse:collapse}td,th{padding:.15rem .8rem .15rem 0;text-align:left}
-.bar{display:inline-block;height:.8em;background:#58a}
-pre{white-space:pre-wrap;border-left:3px solid #ccc;padding-left:1rem}
-.prompt{color:#777}.chosen{background:#cfc}.rejected{background:#fcc}li.hint{color:#a40}"""
 
 
 @dataclass(frozen=True)
@@ -34,11 +29,14 @@ class Example:
         where: File and row.
         texts: Decoded prompt, chosen and rejected tokens, special tokens included; those of the answers are scored.
         tokens: Their counts.
+        pieces: The same texts token by token, and whether each is a special token. Tokens that only together make
+            a character are one piece.
     """
 
     where: str
     texts: dict[str, str]
     tokens: dict[str, int]
+    pieces: dict[str, list[tuple[str, bool]]]
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Inspection:
         facts: What, and how much of it.
         hints: What to look into, in one sentence each.
         histograms: For prompt, chosen and rejected the (first, last, count) of tokens in each bin.
-        examples: The first, the one of median length and the longest pair.
+        examples: The first pair, and others from short to the longest.
     """
 
     facts: list[tuple[str, str]]
@@ -58,13 +56,19 @@ class Inspection:
     examples: list[Example]
 
 
-def inspect_pairs(prepared: Prepared, tokenizer: PreTrainedTokenizerBase) -> Inspection:
+def inspect_pairs(prepared: Prepared, tokenizer: PreTrainedTokenizerBase, examples: int = 3) -> Inspection:
     """Look at every pair of a prepared dataset.
 
     Args:
         prepared: Result of `prepare`, with its report completed by ``with_passes``.
         tokenizer: The tokenizer that it was prepared with.
+        examples: How many pairs to show.
+
+    Raises:
+        UserError: If `examples` is negative.
     """
+    if examples < 0:
+        raise UserError("examples", f"expected 0 or more, got {examples}")
     lengths = dict(zip(PARTS, prepared.counts(), strict=True))
     seen = _scan(prepared, tokenizer)
     both = len(lengths["chosen"]) > 0 and bool(lengths["rejected"].any())
@@ -73,7 +77,8 @@ def inspect_pairs(prepared: Prepared, tokenizer: PreTrainedTokenizerBase) -> Ins
         facts += _length_bias(lengths["chosen"], lengths["rejected"])
     facts += seen.facts(tokenizer)
     histograms = {name: histogram(values) for name, values in lengths.items() if values.any()}
-    return Inspection(facts, _hints(prepared, lengths, seen), histograms, _examples(prepared, tokenizer, lengths))
+    shown = _examples(prepared, tokenizer, lengths, examples)
+    return Inspection(facts, _hints(prepared, lengths, seen), histograms, shown)
 
 
 def histogram(lengths: NDArray[np.int64], bins: int = 12) -> list[tuple[int, int, int]]:
@@ -95,6 +100,7 @@ class _Seen:
 
     pairs: int
     bos: Counter[int]
+    extra_bos: int
     endings: Counter[int]
     doubled_ends: int
     duplicates: int
@@ -110,14 +116,15 @@ class _Seen:
                 for token, count in self.endings.most_common(3)
             ),
             ("answers with their terminator inside too", f"{self.doubled_ends:,}"),
-            ("pairs that stand there before", f"{self.duplicates:,}"),
-            ("pairs on a prompt that stands there before", f"{self.repeated_prompts:,}"),
-            ("pairs that say the opposite of another", f"{self.conflicts:,}"),
+            ("duplicate pairs", f"{self.duplicates:,}"),
+            ("pairs on a duplicate prompt", f"{self.repeated_prompts:,}"),
+            ("pairs that prefer what another rejects", f"{self.conflicts:,}"),
         ]
 
 
 def _scan(prepared: Prepared, tokenizer: PreTrainedTokenizerBase) -> _Seen:
-    seen = _Seen(0, Counter(), Counter(), 0, 0, 0, 0)
+    seen = _Seen(0, Counter(), 0, Counter(), 0, 0, 0, 0)
+    opens_turns = bos_opens_turns(tokenizer)
     special = set(tokenizer.all_special_ids)
     prompts: set[str] = set()
     known: set[tuple[str, int, int]] = set()
@@ -125,7 +132,9 @@ def _scan(prepared: Prepared, tokenizer: PreTrainedTokenizerBase) -> _Seen:
         seen.pairs += 1
         prompt = row["prompt_ids"]
         if tokenizer.bos_token_id is not None:
-            seen.bos[int((prompt == tokenizer.bos_token_id).sum())] += 1
+            is_bos = prompt == tokenizer.bos_token_id
+            seen.bos[int(is_bos.sum())] += 1
+            seen.extra_bos += bool(is_bos[:2].sum() == 2 or (is_bos.sum() > 1 and not opens_turns))
         for ids in (row["chosen_ids"], row["rejected_ids"]):
             if len(ids):
                 end = int(ids[-1])
@@ -163,84 +172,59 @@ def _hints(prepared: Prepared, lengths: dict[str, NDArray[np.int64]], seen: _See
             f"of unequal pairs the chosen answer is the longer one in {longer:.0%}: the policy will learn length",
         ),
         (
-            any(n > 1 for n in seen.bos),
-            "some prompts have more than one BOS: the template or the data write one too many",
+            seen.extra_bos > 0,
+            f"{seen.extra_bos:,} prompts have more than one BOS: the template or the data write one too many",
         ),
         (seen.doubled_ends > 0, f"{seen.doubled_ends:,} answers have their terminator inside too"),
         (len(seen.endings) > 1 and not cut, "answers end in different ways: does the template end each turn?"),
         (report.boundary_moved > 0, f"{report.boundary_moved:,} pairs begin inside a token of their prompt"),
-        (seen.duplicates > 0, f"{seen.duplicates:,} pairs are exact repeats"),
+        (seen.duplicates > 0, f"{seen.duplicates:,} pairs are exact duplicates"),
         (seen.conflicts > 0, f"{seen.conflicts:,} pairs prefer what another pair on the same prompt rejects"),
     ]
     return [hint for is_so, hint in checks if is_so]
 
 
+def bos_opens_turns(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template begins every turn with the BOS token, as ChatML does where the two are one."""
+    asked = [{"role": "user", "content": "a"}]
+    answered = [*asked, {"role": "assistant", "content": "a"}, *asked]
+    if not tokenizer.chat_template or not tokenizer.bos_token:
+        return False
+    try:
+        texts = [render(tokenizer, turns, None, {}, add_generation_prompt=False) for turns in (asked, answered)]
+    except BadRow:
+        return False
+    once, thrice = (text.count(tokenizer.bos_token) for text in texts)
+    return thrice > once
+
+
 def _examples(
-    prepared: Prepared, tokenizer: PreTrainedTokenizerBase, lengths: dict[str, NDArray[np.int64]]
+    prepared: Prepared, tokenizer: PreTrainedTokenizerBase, lengths: dict[str, NDArray[np.int64]], count: int
 ) -> list[Example]:
     order = np.argsort(sum(lengths.values()), kind="stable")
+    ranks = np.linspace(0, len(order) - 1, max(count, 1)).round().astype(int)[1:]
     examples = []
-    for pair in dict.fromkeys((0, int(order[len(order) // 2]), int(order[-1]))):
+    for pair in list(dict.fromkeys((0, *map(int, order[ranks]))))[:count]:
         row: dict[str, Any] = prepared.pairs[pair]
-        texts = {name: tokenizer.decode(row[f"{name}_ids"]) for name in PARTS if row[f"{name}_ids"]}
-        examples.append(Example(prepared.where(pair), texts, {name: len(row[f"{name}_ids"]) for name in texts}))
+        ids = {name: row[f"{name}_ids"] for name in PARTS if row[f"{name}_ids"]}
+        texts = {name: tokenizer.decode(part) for name, part in ids.items()}
+        pieces = {name: pieces_of(tokenizer, part) for name, part in ids.items()}
+        examples.append(Example(prepared.where(pair), texts, {name: len(part) for name, part in ids.items()}, pieces))
     return examples
 
 
-def print_inspection(found: Inspection, console: Console) -> None:
-    """Show the findings in a terminal."""
-    from rich.table import Table
-
-    table = Table("what", "count", title="Preference data")
-    for fact in found.facts:
-        table.add_row(*fact)
-    console.print(table)
-    for name, bins in found.histograms.items():
-        console.print(f"tokens: {name}")
-        most = max(count for _, _, count in bins)
-        for first, last, count in bins:
-            console.print(
-                f"  {f'{first}-{last}':>13} {'█' * round(BAR_WIDTH * count / most)} {count:,}", highlight=False
-            )
-    for example in found.examples:
-        console.print(*_example_lines(example), sep="\n")
-    for hint in found.hints:
-        console.print(f"look at: {hint}", style="yellow", highlight=False)
-
-
-def _example_lines(example: Example) -> list[RenderableType]:
-    from rich.text import Text
-
-    lines: list[RenderableType] = [Text(f"\n{example.where}", style="bold")]
-    for name, text in example.texts.items():
-        scored = "" if name == "prompt" else ", scored"
-        lines.append(Text(f"{name}, {example.tokens[name]} tokens{scored}:"))
-        lines.append(Text(text, style=STYLES[name]))
-    return lines
-
-
-def to_html(found: Inspection, title: str) -> str:
-    """The findings as one page without scripts or outside resources."""
-    rows = "".join(f"<tr><td>{html.escape(a)}</td><td>{html.escape(b)}</td></tr>" for a, b in found.facts)
-    hints = "".join(f'<li class="hint">{html.escape(hint)}</li>' for hint in found.hints) or "<li>none</li>"
-    charts = "".join(f"<h3>{name}</h3><table>{_bars(bins)}</table>" for name, bins in found.histograms.items())
-    examples = "".join(_html_example(example) for example in found.examples)
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title><style>{CSS}</style>'
-        f"<h1>{html.escape(title)}</h1><h2>To look at</h2><ul>{hints}</ul><h2>Counts</h2><table>{rows}</table>"
-        f"<h2>Tokens</h2>{charts}<h2>Examples</h2><p>Coloured tokens are scored.</p>{examples}</html>\n"
-    )
-
-
-def _bars(bins: list[tuple[int, int, int]]) -> str:
-    most = max(count for _, _, count in bins)
-    return "".join(
-        f'<tr><td>{first}-{last}</td><td><span class="bar" style="width:{20 * count / most:.2f}rem"></span> '
-        f"{count:,}</td></tr>"
-        for first, last, count in bins
-    )
-
-
-def _html_example(example: Example) -> str:
-    spans = "\n".join(f'<span class="{name}">{html.escape(text)}</span>' for name, text in example.texts.items())
-    return f"<h3>{html.escape(example.where)}</h3><pre>{spans}</pre>"
+def pieces_of(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[tuple[str, bool]]:
+    """The text of each token in its place, and whether it is special; tokens of one character come together."""
+    special = set(tokenizer.all_special_ids)
+    pieces: list[tuple[str, bool]] = []
+    before: list[int] = []
+    group: list[int] = []
+    for number, token in enumerate(ids):
+        group.append(token)
+        # After the token before it, because a decoder may treat the first token in its own way.
+        text = tokenizer.decode(before + group)[len(tokenizer.decode(before)) :]
+        if text.endswith("\ufffd") and len(group) < 8 and number + 1 < len(ids):
+            continue
+        pieces.append((text, token in special))
+        before, group = [token], []
+    return pieces

@@ -1,0 +1,88 @@
+"""Findings in the terminal, a few lines of each text, and as an HTML page with all of them."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from adadpo_lightning.data.inspection.findings import Example, Inspection
+
+STYLES = {"prompt": "dim", "chosen": "green", "rejected": "red"}
+BAR_WIDTH = 30
+# What the terminal shows of one text; half of it from the text's end.
+SHOWN_LINES = 6
+SHOWN_CHARACTERS = 400
+
+
+def print_inspection(found: Inspection, console: Console) -> None:
+    """Show the findings in a terminal."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("what", "count", title="Preference data")
+    for fact in found.facts:
+        table.add_row(*map(Text, fact))
+    console.print(table)
+    for name, bins in found.histograms.items():
+        console.print(f"tokens: {name}")
+        most = max(count for _, _, count in bins)
+        for first, last, count in bins:
+            console.print(
+                f"  {f'{first}-{last}':>13} {'█' * round(BAR_WIDTH * count / most)} {count:,}", highlight=False
+            )
+    for example in found.examples:
+        console.print(*_example_lines(example), sep="\n")
+    for hint in found.hints:
+        console.print(Text(f"check: {hint}", style="yellow"))
+
+
+def _example_lines(example: Example) -> list[RenderableType]:
+    from rich.text import Text
+
+    lines: list[RenderableType] = [Text(f"\n{example.where}", style="bold")]
+    for name, text in example.texts.items():
+        scored = "" if name == "prompt" else ", scored"
+        lines.append(Text(f"{name}, {example.tokens[name]:,} tokens{scored}:"))
+        lines.append(Text(shortened(text), style=STYLES[name]))
+    return lines
+
+
+def shortened(text: str, lines: int = SHOWN_LINES, characters: int = SHOWN_CHARACTERS) -> str:
+    r"""Start and end of a text, and between them how much is left out.
+
+    Args:
+        text: Any text.
+        lines: Lines to keep at most.
+        characters: Characters to keep at most.
+
+    Example:
+        >>> print(shortened("one\ntwo\nthree\nfour\nfive", lines=2))
+        one
+        [... 3 lines, 14 characters left out; --html shows all ...]
+        five
+    """
+    all_lines = text.split("\n")
+    start, end = text, ""
+    if len(all_lines) > lines:
+        start, end = "\n".join(all_lines[: lines // 2]), "\n".join(all_lines[-(lines // 2) :])
+    elif len(text) > characters:
+        start, end = text[: characters // 2], text[-characters // 2 :]
+    else:
+        return text
+    start, end = start[: characters // 2], end[-characters // 2 :]
+    middle = text[len(start) : len(text) - len(end)]
+    whole_lines = max(middle.count("\n") - 1, 0)
+    what = (f"{whole_lines:,} lines, " if whole_lines else "") + f"{len(middle.strip()):,} characters"
+    return f"{start}\n[... {what} left out; --html shows all ...]\n{end}"
+
+
+def to_html(found: Inspection, title: str) -> str:
+    """The findings as one page without scripts or outside resources; all text is escaped."""
+    from jinja2 import Environment, StrictUndefined
+
+    source = files("adadpo_lightning.data.inspection").joinpath("page.html.jinja").read_text(encoding="utf-8")
+    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return page.from_string(source).render(found=found, title=title)

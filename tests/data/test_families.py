@@ -1,0 +1,101 @@
+"""One table: our ids against `apply_chat_template` and against TRL's own preparation, over families of tokenizers."""
+
+import pytest
+
+from adadpo_lightning.data.schema import PreferencePair, read_pair
+from adadpo_lightning.data.tokenize import PairTokenizer, TokenizeOptions
+from tests.support.tokenizers import STYLES, make
+
+SYSTEM = {"role": "system", "content": "You are a helpful assistant."}
+ASKED = {"role": "user", "content": "What is the capital of France?"}
+ANSWERS = [{"role": "assistant", "content": text} for text in ("Paris.", "I am sorry, I can not do that.")]
+TOOLS = [{"type": "function", "function": {"name": "add", "description": "Add.", "parameters": {"type": "object"}}}]
+CALL = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "add"}}]}
+CONVERSATIONS = {
+    "one turn": {"prompt": [ASKED]},
+    "system turn": {"prompt": [SYSTEM, ASKED]},
+    "three turns": {"prompt": [ASKED, {"role": "assistant", "content": "Tell me a joke."}, ASKED]},
+    "tools": {"prompt": [ASKED], "tools": TOOLS},
+    "tool result": {"prompt": [ASKED, CALL, {"role": "tool", "content": "5"}], "tools": TOOLS},
+    "thinking off": {"prompt": [ASKED], "chat_template_kwargs": {"enable_thinking": False}},
+    "thinking on": {"prompt": [ASKED], "chat_template_kwargs": {"enable_thinking": True}},
+}
+FAMILIES = ("llama3", "chatml", "smollm2", "qwen3", "gemma", "mistral")
+# What a family's template refuses or does not read.
+LEFT_OUT = {
+    **{("system turn", family): "refuses a system turn" for family in ("gemma", "mistral")},
+    **{("tool result", family): "has no tool turns" for family in ("llama3", "gemma", "mistral")},
+}
+TABLE = [(name, family) for name in CONVERSATIONS for family in FAMILIES if (name, family) not in LEFT_OUT]
+
+
+def ours(family, row, **options):
+    pair = read_pair(row, "messages")
+    encoded = PairTokenizer(make(family), TokenizeOptions(**options))(pair)
+    return encoded.prompt_ids, encoded.chosen_ids, encoded.rejected_ids
+
+
+def trl_ids(family, row):
+    """What `DPOTrainer` makes of the row, by its own function."""
+    from datasets import Dataset
+    from trl import DPOConfig
+    from trl.trainer.dpo_trainer import DPOTrainer
+
+    tokenizer = make(family)
+    trainer = object.__new__(DPOTrainer)
+    trainer._tokenizer = tokenizer
+    args = DPOConfig(output_dir="unused", max_length=None, report_to=[], use_cpu=True, bf16=False)
+    found = trainer._prepare_dataset(Dataset.from_list([row]), tokenizer, args, "train")[0]
+    return found["prompt_ids"], found["chosen_ids"], found["rejected_ids"]
+
+
+def without_blanks(tokenizer, ids):
+    """TRL also scores the line break that a template writes after the terminator; we do not."""
+    while ids and not tokenizer.decode([ids[-1]]).strip():
+        ids = ids[:-1]
+    return ids
+
+
+@pytest.mark.parametrize(("name", "family"), TABLE, ids=[f"{family}, {name}" for name, family in TABLE])
+def test_ids_are_those_of_the_template_and_of_trl(name, family):
+    conversation, tokenizer = CONVERSATIONS[name], make(family)
+    row = {"chosen": ANSWERS[:1], "rejected": ANSWERS[1:], **conversation}
+    prompt, *answers = ours(family, row)
+    kwargs = {"tools": conversation.get("tools"), **conversation.get("chat_template_kwargs", {}), "return_dict": False}
+    for ids, answer in zip(answers, ANSWERS, strict=True):
+        whole = tokenizer.apply_chat_template([*conversation["prompt"], answer], **kwargs)
+        assert prompt + ids == without_blanks(tokenizer, list(whole))
+        assert ids[-1] == tokenizer.convert_tokens_to_ids(STYLES[family][4])
+    asked = tokenizer.apply_chat_template(conversation["prompt"], add_generation_prompt=True, **kwargs)
+    if name != "thinking off" or family == "qwen3":
+        assert prompt == list(asked)
+    theirs = trl_ids(family, row)
+    assert prompt == theirs[0]
+    assert answers == [without_blanks(tokenizer, ids) for ids in theirs[1:]]
+
+
+@pytest.mark.parametrize("family", ["plain", "llama3", "mistral"])
+def test_text_is_joined_as_trl_joins_it(family):
+    row = {"prompt": "What is the capital of France?", "chosen": " Paris.", "rejected": " I am sorry."}
+    encoded = PairTokenizer(make(family), TokenizeOptions(chat="never"))(PreferencePair(**row))
+    assert [encoded.prompt_ids, encoded.chosen_ids, encoded.rejected_ids] == list(trl_ids(family, row))
+
+
+def test_an_option_sets_what_a_column_does():
+    row = {"prompt": [ASKED], "chosen": ANSWERS[:1], "rejected": ANSWERS[1:]}
+    off = {"enable_thinking": False}
+    assert ours("qwen3", row | {"chat_template_kwargs": off}) == ours("qwen3", row, chat_template_kwargs=off)
+    assert ours("qwen3", row) != ours("qwen3", row, chat_template_kwargs=off)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_text_that_trl_reads_as_rendered_is_read_alike(family):
+    """Rows whose prompt a template rendered, as TRL's own scripts write them."""
+    tokenizer = make(family)
+    prompt = tokenizer.apply_chat_template([ASKED], add_generation_prompt=True, tokenize=False)
+    end = STYLES[family][4]
+    row = {"prompt": prompt, "chosen": "Paris." + end, "rejected": "I am sorry." + end}
+    encode = PairTokenizer(tokenizer, TokenizeOptions())
+    encoded = encode.reads(encode.decide([PreferencePair(**row)]))(PreferencePair(**row))
+    whole = tokenizer(row["prompt"] + row["chosen"], add_special_tokens=False)["input_ids"]
+    assert encoded.prompt_ids + encoded.chosen_ids == whole
