@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from adadpo_lightning.cli.parser import options
 
@@ -23,6 +23,9 @@ def inspect_data(
     max_prompt_length: int | None = None,
     truncation: Literal["drop", "keep_start", "keep_end"] = "keep_start",
     chat: Literal["auto", "always", "never"] = "auto",
+    special_tokens: Literal["auto", "text", "parse"] = "auto",
+    chat_template_kwargs: dict[str, Any] | None = None,
+    examples: int = 3,
 ) -> None:
     """What preference data look like to a model: lengths, drops, cuts, duplicates, terminators, examples.
 
@@ -38,6 +41,9 @@ def inspect_data(
         max_prompt_length: As in ``fit``.
         truncation: As in ``fit``.
         chat: As in ``fit``.
+        special_tokens: As in ``fit``.
+        chat_template_kwargs: As in ``fit``.
+        examples: Pairs to show; the terminal shows a few lines of each text, the page all of it.
     """
     from rich.console import Console
 
@@ -47,11 +53,18 @@ def inspect_data(
     from adadpo_lightning.data.tokenize import TokenizeOptions
     from adadpo_lightning.models.loading import PolicyConfig, load_tokenizer
 
-    how = TokenizeOptions(max_length, max_prompt_length, truncation, chat)
+    how = TokenizeOptions(
+        max_length,
+        max_prompt_length,
+        truncation,
+        chat,
+        special_tokens=special_tokens,
+        chat_template_kwargs=chat_template_kwargs,
+    )
     source = SourceConfig(data, subset, split, columns=columns, format=format)
     encoder = load_tokenizer(PolicyConfig(path=tokenizer))
     prepared = prepare("data", [source], encoder, how, on_bad_row="drop").with_passes(0)
-    found = inspect_pairs(prepared, encoder)
+    found = inspect_pairs(prepared, encoder, examples)
     print_inspection(found, Console())
     if html is not None:
         Path(html).write_text(to_html(found, f"Preference data: {data}"), encoding="utf-8")
