@@ -47,3 +47,11 @@ def test_one_version_everywhere():
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     first = re.search(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert first.group(1) == version
+
+
+def test_contributing_lists_the_rooms_in_the_order_of_the_import_contract():
+    layers = re.search(r"layers = \[\n(.*?)\n\]", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.DOTALL)
+    expected = [sorted(re.findall(r"\w+", line)) for line in layers.group(1).splitlines()]
+    table = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("| room |")[2].partition("\n\n")[0]
+    cells = [row.split("|")[1] for row in table.splitlines()[2:]]
+    assert [sorted(re.findall(r"`(\w+)`", cell)) for cell in cells] == expected
