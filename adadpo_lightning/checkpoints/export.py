@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import json
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from adadpo_lightning.checkpoints.directory import check_free, new_directory
 from adadpo_lightning.checkpoints.integrity import damage
+from adadpo_lightning.checkpoints.parts import read_checkpoint
+from adadpo_lightning.checkpoints.record import KEY, check_version, of_policy
 from adadpo_lightning.checkpoints.shards import converts_weights, export_shards, is_sharded, read_weights, write_live
-from adadpo_lightning.errors import UserError
+from adadpo_lightning.errors import UserError, first_line
+from adadpo_lightning.fingerprint import differences
 from adadpo_lightning.models.adapters import TRAINED
 from adadpo_lightning.models.loading import LoraOptions, PolicyConfig, load_model, load_tokenizer
 
@@ -23,35 +26,65 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from adadpo_lightning.models.policy import PolicyModel
+    from adadpo_lightning.training.module import PreferenceLitModule
 
 POLICY_PREFIX = "policy.model."
+MADE_OF = "training.json"
+# What an export says of its run; paths of the machine stay in the checkpoint.
+RECORDED = ("format", "version", "run", "loss", "reference", "fingerprint")
 
 
-def export_model(model: Any, tokenizer: Any, path: str | Path, *, merge: bool = False) -> None:
+def export_model(
+    model: Any,
+    tokenizer: Any,
+    path: str | Path,
+    *,
+    merge: bool = False,
+    replace: bool = False,
+    made_of: Mapping[str, Any] | None = None,
+) -> None:
     """Write weights (safetensors), config and tokenizer, all or nothing.
 
     Args:
         model: Causal language model, with or without adapters.
         tokenizer: Its tokenizer.
         path: Directory to write; must not exist or be empty.
-        merge: Merge adapters into the base model (which changes `model`) and not write them as adapters.
+        merge: Merge adapters into the base model (which changes `model`) instead of writing them as adapters.
+        replace: Replace a directory that exists.
+        made_of: What to write to ``training.json``.
 
     Raises:
-        UserError: If the directory holds something already.
+        UserError: If the directory holds something already and `replace` is false.
     """
     target = Path(path)
-    check_export_path(target)
+    if not replace:
+        check_free(target)
     if merge and hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
-    with new_directory(target) as partial:
+    with new_directory(target, replace=replace) as partial:
         # A reference adapter beside the trained one stays where it is.
         only = {"selected_adapters": [TRAINED]} if hasattr(model, "peft_config") else {}
         model.save_pretrained(partial, safe_serialization=True, **only)
-        tokenizer.save_pretrained(partial)
+        _write_beside(tokenizer, made_of, partial)
 
 
-def export_policy(policy: PolicyModel, tokenizer: Any, path: str | Path, *, merge: bool, write: bool) -> None:
-    """As `export_model`, for a policy that may be sharded: all ranks call it, and one of them writes.
+def _write_beside(tokenizer: Any, made_of: Mapping[str, Any] | None, folder: Path) -> None:
+    tokenizer.save_pretrained(folder)
+    if made_of is not None:
+        (folder / MADE_OF).write_text(json.dumps(made_of, indent=1), encoding="utf-8")
+
+
+def export_policy(
+    policy: PolicyModel,
+    tokenizer: Any,
+    path: str | Path,
+    *,
+    merge: bool,
+    write: bool,
+    replace: bool = False,
+    made_of: Mapping[str, Any] | None = None,
+) -> None:
+    """As `export_model`, for a policy that may be sharded: every rank must call it, and one of them writes.
 
     Args:
         policy: The policy.
@@ -59,109 +92,178 @@ def export_policy(policy: PolicyModel, tokenizer: Any, path: str | Path, *, merg
         path: Directory to write; must not exist or be empty.
         merge: Merge adapters into the base model.
         write: Whether this rank writes.
+        replace: Replace a directory that exists.
+        made_of: What to write to ``training.json``.
 
     Raises:
-        UserError: If the directory holds something already, or the model has to be whole for this.
+        UserError: If the directory holds something already and `replace` is false, or a sharded model would have to be
+            gathered.
     """
     from torch.distributed.fsdp import FSDPModule
 
     if not isinstance(policy, FSDPModule):
         if write:
-            export_model(policy.model, tokenizer, path, merge=merge)
+            export_model(policy.model, tokenizer, path, merge=merge, replace=replace, made_of=made_of)
         return
-    check_export_path(Path(path))
+    if not replace:
+        check_free(Path(path))
     if merge or converts_weights(policy.causal_lm):
         raise UserError(
-            "export", "the model is sharded and would have to be whole", "export a checkpoint with the command export"
+            "export", "a sharded model would have to be gathered", "export a checkpoint with the command export"
         )
-    torch.distributed.barrier()  # all have looked before one writes
-    policy.reshard()  # what a last validation left gathered is in the type of the computation
+    torch.distributed.barrier()  # every rank has checked the path before one writes
+    policy.reshard()  # what the last validation left gathered has the dtype of the computation
     if not write:
         write_live(policy.model, None)
         return
-    with new_directory(Path(path)) as partial:
+    with new_directory(Path(path), replace=replace) as partial:
         write_live(policy.model, partial)
-        tokenizer.save_pretrained(partial)
+        _write_beside(tokenizer, made_of, partial)
 
 
-@contextmanager
-def new_directory(target: Path) -> Iterator[Path]:
-    """A directory to fill, which becomes `target` when all of it is there, and is removed if that fails."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the target, so that the last step is a rename and not a copy that could stop half-way.
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        yield partial
-        partial.chmod(0o755)
-        if target.exists():
-            target.rmdir()
-        partial.rename(target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+def export_module(module: PreferenceLitModule, path: str | Path, *, merge: bool = False, replace: bool = False) -> None:
+    """Write a module's policy, its tokenizer with the chat template of the training pairs, and what it was made of.
 
+    Every rank must call this; rank zero writes.
 
-def check_export_path(target: Path) -> None:
-    """Never write into a directory that holds something.
+    Args:
+        module: A module with its trainer.
+        path: Directory to write.
+        merge: Merge adapters into the base model.
+        replace: Replace a directory that exists.
 
     Raises:
-        UserError: If `target` is a file or a directory that is not empty.
+        UserError: If the directory holds something already and `replace` is false.
     """
-    if target.is_file() or (target.is_dir() and any(target.iterdir())):
-        raise UserError("output", f"{target} exists and is not empty", "choose another directory")
+    record = module.run_record.content(module)
+    tokenizer = with_template(module.tokenizer, record["chat_template"])
+    made_of = {name: record[name] for name in RECORDED} | {"step": module.trainer.global_step}
+    write = module.trainer.is_global_zero
+    export_policy(module.built_policy, tokenizer, path, merge=merge, write=write, replace=replace, made_of=made_of)
 
 
-def export_checkpoint(checkpoint: str, output: str, *, merge: bool = False) -> None:
+def with_template(tokenizer: Any, template: Any) -> Any:
+    """A tokenizer with the chat template that the training pairs were rendered with; without one, as it is."""
+    if template is None or tokenizer.chat_template == template:
+        return tokenizer
+    own = deepcopy(tokenizer)
+    own.chat_template = template
+    return own
+
+
+def exported_by(path: Path) -> str | None:
+    """The run that wrote an export; None if nothing says so."""
+    try:
+        run: str | None = json.loads((path / MADE_OF).read_text(encoding="utf-8")).get("run")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return run
+
+
+def export_checkpoint(checkpoint: str, output: str, *, merge: bool = False, base: str | None = None) -> None:
     """Write the policy of a checkpoint of ``fit``, a file or a directory of shards, as a Hugging Face directory.
 
     Shards are put together one output file at a time; no more of the model is ever in memory.
 
+    Args:
+        checkpoint: The checkpoint.
+        output: Directory to write; must not exist or be empty.
+        merge: Merge LoRA adapters into the base model.
+        base: Where the model is that training started from; None takes the path that the checkpoint names.
+
     Raises:
-        UserError: If the checkpoint is missing or was not written by this package.
+        UserError: If the checkpoint is missing, damaged, or was not written by this package, or if the model that
+            training started from has changed.
     """
     source, target = Path(checkpoint), Path(output)
-    check_export_path(target)
+    check_free(target)
+    content = _content(source)
+    record = content[KEY]
+    config = recorded_policy(record)
+    if base is not None:
+        config = replace(config, path=base, revision=None)
+    check_base(record, config)
+    tokenizer = with_template(load_tokenizer(config), record.get("chat_template"))
+    made_of = {name: record[name] for name in RECORDED if name in record} | {"step": content.get("global_step")}
     sharded = is_sharded(source)
-    if not sharded and not source.is_file():
-        raise UserError(
-            "checkpoint", f"there is no file or directory of shards {checkpoint}", "give one from a run's checkpoints/"
-        )
-    if (reason := damage(source)) is not None:
-        raise UserError(
-            "checkpoint", f"{checkpoint} is damaged: {reason}", "give another one of the run's checkpoints/"
-        )
-    content = torch.load(
-        source / "meta.pt" if sharded else source, map_location="cpu", weights_only=True, mmap=not sharded
-    )
-    if "adadpo_lightning" not in content:
-        raise UserError("checkpoint", f"{checkpoint} was not written by adadpo_lightning")
-    values = dict(content["adadpo_lightning"]["policy"])
-    values["lora"] = None if values["lora"] is None else LoraOptions(**values["lora"])
-    config = PolicyConfig(**values)
-    tokenizer = load_tokenizer(config)
     if sharded and config.lora is None and not config.trust_remote_code:
         empty = load_model(config, tokenizer, empty=True)
         if not converts_weights(empty):
             with new_directory(target) as partial:
                 export_shards(source, empty, POLICY_PREFIX, partial)
-                tokenizer.save_pretrained(partial)
+                _write_beside(tokenizer, made_of, partial)
             return
     model = load_model(config, tokenizer)
     load_policy_weights(model, read_weights(source) if sharded else content["state_dict"])
-    export_model(model, tokenizer, output, merge=merge)
+    export_model(model, tokenizer, output, merge=merge, made_of=made_of)
+
+
+def _content(source: Path) -> Any:
+    if not is_sharded(source) and not source.is_file():
+        raise UserError(
+            "checkpoint", f"no file or directory of shards {source} found", "give one from a run's checkpoints/"
+        )
+    if (reason := damage(source)) is not None:
+        raise UserError("checkpoint", f"{source} is damaged: {reason}", "give another one from the run's checkpoints/")
+    content = read_checkpoint(source)
+    if not isinstance(content, dict) or not isinstance(content.get(KEY), dict):
+        raise UserError("checkpoint", f"{source} was not written by adadpo_lightning")
+    return content
+
+
+def recorded_policy(record: Mapping[str, Any]) -> PolicyConfig:
+    """The policy config of a checkpoint's record.
+
+    Raises:
+        UserError: If this version does not know what it says.
+    """
+    check_version(record)
+    try:
+        values = dict(record["policy"])
+        lora = values.pop("lora")
+        return PolicyConfig(**values, lora=None if lora is None else LoraOptions(**lora))
+    except (KeyError, TypeError, ValueError) as error:
+        written = record.get("version", "an unknown version")
+        raise UserError(
+            "checkpoint", f"its record of the policy, written by {written}, cannot be read: {error}"
+        ) from error
+
+
+def check_base(record: Mapping[str, Any], config: PolicyConfig) -> None:
+    """Stop if the model that training started from has changed: config, and for adapters the weights.
+
+    Raises:
+        UserError: Naming what differs.
+    """
+    if "fingerprint" not in record:
+        return
+    parts = [record["fingerprint"]["inputs"]["model"]["policy"], of_policy(config)]
+    if config.lora is None:
+        parts = [{**part, "path": {**part.get("path", {}), "weights": None}} for part in parts]
+    if changed := differences(parts[0], parts[1]):
+        lines = "\n  ".join(changed)
+        raise UserError(
+            "checkpoint",
+            f"the model at {config.path} is not the one that training started from:\n  {lines}\n ",
+            "restore it, or give its place as --base",
+        )
 
 
 def load_policy_weights(model: Any, state_dict: Mapping[str, Tensor]) -> None:
-    """Copy a checkpoint's policy weights into a model; with adapters the checkpoint holds these alone.
+    """Copy a checkpoint's policy weights into a model; with adapters the checkpoint holds only them.
 
     Raises:
-        UserError: If a trained weight is missing or one has no place.
+        UserError: If a trained weight is missing, or the model has no such weight or one of another shape.
     """
     weights = {k.removeprefix(POLICY_PREFIX): v for k, v in state_dict.items() if k.startswith(POLICY_PREFIX)}
-    missing, unexpected = model.load_state_dict(weights, strict=False)
+    try:
+        missing, unexpected = model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:  # torch's word for weights of another shape
+        raise UserError("checkpoint", f"does not fit the model it names: {first_line(error)}") from error
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     lost = trained.intersection(missing)
     if lost or unexpected:
         raise UserError(
             "checkpoint",
-            f"does not fit the model it names: missing {sorted(lost)[:3]}, without a place {sorted(unexpected)[:3]}",
+            f"does not fit the model it names: missing {sorted(lost)[:3]}, not in the model {sorted(unexpected)[:3]}",
         )

@@ -162,7 +162,7 @@ def portable(config: PolicyConfig) -> dict[str, Any]:
 
 def training_tokenizer(module: PreferenceLitModule) -> Any:
     """The tokenizer whose chat template renders the pairs."""
-    data = getattr(module.trainer, "datamodule", None)
+    data = getattr(getattr(module, "_trainer", None), "datamodule", None)  # not `trainer`, which raises without one
     return module.tokenizer if data is None else getattr(data, "tokenizer", module.tokenizer)
 
 

@@ -18,8 +18,8 @@ from torch.distributed.fsdp import FSDPModule
 from adadpo_lightning import log
 from adadpo_lightning.callbacks.defaults import complete
 from adadpo_lightning.callbacks.refused import refuse_unsupported
-from adadpo_lightning.checkpoints.export import export_policy
-from adadpo_lightning.checkpoints.record import KEY, RunRecord
+from adadpo_lightning.checkpoints.export import check_base, export_policy, with_template
+from adadpo_lightning.checkpoints.record import KEY, RunRecord, training_tokenizer
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.losses import PreferenceLoss
 from adadpo_lightning.metrics.functional import kl_terms
@@ -220,7 +220,8 @@ class PreferenceLitModule(LightningModule):
             **overrides: Arguments of the module in place of the checkpoint's.
 
         Raises:
-            UserError: If the file is missing, damaged, sharded or of another program, or its loss is not found.
+            UserError: If the file is missing, damaged, sharded or of another program, if its loss is not found, or if the
+                base model has changed.
 
         Example:
             ::
@@ -231,6 +232,8 @@ class PreferenceLitModule(LightningModule):
         content = rebuild.read(checkpoint_path)
         record = content[KEY]
         module = cls(**rebuild.arguments_of(record, overrides))
+        if "policy" not in overrides:
+            check_base(record, module.policy_config)
         if record.get("chat_template") is not None:
             module.tokenizer.chat_template = record["chat_template"]
         module._build_policy()
@@ -285,7 +288,8 @@ class PreferenceLitModule(LightningModule):
         if merge and self.policy_config.lora is not None and not isinstance(policy, FSDPModule):
             policy = deepcopy(policy)
         write = self._trainer is None or self.trainer.is_global_zero
-        export_policy(policy, self.tokenizer, path, merge=merge, write=write)
+        tokenizer = with_template(self.tokenizer, training_tokenizer(self).chat_template)
+        export_policy(policy, tokenizer, path, merge=merge, write=write)
 
     def on_train_start(self) -> None:
         """Let the config decide what a restored optimizer would remember: rate, decay, betas and eps."""

@@ -1,6 +1,7 @@
 """What is exported is what transformers loads, all of it or nothing."""
 
 import json
+import shutil
 from dataclasses import asdict
 
 import pytest
@@ -11,6 +12,8 @@ from adadpo_lightning.checkpoints.export import export_checkpoint, export_model
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.models.loading import LoraOptions, PolicyConfig, load_model, load_tokenizer
 from adadpo_lightning.models.policy import PolicyModel
+from tests.support.runs import arguments, run
+from tests.support.tiny import make_model_dir, make_rows, write_rows
 
 IDS = torch.tensor([[1, 5, 9, 2, 7]])
 
@@ -127,7 +130,7 @@ def test_checkpoint(model_dir, tmp_path, lora):
 
 
 def test_missing_checkpoint(tmp_path):
-    with pytest.raises(UserError, match=r"checkpoint: there is no file .*none\.ckpt"):
+    with pytest.raises(UserError, match=r"checkpoint: no file or directory of shards .*none\.ckpt found"):
         export_checkpoint(str(tmp_path / "none.ckpt"), str(tmp_path / "out"))
 
 
@@ -146,3 +149,57 @@ def test_checkpoint_that_lacks_a_weight(model_dir, tmp_path):
     with pytest.raises(UserError, match=r"missing \['model\.norm\.weight'\]"):
         export_checkpoint(path, str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+# From a run: what its checkpoint and its callback export.
+
+TEMPLATE = "{% for m in messages %} <user> {{ m['content'] }} <eos>{% endfor %}"
+LORA = ["--model.policy.lora.r=2", "--model.policy.lora.target_modules=[q_proj,v_proj]"]
+
+
+@pytest.fixture(params=["chat_template", "tokenizer"])
+def exported(request, tmp_path, model_dir):
+    """The folder of a LoRA run whose pairs have a chat template that the policy's directory lacks, and its export."""
+    template = tmp_path / "template.jinja"
+    template.write_text(TEMPLATE)
+    model = shutil.copytree(model_dir, tmp_path / "model")
+    other = shutil.copytree(model_dir, tmp_path / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(other)
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(other)
+    pairs = write_rows(tmp_path / "pairs.jsonl", make_rows(8))
+    how = f"--data.chat_template={template}" if request.param == "chat_template" else f"--data.tokenizer={other}"
+    options = [how, "--trainer.max_steps=1", "--trainer.callbacks+=adadpo_lightning.callbacks.ExportHF", *LORA]
+    args = arguments(model, pairs, tmp_path / "out", *options)
+    assert run(args) == 0
+    return tmp_path
+
+
+def test_an_export_has_the_template_of_the_pairs_and_its_base_must_not_change(exported, capsys):
+    folder = exported
+    checkpoint = f"--checkpoint={folder}/out/checkpoints/last.ckpt"
+    assert run(["export", checkpoint, f"--output={folder}/by_command"]) == 0
+    for name in ("out/export", "by_command"):
+        assert AutoTokenizer.from_pretrained(folder / name).chat_template == TEMPLATE
+        assert json.loads((folder / name / "training.json").read_text())["step"] == 1
+    shutil.move(folder / "model", folder / "moved")
+    assert run(["export", checkpoint, f"--output={folder}/again", f"--base={folder}/moved", "--merge=true"]) == 0
+    make_model_dir(folder / "model", seed=1)
+    assert run(["export", checkpoint, f"--output={folder}/wrong", "--merge=true"]) == 2
+    assert "path.weights.model.safetensors: " in capsys.readouterr().err
+    assert not (folder / "wrong").exists()
+
+
+def test_a_resumed_run_replaces_its_own_export_and_no_other(tmp_path, model_dir, capsys):
+    pairs = write_rows(tmp_path / "pairs.jsonl", make_rows(8))
+    export = ["--trainer.callbacks+=adadpo_lightning.callbacks.ExportHF", "--auto_resume=true", "--trainer.max_steps=1"]
+    args = arguments(model_dir, pairs, tmp_path / "out", *export, f"--trainer.callbacks.path={tmp_path / 'export'}")
+    assert run(args) == 0
+    before = (tmp_path / "export").stat().st_ino
+    (tmp_path / "out/finished.json").unlink()  # killed after the export
+    assert run(args) == 0
+    assert (tmp_path / "export").stat().st_ino != before
+    other = [arg.replace(str(tmp_path / "out"), str(tmp_path / "other")) for arg in args]
+    assert run(other) == 2
+    assert "export exists and is not empty" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()  # found before the first step

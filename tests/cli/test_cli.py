@@ -194,7 +194,7 @@ BAD_ARGUMENTS = {
         "model.reference: DPO needs a reference",
     ),
     "missing config": (["fit", "--config=nosuch.yaml"], "nosuch.yaml"),
-    "missing checkpoint": (["export", "--checkpoint=nosuch.ckpt", "--output=x"], "of shards nosuch.ckpt"),
+    "missing checkpoint": (["export", "--checkpoint=nosuch.ckpt", "--output=x"], "of shards nosuch.ckpt found"),
 }
 
 

@@ -11,18 +11,19 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
 
-def export(checkpoint: str, output: str, merge: bool = False) -> None:
+def export(checkpoint: str, output: str, merge: bool = False, base: str | None = None) -> None:
     """Write a checkpoint's policy as a Hugging Face directory.
 
     Args:
         checkpoint: Checkpoint file or directory of ``fit``.
         output: Directory to write; must be empty or not exist.
         merge: Merge LoRA adapters into the base model instead of writing them as adapters.
+        base: Directory of the model that training started from, if it was moved; null takes the recorded one.
     """
     from adadpo_lightning.checkpoints.export import export_checkpoint
     from adadpo_lightning.checkpoints.model_card import write_card
 
-    export_checkpoint(checkpoint, output, merge=merge)
+    export_checkpoint(checkpoint, output, merge=merge, base=base)
     write_card(Path(output), Path(checkpoint).resolve().parent.parent)
     print(f"exported to {output}")
 
