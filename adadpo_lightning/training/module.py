@@ -220,8 +220,8 @@ class PreferenceLitModule(LightningModule):
             **overrides: Arguments of the module in place of the checkpoint's.
 
         Raises:
-            UserError: If the file is missing, damaged, sharded or of another program, if its loss is not found, or if the
-                base model has changed.
+            UserError: If the file is missing, damaged, sharded or of another program, if its loss is not found, or if
+                the base model has changed.
 
         Example:
             ::
