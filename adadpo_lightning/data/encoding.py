@@ -6,7 +6,8 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 from adadpo_lightning.data.files import decode
-from adadpo_lightning.data.schema import BadRow, PreferencePair, read_pair, rename_columns
+from adadpo_lightning.data.formats import read_pair, rename_columns
+from adadpo_lightning.data.schema import BadRow, PreferencePair
 from adadpo_lightning.data.tokenize import PairTokenizer, one_text
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adadpo_lightning.data.schema import BadRow
-from adadpo_lightning.errors import UserError
+from adadpo_lightning.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -208,8 +208,3 @@ def read_parquet(path: Path) -> Batches:
 
     file = pq.ParquetFile(path)
     return file.schema_arrow, file.iter_batches(batch_size=ROWS_PER_BATCH)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its type."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

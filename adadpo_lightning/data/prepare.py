@@ -12,9 +12,10 @@ import numpy as np
 from adadpo_lightning import fingerprint
 from adadpo_lightning.data.cache import cache_folder, writing
 from adadpo_lightning.data.encoding import ACCOUNT, BLANK, FORMAT_VERSION, features, tokenize_row
+from adadpo_lightning.data.formats import detect_format, read_pair, rename_columns
 from adadpo_lightning.data.prepared import Prepared, split_by_prompt
 from adadpo_lightning.data.report import DataReport, report_table
-from adadpo_lightning.data.schema import IDENTICAL, BadRow, PreferencePair, detect_format, read_pair, rename_columns
+from adadpo_lightning.data.schema import IDENTICAL, BadRow, PreferencePair
 from adadpo_lightning.data.sources import Rows, SourceConfig, load_rows
 from adadpo_lightning.data.tokenize import PairTokenizer, TokenizeOptions
 from adadpo_lightning.data.truncate import TOO_LONG

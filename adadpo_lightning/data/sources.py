@@ -17,15 +17,15 @@ from adadpo_lightning.data.files import (
     JSON_TYPES,
     NO_ROWS,
     decode,
-    first_line,
     is_json_array,
     read_csv,
     read_json_array,
     read_json_lines,
     read_parquet,
 )
-from adadpo_lightning.data.schema import FORMATS, BadRow
-from adadpo_lightning.errors import UserError, did_you_mean
+from adadpo_lightning.data.formats import check_format
+from adadpo_lightning.data.schema import BadRow
+from adadpo_lightning.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -50,7 +50,7 @@ class SourceConfig:
             seed (the same half in every epoch), 1.5 each once and a half of them twice.
         columns: From this package's names (prompt, chosen, rejected, system, tools, messages, weight, margin,
             chat_template_kwargs) to the dataset's.
-        format: Shape of the rows, one of `schema.FORMATS`; null detects it.
+        format: Shape of the rows, one of `formats.FORMATS`; null detects it.
     """
 
     path: str
@@ -65,10 +65,8 @@ class SourceConfig:
         """Check what needs no reading."""
         if self.weight <= 0:
             raise UserError(f"{self.path}: weight", f"expected a number above 0, got {self.weight}")
-        if self.format is not None and self.format not in FORMATS:
-            raise UserError(
-                f"{self.path}: format", f"unknown format {self.format!r}", did_you_mean(self.format, FORMATS)
-            )
+        if self.format is not None:
+            check_format(self.format, f"{self.path}: format")
 
 
 class Part(NamedTuple):

@@ -2,7 +2,8 @@
 
 import pytest
 
-from adadpo_lightning.data.schema import PreferencePair, read_pair
+from adadpo_lightning.data.formats import read_pair
+from adadpo_lightning.data.schema import PreferencePair
 from adadpo_lightning.data.tokenize import PairTokenizer, TokenizeOptions
 from tests.support.tokenizers import STYLES, make
 

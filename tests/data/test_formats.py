@@ -4,16 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adadpo_lightning.data.schema import (
-    FORMATS,
-    IDENTICAL,
-    BadRow,
-    PreferencePair,
-    detect_format,
-    read_pair,
-    register_format,
-    rename_columns,
-)
+from adadpo_lightning.data.formats import FORMATS, detect_format, read_pair, register_format, registry, rename_columns
+from adadpo_lightning.data.schema import IDENTICAL, BadRow, PreferencePair
 from adadpo_lightning.errors import UserError
 
 
@@ -146,7 +138,7 @@ BAD = {
         "rejected has no text",
     ),
     "equal": ({"prompt": "a", "chosen": "b", "rejected": "b"}, "text", IDENTICAL, ""),
-    "no messages": ({"prompt": "a", "chosen": [], "rejected": []}, "messages", "not messages", "chosen is to be"),
+    "no messages": ({"prompt": "a", "chosen": [], "rejected": []}, "messages", "not messages", "chosen must be"),
     "list of text": ({"prompt": "a", "chosen": ["x"], "rejected": ["y"]}, "messages", "not messages", ""),
     "no role": ({"prompt": "a", "chosen": [{"content": "x"}], "rejected": []}, "messages", "not messages", "no role"),
     "number as content": (
@@ -289,3 +281,34 @@ def test_any_row_is_a_pair_or_a_bad_row(row, fmt):
     assert pair.prompt
     assert pair.chosen != pair.rejected
     assert isinstance(pair.prompt_key, str)
+
+
+class Plugin:
+    """An entry point of an installed package."""
+
+    name, dist = "theirs", None
+
+    def __init__(self, error=None):
+        self.error = error
+
+    def load(self):
+        if self.error is not None:
+            raise self.error
+        read = register_format("theirs", lambda row: "ask" in row)
+        read(lambda row: PreferencePair(row["ask"], row["good"], row["bad"]))
+
+
+def test_an_installed_package_adds_a_format(monkeypatch):
+    row = {"ask": "a", "good": "b", "bad": "c"}
+    try:
+        registry.load_plugins.cache_clear()
+        monkeypatch.setattr(registry, "entry_points", lambda group: [Plugin()])
+        assert detect_format([row], "x") == "theirs"
+        assert read_pair(row, "theirs") == PreferencePair("a", "b", "c")
+        registry.load_plugins.cache_clear()
+        monkeypatch.setattr(registry, "entry_points", lambda group: [Plugin(ImportError("no torch2"))])
+        with pytest.raises(UserError, match=r"entry point 'theirs' of unknown package: .*ImportError: no torch2"):
+            detect_format([row], "x")
+    finally:
+        FORMATS.pop("theirs", None)
+        registry.load_plugins.cache_clear()
