@@ -194,7 +194,11 @@ def pages() -> dict[str, str]:
             "From files to micro-batches.",
             ["PreferenceDataModule", "SourceConfig", "types.EncodedPair", "types.PreferenceBatch"],
         ),
-        "api/models.md": api("Models", "Which model to train, and how to load it.", ["PolicyConfig", "LoraOptions"]),
+        "api/models.md": api(
+            "Models and references",
+            "Which model to train, how to load it, and a moving reference.",
+            ["PolicyConfig", "LoraOptions", "SyncOptions"],
+        ),
         "api/training.md": api(
             "Training",
             "The LightningModule, its optimizer and the FSDP2 strategy.",
@@ -204,7 +208,7 @@ def pages() -> dict[str, str]:
                 "SchedulerConfig",
                 "strategies.FSDP2",
                 "types.StepOutput",
-                "errors.UserError",
+                "UserError",
             ],
         ),
         "api/callbacks.md": api(
@@ -215,10 +219,11 @@ def pages() -> dict[str, str]:
             "Generation and evaluation",
             "Sampling answers, and win rates by a judge.",
             [
+                "SamplingOptions",
                 "generation.options.GenerateOptions",
                 "evaluation.options.EvaluateOptions",
                 "evaluation.judges.base.Judge",
-                "evaluation.judges.base.Comparison",
+                "evaluation.comparisons.Comparison",
                 "evaluation.judges.base.register_judge",
                 "evaluation.judges.base.available_judges",
                 "evaluation.judges.base.build_judge",

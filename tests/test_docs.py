@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import adadpo_lightning
 from adadpo_lightning.cli.fit_options import known_options
 from adadpo_lightning.losses import registry
 
@@ -42,6 +43,11 @@ def generated(make_docs):
 
 def test_the_list_of_generated_pages(generated):
     assert sorted(generated) == sorted(GENERATED)
+
+
+def test_every_root_name_is_in_the_api_reference(generated):
+    directives = set(re.findall(r"^::: (?:\w+\.)*(\w+)$", "".join(generated.values()), re.MULTILINE))
+    assert set(adadpo_lightning.__all__) - {"__version__"} <= directives
 
 
 @pytest.mark.parametrize("name", GENERATED)
