@@ -174,7 +174,7 @@ def read_number(row: Row, name: str, where: str) -> float | None:
         return None
     try:
         number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise UserError(f"{where}: {name}", f"expected a number, got {_shown(value)}", "fix the row")
@@ -219,7 +219,7 @@ def _item(value: Any, key: Any) -> Any:
     """An item of a list or mapping; None if there is none."""
     try:
         return value[key] if isinstance(value, (list, Mapping)) else None
-    except (KeyError, IndexError):
+    except (KeyError, IndexError, TypeError):
         return None
 
 

@@ -29,6 +29,8 @@ BAD_ROWS = {
     "half": ({"tokens": 1.5}, ": tokens: expected a whole number of tokens, got 1.5"),
     "tokens": ({"tokens": "many"}, ": tokens: expected a number, got str 'many'"),
     "difficulty": ({"instruction_difficulty": "hard"}, ": instruction_difficulty: expected a number, got str 'hard'"),
+    "list of lists": ({"response": [["a"]]}, ": response: expected text, got null"),
+    "huge": ({"tokens": 10**400}, ": tokens: expected a number, got int '1000"),
     "bool": ({"difficulty": True}, ": difficulty: expected a number, got bool 'True'"),
     "finished": ({"finished": "no"}, ": finished: expected true or false, got str 'no'"),
 }
