@@ -112,6 +112,7 @@ class Probe(Callback):
         shortest, middle, longest = sizes
         begun, update, measured = time.perf_counter(), 0.0, [self._time(trainer, module, plan, batches, shortest)]
         update = _update_seconds(trainer)
+        measured[0].peak = peak_bytes()  # with the optimizer's state, which every later step has
         for rows in (longest, middle):
             tokens = int(plan.lengths[list(rows)].sum())
             expected = measured[0].seconds * tokens / measured[0].tokens

@@ -5,24 +5,21 @@ import itertools
 import json
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from scipy import stats
 
 from adadpo_lightning.errors import UserError
-from adadpo_lightning.study.grid import Arm, StudyConfig, cells_of
-from adadpo_lightning.study.report import twin_pairs, write_report
-from adadpo_lightning.study.statistics import (
-    best_point,
-    count_wins,
-    effect,
-    effect_of_best,
-    measures_of,
-    read_results,
-    sign_flip,
-    t_interval,
-)
+from adadpo_lightning.shipped import find_config
+from adadpo_lightning.study.comparisons import best_point, effect, effect_of_best, twin_pairs
+from adadpo_lightning.study.directory import fingerprint_of
+from adadpo_lightning.study.grid import Arm, EmbeddedTaskConfig, StudyConfig, cells_of, jobs_of
+from adadpo_lightning.study.report import render, write_report
+from adadpo_lightning.study.results import measures_of, read_results, read_table
+from adadpo_lightning.study.statistics import count_wins, sign_flip, t_interval
 
 ARMS = {
     "dpo": Arm("dpo"),
@@ -68,6 +65,10 @@ def make_study(root, seeds=(0, 1, 2, 3), shift=None, paper=None, skip=(), failed
     return study
 
 
+def lc_of(results, arm, point, seed):
+    return results.table.loc[(arm, *point, seed), "lc"]
+
+
 def test_t_interval_is_scipys():
     values = np.random.default_rng(1).normal(size=7)
     mean, low, high = t_interval(list(values))
@@ -106,7 +107,7 @@ def test_effects_are_paired_by_cell_and_averaged_by_seed(tmp_path):
     by_hand = [
         np.mean(
             [
-                results.values["adadpo", p, seed]["lc"] - results.values["dpo", p, seed]["lc"]
+                lc_of(results, "adadpo", p, seed) - lc_of(results, "dpo", p, seed)
                 for p in itertools.product((1e-4, 1e-3), (0.1, 0.3))
             ]
         )
@@ -155,7 +156,7 @@ def test_failed_and_missing_cells_are_left_out_of_both_sides(tmp_path):
     assert results.missing == [gone]
     found = effect(results, "adadpo", "dpo", "lc")
     points = [p for p in itertools.product((1e-4, 1e-3), (0.1, 0.3)) if p != (1e-3, 0.3)]
-    expected = np.mean([results.values["adadpo", p, 1]["lc"] - results.values["dpo", p, 1]["lc"] for p in points])
+    expected = np.mean([lc_of(results, "adadpo", p, 1) - lc_of(results, "dpo", p, 1) for p in points])
     assert found.by_seed[1] == pytest.approx(expected)
     text = write_report(study, tmp_path / "report").read_text()
     assert "62 runs done, 1 failed, 1 missing" in text
@@ -194,3 +195,49 @@ def test_without_a_judge_the_validation_pairs_speak(tmp_path):
     text = write_report(study, tmp_path / "report").read_text()
     assert "**adadpo - dpo** (twin), reward accuracy: +0.0 points" in text
     assert "Clopper-Pearson" not in text
+
+
+def numbers(line):
+    return [float(text) for text in re.findall(r"[-+]?\d+\.?\d*(?:e-?\d+)?", line)]
+
+
+@pytest.mark.parametrize("name", ["embedded_grid", "embedded_twins", "real_text"])
+def test_committed_results_give_the_figures_of_the_committed_reports(name):
+    """Every sentence and every table cell again, from six digits a value."""
+    config = yaml.safe_load(find_config(f"study/{name}.yaml").read_text())
+    arms = {arm: Arm(**options) for arm, options in config.pop("arms").items()}
+    sizes = config.pop("embedded", None)
+    study = StudyConfig(**config, arms=arms, **({"embedded": EmbeddedTaskConfig(**sizes)} if sizes else {}))
+    folder = Path("docs/study") / name
+    committed = (folder / "report.md").read_text().splitlines()
+    lines = render(study, read_table(folder / "results.csv"), {}).splitlines()
+    wanted = [line for line in committed[4:] if line.startswith(("|", "- ", "## "))]
+    found = [line for line in lines[4:] if line.startswith(("|", "- ", "## "))]
+    assert len(found) == len(wanted) > 15
+    differing = [(new, old) for new, old in zip(found, wanted, strict=True) if new != old and "---" not in old]
+    # Six digits may round a last digit the other way, or tip a seed whose difference is 0.
+    assert len(differing) <= 0.15 * len(found)
+    for new, old in differing:
+        assert re.sub(r"[-+]?[\d.]+", "#", new) == re.sub(r"[-+]?[\d.]+", "#", old)
+        assert numbers(new) == pytest.approx(numbers(old), abs=1.001)
+
+
+def test_cells_of_different_configs_are_not_reported_together(tmp_path):
+    study = make_study(tmp_path)
+    for number, job in enumerate(jobs_of(study)[-2:]):
+        path = tmp_path / "cells" / job.name / "result.json"
+        made_under = fingerprint_of(study, job)
+        made_under["shared"]["fit_configs"]["1"]["trainer"]["max_epochs"] = 1 + 2 * number
+        path.write_text(json.dumps({**json.loads(path.read_text()), "fingerprint": made_under}))
+    with pytest.raises(UserError, match=r"different settings: fit_configs\.1\.trainer\.max_epochs: 1 -> 3"):
+        read_results(study)
+
+
+def test_a_study_without_any_measure_has_a_report(tmp_path):
+    study = make_study(tmp_path / "study")
+    for path in (tmp_path / "study").glob("cells/*/result.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "metrics": {"val/loss": 0.5}}))
+    text = write_report(study, tmp_path / "report").read_text()
+    assert "no cell has this measure" in text
+    assert "nan" not in text
+    assert "| dpo | 0.0001 | 0.1 | 4 |" in text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,15 +13,15 @@ from adadpo_lightning.errors import UserError
 from adadpo_lightning.metrics import names
 from adadpo_lightning.runs.figures import INK, PALE, colours, save
 from adadpo_lightning.runs.logs import read_tables
-from adadpo_lightning.study.statistics import MEASURES, Point, Results, best_point, effect
+from adadpo_lightning.study.comparisons import best_point, effect
+from adadpo_lightning.study.results import MEASURES, Point, Results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from adadpo_lightning.study.grid import StudyConfig
-    from adadpo_lightning.study.report import Comparison
+    from adadpo_lightning.study.comparisons import Comparison
 
 CURVES = {
     names.train(names.BALANCE_RATIO): "gradient balance ratio, per token",
@@ -33,8 +33,13 @@ CURVES = {
 }
 
 
-def draw_figures(study: StudyConfig, results: Results, pairs: Sequence[Comparison], output: Path) -> dict[str, str]:
+def draw_figures(results: Results, groups: Mapping[Comparison, Sequence[Comparison]], output: Path) -> dict[str, str]:
     """Draw what the results have data for.
+
+    Args:
+        results: Of the study.
+        groups: Each pair of twins, and what to see it beside.
+        output: Directory to write to.
 
     Returns:
         From the name of each figure's file to its caption.
@@ -42,12 +47,10 @@ def draw_figures(study: StudyConfig, results: Results, pairs: Sequence[Compariso
     Raises:
         UserError: If matplotlib is missing.
     """
-    from adadpo_lightning.study.report import comparisons
-
     if find_spec("matplotlib") is None:
-        raise UserError("study", "the report needs matplotlib", "pip install 'adadpo-lightning[plot]'")
+        raise UserError("study", "the report needs matplotlib", "pip install 'adadpo-lightning[study]'")
     figures: dict[str, str] = {}
-    for pair in pairs:
+    for pair, others in groups.items():
         for measure in ("lc", "gold"):
             if results.has(measure) and len(results.points(pair.arm, pair.against)) > 1:
                 name = f"heat_{measure}_{pair.arm}"
@@ -55,7 +58,6 @@ def draw_figures(study: StudyConfig, results: Results, pairs: Sequence[Compariso
                 figures[name] = (
                     f"{MEASURES[measure].label} over the grid, means over seeds: {pair.arm}, {pair.against}."
                 )
-        others = comparisons(study, results, pair)
         measures = [measure for measure in ("lc", "wr", "gold") if results.has(measure)]
         if measures and len(results.seeds(pair.arm, pair.against)) > 1:
             save(forest(results, others, measures), output, f"effects_{pair.arm}")
@@ -152,12 +154,12 @@ def frontier(results: Results) -> Figure:
     """Gold win rate against KL, one dot a run."""
     from matplotlib.figure import Figure
 
-    arms = list(dict.fromkeys(arm for arm, _, _ in results.values))
+    runs = results.table[["kl", "gold"]].dropna()
+    arms = [arm for arm in results.arms() if arm in runs.index.get_level_values("arm")]
     figure = Figure(figsize=(7.5, 4.4), layout="constrained")
     axes = figure.add_subplot()
     for arm, colour in zip(arms, colours(len(arms)), strict=True):
-        found = [values for (name, _, _), values in results.values.items() if name == arm]
-        dots = np.array([(v["kl"], v["gold"]) for v in found if {"kl", "gold"} <= v.keys()])
+        dots = runs.xs(arm, level="arm").to_numpy()
         axes.scatter(dots[:, 0], dots[:, 1], s=14, color=colour, alpha=0.65, linewidths=0, label=arm)
     axes.axhline(50, color=INK, linewidth=0.8, linestyle=":")
     axes.set_xscale("symlog", linthresh=0.1)
@@ -195,7 +197,7 @@ def training_curves(results: Results, arms: Sequence[str], point: Point) -> Figu
 
 
 def _logs(results: Results, arm: str, point: Point) -> list[dict[str, list[tuple[int, float]]]]:
-    folders = [folder for (name, at, _), folder in results.folders.items() if name == arm and at == point]
+    folders = [folder for (name, *at, _), folder in results.folders.items() if name == arm and tuple(at) == point]
     return [read_tables(folder) for folder in folders if folder.is_dir()]
 
 
