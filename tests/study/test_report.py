@@ -214,12 +214,15 @@ def test_committed_results_give_the_figures_of_the_committed_reports(name):
     wanted = [line for line in committed[4:] if line.startswith(("|", "- ", "## "))]
     found = [line for line in lines[4:] if line.startswith(("|", "- ", "## "))]
     assert len(found) == len(wanted) > 15
-    differing = [(new, old) for new, old in zip(found, wanted, strict=True) if new != old and "---" not in old]
-    # Six digits may round a last digit the other way, or tip a seed whose difference is 0.
-    assert len(differing) <= 0.15 * len(found)
-    for new, old in differing:
-        assert re.sub(r"[-+]?[\d.]+", "#", new) == re.sub(r"[-+]?[\d.]+", "#", old)
-        assert numbers(new) == pytest.approx(numbers(old), abs=1.001)
+    assert found[0] == wanted[0]
+    # The file has the arms by name, the report in the order of the study: compare what is not the same in both.
+    new, old = sorted(set(found) - set(wanted)), sorted(line for line in set(wanted) - set(found) if "---" not in line)
+    new = [line for line in new if "---" not in line]
+    assert len(new) == len(old) <= 0.05 * len(found)
+    for one, other in zip(new, old, strict=True):
+        # Six digits may round a last digit the other way, or tip a seed whose difference is 0.
+        assert re.sub(r"[-+]?[\d.]+", "#", one) == re.sub(r"[-+]?[\d.]+", "#", other)
+        assert numbers(one) == pytest.approx(numbers(other), abs=1.001)
 
 
 def test_cells_of_different_configs_are_not_reported_together(tmp_path):
