@@ -4,7 +4,7 @@ Messages go to standard error through the logger ``adadpo_lightning`` of Python'
 a message says something about one rank. Levels:
 
 - ``info``: facts and progress of a run (what was resumed, reused, saved). Shown by default.
-- ``warning``: the run goes on, but not as asked or not as fast as it could. Shown with the prefix ``warning:``.
+- ``warning``: the run continues, but not as asked or not as fast as it could. Shown with the prefix ``warning:``.
 - ``error``: something failed that no exception reports, such as a lost rank. Shown with the prefix ``error:``.
 
 Errors that the user can fix are raised as `adadpo_lightning.errors.UserError` and not logged. ``print`` is for the
@@ -34,7 +34,7 @@ def info(message: str, *, every_rank: bool = False) -> None:
 
 
 def warn(message: str, *, every_rank: bool = False) -> None:
-    """Log that the run goes on otherwise than asked."""
+    """Log that the run continues, but not as asked."""
     _emit(logging.WARNING, message, every_rank)
 
 

@@ -1,4 +1,4 @@
-"""Lightning's checkpoints, whole or not there, of which the last is that of the last step."""
+"""Lightning's checkpoints, written atomically and only between optimizer steps; the last one is of the last step."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 class RunCheckpoint(ModelCheckpoint):
-    """Saves ``last.ckpt`` at the end of training too, and whenever it is asked to.
+    """Saves ``last.ckpt`` at the end of training too, and on request.
 
-    Lightning's own saves after validations, and the steps after the last of these would be in no checkpoint.
+    Lightning's own class saves after validations, so the steps after the last validation would be in no checkpoint.
 
-    What it saves is always the state after a whole optimizer step whose metrics are logged: a checkpoint from the
-    middle of a step, where a validation or a signal may fall, says that the step has yet to begin. Weights and
-    optimizer have not moved since, gradients are in no checkpoint, and so a resumed run computes them again.
+    A checkpoint is always the state after a complete optimizer step whose metrics are logged. One that is saved in the
+    middle of a step, at a validation or a signal, records the start of that step: weights and optimizer have not
+    changed since, gradients are in no checkpoint, and a resumed run recomputes them.
     """
 
     _due: tuple[Any, Any, int] | None = None
@@ -37,7 +37,7 @@ class RunCheckpoint(ModelCheckpoint):
             trainer.strategy.checkpoint_io = WholeFileIO()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Before its first step a resumed run is where its checkpoint is."""
+        """Until its first step, a resumed run is at the position of its checkpoint."""
         # Not a copy: the module may yet translate the position to this run's ranks and micro-batches.
         self._at_last_step = checkpoint["loops"]["fit_loop"]
 
@@ -53,7 +53,7 @@ class RunCheckpoint(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save a little later, if it is time to: this step is not logged yet."""
+        """Mark a save as due; it waits until this step has been logged."""
         if not accumulating(trainer):
             self._remember(trainer)
             self._due = (outputs, batch, batch_idx)
@@ -71,7 +71,7 @@ class RunCheckpoint(ModelCheckpoint):
             self._save_due(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save what waited for the validation."""
+        """Save what was held back until after the validation."""
         self._remember(trainer)
         super().on_train_epoch_end(trainer, pl_module)
         self._save_due(trainer, pl_module)
@@ -84,12 +84,12 @@ class RunCheckpoint(ModelCheckpoint):
             self._position_of_last_step = False
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the last step, unless it is saved."""
+        """Save the last step, unless it was saved."""
         if self.save_last and not self._should_skip_saving_checkpoint(trainer):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def save_now(self, trainer: Trainer) -> str:
-        """Save ``last.ckpt`` as of the last whole step, in the middle of training; every rank must call it.
+        """Save ``last.ckpt`` as of the last complete step, in the middle of training; every rank must call it.
 
         Returns:
             Its path.
@@ -100,13 +100,13 @@ class RunCheckpoint(ModelCheckpoint):
         return self.last_model_path
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Put the position in the data to where the last whole step ended."""
+        """Set the position in the data to the end of the last complete step."""
         inside = self._position_of_last_step or accumulating(trainer)
         if self._at_last_step is not None and inside:
             checkpoint["loops"]["fit_loop"] = self._at_last_step
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        """Save, with everything that was logged up to here on the disk before."""
+        """Save, after flushing everything logged so far to disk."""
         for logger in trainer.loggers:
             logger.save()
             if isinstance(logger, TensorBoardLogger):

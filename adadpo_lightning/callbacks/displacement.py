@@ -1,4 +1,4 @@
-"""Likelihood displacement: whether chosen answers become less likely while their margin grows, and a word on it."""
+"""Likelihood displacement: detect that chosen answers become less likely while their margin grows, and explain it."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ POINTS = 3
 class LikelihoodDisplacement(Callback):
     """Logs ``val/displacement/...`` for losses without a reference, and explains displacement when it sets in.
 
-    With a reference, which is the policy of step 0, `PreferenceMetrics` has the drift of every pair for nothing.
-    Without one, the validation pairs are scored once before the first step; that is what this callback keeps, in
-    checkpoints too. Runs without validation pairs then have no such curves.
+    With a reference, which equals the policy at step 0, `PreferenceMetrics` logs the drift at no extra cost. Without
+    one, this callback scores the validation pairs once before the first step and keeps the result, in checkpoints too.
+    Runs without a reference and without validation pairs have no such curves.
 
     Args:
-        baseline: Score the validation pairs before the first step where there is no reference.
-        hint: Say once in the log, in plain words, when chosen log-probabilities fall while the margin rises.
-        hint_nats: How far below step 0 the mean chosen log-probability has to be for the hint.
+        baseline: Score the validation pairs before the first step if the loss has no reference.
+        hint: Log one explanation when chosen log-probabilities fall while the margin rises.
+        hint_nats: How far the mean chosen log-probability must be below step 0 for the hint.
     """
 
     def __init__(self, baseline: bool = True, hint: bool = True, hint_nats: float = 1.0) -> None:
@@ -47,16 +47,16 @@ class LikelihoodDisplacement(Callback):
         self._history: list[tuple[float, float]] = []
 
     def state_dict(self) -> dict[str, Any]:
-        """The log-probabilities of step 0, and whether the hint was given."""
+        """The log-probabilities of step 0, and whether the hint is still to be logged."""
         return {"initial": self._initial, "hint": self.hint}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Restore both."""
         self._initial = state_dict["initial"]
         self.hint = self.hint and state_dict["hint"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Score the validation pairs, unless a reference or a checkpoint has what is needed."""
+        """Score the validation pairs, unless a reference or a checkpoint provides the baseline."""
         module: Any = pl_module
         data = getattr(trainer, "datamodule", None)
         wanted = self.baseline and not module.loss.needs_reference and module.loss.needs_rejected
@@ -98,12 +98,12 @@ class LikelihoodDisplacement(Callback):
             pl_module.log_dict(values, batch_size=1)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the drift of validation pairs where training pairs have none."""
+        """Check the drift of validation pairs if training pairs have none."""
         if not _needs_reference(pl_module):
             self._look(trainer, pl_module, "val")
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Look at the drift of training pairs, at the steps at which it is logged."""
+        """Check the drift of training pairs at logged steps."""
         logged = ends_logged_step(trainer)
         if logged and _needs_reference(pl_module):
             self._look(trainer, pl_module, "train")
@@ -145,12 +145,12 @@ def displaced(history: Sequence[tuple[float, float]], nats: float) -> bool:
 
 
 def explain(drift: float, margin: float, *, adaptive: bool) -> str:
-    """The hint in plain words."""
+    """The text of the hint."""
     helps = ["an NLL term (cpo, or a mixture with sft)", "a lower learning rate"]
     if not adaptive:
         helps.insert(0, "the loss's adaptive twin (adadpo, adasimpo, ...)")
     return (
         f"Likelihood displacement: chosen answers are {-drift:.1f} nats less likely than at step 0, while the reward "
-        f"margin has risen to {margin:.3g}; rejected ones fall faster. What helps if that is not wanted: "
+        f"margin has risen to {margin:.3g}; rejected ones fall faster. If that is not intended, try: "
         f"{', '.join(helps)}. (LikelihoodDisplacement, hint: false, silences this.)"
     )

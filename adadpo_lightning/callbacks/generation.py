@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import html
-import json
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
 
 from adadpo_lightning import log
+from adadpo_lightning.callbacks.answer_table import write_table
 from adadpo_lightning.compat import steps_logged
 from adadpo_lightning.data.collate import collate
 from adadpo_lightning.data.datamodule import PreferenceDataModule
@@ -38,8 +34,6 @@ if TYPE_CHECKING:
     from adadpo_lightning.reference.live import Reference
     from adadpo_lightning.training.module import PreferenceLitModule
 
-COLUMNS = ["prompt", "response", "tokens", "finished"]
-
 
 @dataclass
 class Answer:
@@ -48,7 +42,7 @@ class Answer:
     Args:
         number: Number of its prompt.
         ids: Its tokens, its terminator included.
-        finished: Whether it came to a terminator.
+        finished: Whether it ended with a terminator.
         kl: Sum over its tokens of `kl_terms`, nats; None without a reference.
     """
 
@@ -61,16 +55,16 @@ class Answer:
 class GenerationCallback(Callback):
     """Answers the same prompts with the same random numbers at each validation.
 
-    Logs ``val/generation/length`` (mean tokens, a terminator counts), ``val/generation/eos_rate`` (share of answers
-    that came to an end), and with a reference ``val/kl/policy`` with ``val/kl/policy_stderr``: KL(policy to reference)
-    per token, by `kl_terms` on the sampled tokens. That is an estimate of the policy's own divergence only while
-    answers are drawn as by default, at temperature 1 from all tokens. Long answers weigh more in it, by their tokens.
+    Logs ``val/generation/length`` (mean tokens, a terminator counts), ``val/generation/eos_rate`` (fraction of answers
+    that ended by themselves), and with a reference ``val/kl/policy`` and ``val/kl/policy_stderr``: KL(policy to
+    reference) per token, by `kl_terms` on the sampled tokens. It estimates the policy's divergence only with default
+    sampling, at temperature 1 from all tokens. It is a mean over tokens, so long answers weigh more.
 
-    The answers go to TensorBoard as a text table, to loggers that have ``log_table`` (Weights & Biases) as a table, and
-    where there is any other logger, or none, as lines into ``<output_dir>/generations.jsonl``.
+    The answers are written as a text table to TensorBoard, as a table to loggers with ``log_table`` (Weights & Biases),
+    and as lines to ``<output_dir>/generations.jsonl`` for any other logger or without one.
 
-    The reference is the run's own: frozen, or the adapters switched off. Training uses none of the random numbers.
-    Ranks share the prompts out. The sanity check before training is passed over.
+    The reference is the run's own: frozen, or the policy with its adapter off. The random numbers of training are not
+    used. Prompts are split over the ranks. Lightning's sanity check is skipped.
 
     Args:
         prompts: Texts, each a user's message; or how many prompts of the validation pairs to take, the first ones.
@@ -80,8 +74,8 @@ class GenerationCallback(Callback):
         top_k: Draw from so many of the likeliest tokens; 0 draws from all.
         seed: Seed of the answers.
         batch_size: Prompts that a rank answers at one time.
-        load_reference: Load a reference for the time of this where the run keeps none in memory: cached, or a loss
-            without one. It needs the memory of a second model, and the time to read it at each validation.
+        load_reference: Load a reference at each validation if the run keeps none in memory (``cached``, or a loss
+            without one). This needs the memory of a second model and the time to read it.
 
     Raises:
         UserError: If an option is out of range, there are no prompts, or one leaves no room for an answer.
@@ -107,7 +101,7 @@ class GenerationCallback(Callback):
         self._stops: set[int] = set()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tokenise the prompts, so that what is wrong with them shows before any training."""
+        """Tokenise the prompts, so that errors in them stop the run before training."""
         if trainer.enable_validation:
             self._prepare(trainer, cast("PreferenceLitModule", pl_module))
 
@@ -230,45 +224,6 @@ def statistics(answers: Sequence[Answer]) -> dict[str, float]:
     return metrics
 
 
-def write_table(trainer: Trainer, rows: list[list[Any]], step: int) -> None:
-    """Give a table of `COLUMNS` to every logger that takes one; for others to a file."""
-    needs_file = not trainer.loggers
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_text("val/generations", markdown_table(COLUMNS, rows), step)
-        elif hasattr(logger, "log_table"):
-            logger.log_table("val/generations", columns=COLUMNS, data=rows, step=step)
-        else:
-            needs_file = True
-    if needs_file:
-        path = Path(trainer.default_root_dir) / "generations.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            for row in rows:
-                line = {"step": step, **dict(zip(COLUMNS, row, strict=True))}
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-
-def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table whose cells show their text as it is, whatever Markdown or HTML stands in it.
-
-    Example:
-        >>> print(markdown_table(["prompt"], [["a|b"]]))
-        | prompt |
-        | --- |
-        | a&#124;b |
-    """
-    lines = [list(columns), ["---"] * len(columns), *([_cell(value) for value in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _cell(value: Any) -> str:
-    text = html.escape(str(value), quote=False)
-    # As entities, because Markdown knows a backslash before some characters only.
-    text = re.sub(r"[^\w\s&;,.]", lambda match: f"&#{ord(match[0])};", text)
-    return re.sub(r"\r\n|\r|\n", "<br>", text.replace("_", "&#95;"))
-
-
 def first_prompts(prompts: Iterable[list[int]], count: int) -> list[list[int]]:
     """The first `count` different ones, or all.
 
@@ -285,7 +240,7 @@ def first_prompts(prompts: Iterable[list[int]], count: int) -> list[list[int]]:
 
 
 def _reference(module: PreferenceLitModule) -> Reference | None:
-    """What this run has in memory; a new adapter can be switched off whatever the loss reads."""
+    """The reference in memory; a new adapter can be switched off even if the loss needs no reference."""
     own: Reference | None = module.live_reference
     lora = module.policy_config.lora
     if own is not None or lora is None:

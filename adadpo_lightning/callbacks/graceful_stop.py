@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: finish the micro-batch, save, say how to go on, and end."""
+"""SIGTERM and SIGINT: finish the micro-batch, save, print the command that resumes, and exit."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class GracefulStop(Callback):
     """Ends a run on SIGTERM or SIGINT without losing a finished optimizer step.
 
-    After the micro-batch that is being computed (or the validation that is running) ``last.ckpt`` is saved. In the
-    middle of an optimizer step the checkpoint is that of the step's begin: weights and optimizer have not moved since,
-    and the resumed run computes its micro-batches again, so that its gradient is exact. The exit status is 128 plus
-    the number of the signal. A second signal ends the process at once.
+    ``last.ckpt`` is saved after the current micro-batch or validation. In the middle of an optimizer step the
+    checkpoint is the state at the start of the step: weights and optimizer have not changed since, and the resumed run
+    recomputes its micro-batches, so the gradient is exact. The exit status is 128 plus the number of the signal. A
+    second signal ends the process at once.
 
-    With several ranks a signal to any one stops all of them at the same micro-batch: they tell each other through a
-    gloo group, one micro-batch late, and never wait for the device.
+    With several ranks, a signal to any of them stops all at the same micro-batch: they exchange a flag over a gloo
+    group, one micro-batch late, without waiting for the device.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class GracefulStop(Callback):
         self._asked: Any = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen to the signals. Lightning's own handlers would end the run without a checkpoint."""
+        """Install the handlers. Lightning's own would end the run without a checkpoint."""
         if trainer.world_size > 1:
             self._group = dist.new_group(backend="gloo")
         if threading.current_thread() is threading.main_thread():
@@ -55,15 +55,15 @@ class GracefulStop(Callback):
             os._exit(128 + number)
         self.received = signal.Signals(number)
         # No `print`: the signal may have come in the middle of one.
-        os.write(2, f"\n{self.received.name}: saving after this micro-batch; once more ends the run now.\n".encode())
+        os.write(2, f"\n{self.received.name}: saving after this micro-batch; send it again to exit now.\n".encode())
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
-        """Save and end before the next micro-batch, if this or another rank was told to."""
+        """Save and exit before the next micro-batch if this or another rank received a signal."""
         if self._told(trainer):
             self._stop(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save and end after an epoch's validation."""
+        """Save and exit after an epoch's validation."""
         if self._told(trainer):
             self._stop(trainer)
 
@@ -93,11 +93,11 @@ class GracefulStop(Callback):
         raise SystemExit(128 + number)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the signals back."""
+        """Restore the previous handlers."""
         self._release()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the signals back."""
+        """Restore the previous handlers."""
         self._release()
 
     def _release(self) -> None:

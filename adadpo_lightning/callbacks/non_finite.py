@@ -1,4 +1,4 @@
-"""A loss or gradient that is not finite never reaches the weights, and is said with its step, pairs and layer."""
+"""Keep a non-finite loss or gradient away from the weights, and report its step, pairs and layer."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ SHOWN = 20
 
 
 class NonFiniteError(UserError):
-    """Training has met a loss or a gradient that is not finite; the weights are those before that step."""
+    """A loss or gradient was not finite; the weights are those before that step."""
 
 
 @dataclass
 class StepRecord:
-    """What is kept of an optimizer step until it is known to be finite.
+    """What is kept of an optimizer step until its gradient is known to be finite.
 
     Args:
         batches: Its micro-batches on this rank.
         losses: Their loss per pair, each (B,).
         norms: Norm of each parameter's gradient.
         names: Names of these parameters.
-        finite: Whether all of these norms are, on all ranks; a scalar on the device or on its way to the host.
-        copied: Says when `finite` has arrived; None on the CPU.
+        finite: Whether all of these norms are finite, on all ranks; a scalar on the device or being copied to the host.
+        copied: The event that marks the end of that copy; None on the CPU.
     """
 
     batches: list[PreferenceBatch] = field(default_factory=list)
@@ -58,21 +58,21 @@ class StepRecord:
 
 
 class NonFiniteGuard(Callback):
-    """Looks at every optimizer step's gradient before it is applied.
+    """Checks the gradient of every optimizer step before it is applied.
 
-    A step whose gradient is not finite changes neither weights nor moments, whatever the policy. On the CPU it is found
-    at once. On CUDA the fused optimizer skips it by itself and the host reads the verdict when the next step is
-    done, without waiting for the device. An optimizer that is not fused costs one wait a step on CUDA. With float16 and
-    a loss scaler, gradients beyond its range are the scaler's business, and only the loss is looked at. Under
-    Lightning's FSDP1 strategy, which shows no rank the whole gradient, only the loss is looked at too.
+    A step with a non-finite gradient changes neither weights nor moments, under every policy. On the CPU it is detected
+    at once. On CUDA the fused optimizer skips it and the host reads the result after the next step, without waiting for
+    the device; an optimizer that is not fused costs one synchronisation per step. With float16 and a loss scaler, which
+    handles overflowing gradients itself, and under Lightning's FSDP1 strategy, which shows no rank the whole gradient,
+    only the loss is checked.
 
     Args:
-        policy: ``raise`` ends the run; ``skip`` goes on with the next step and counts ``train/skipped_steps``;
-            ``rollback`` also takes weights and optimizer from the newest whole checkpoint.
-        max_in_a_row: With ``skip`` and ``rollback``, so many bad steps in a row end the run all the same.
+        policy: ``raise`` stops the run; ``skip`` continues with the next step and counts ``train/skipped_steps``;
+            ``rollback`` also restores weights and optimizer from the latest valid checkpoint.
+        max_in_a_row: With ``skip`` and ``rollback``, the run stops after more than this many bad steps in a row.
 
     Raises:
-        NonFiniteError: Naming the step, the rows of its pairs and the layer.
+        NonFiniteError: With the step, the rows of its pairs and the layer.
     """
 
     def __init__(self, policy: Policy = "raise", max_in_a_row: int = 5) -> None:
@@ -92,17 +92,17 @@ class NonFiniteGuard(Callback):
         return {"skipped": self.skipped}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on counting."""
+        """Restore the count."""
         self.skipped = state_dict["skipped"]
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: PreferenceBatch, batch_idx: int
     ) -> None:
-        """Keep the micro-batch until its step is done."""
+        """Keep the micro-batch until its step has been checked."""
         self._record.batches.append(batch)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Make the optimizer leave out a step whose gradient is not finite."""
+        """Make the optimizer skip a step whose gradient is not finite."""
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
         if scaled or hides_gradients(trainer.strategy):
             return
@@ -121,12 +121,12 @@ class NonFiniteGuard(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PreferenceBatch, batch_idx: int
     ) -> None:
-        """Look at the step, where it is done and its verdict has arrived."""
+        """Check the steps whose results have arrived."""
         if outputs:
             self._record.losses.append(outputs["step"].loss.per_pair)
         if accumulating(trainer):
             return
-        if self._record.finite is None:  # nobody looked at the gradient
+        if self._record.finite is None:  # the gradient was not checked
             self._record.finite, self._record.copied = _to_host(_finite_losses(self._record.losses))
         self._waiting.append((trainer.global_step, self._record))
         self._record = StepRecord()
@@ -135,7 +135,7 @@ class NonFiniteGuard(Callback):
             self._look(trainer, pl_module, *self._waiting.pop(0))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at what is still on its way."""
+        """Check the remaining steps."""
         while self._waiting:
             self._look(trainer, pl_module, *self._waiting.pop(0))
 
@@ -152,37 +152,37 @@ class NonFiniteGuard(Callback):
             raise NonFiniteError(
                 f"step {step}",
                 problem,
-                "look at these rows, lower model.optimizer.lr, or let the run go on with the callback "
+                "look at these rows, lower model.optimizer.lr, or let the run continue with the callback "
                 "adadpo_lightning.callbacks.NonFiniteGuard, policy: skip or rollback",
             )
         went_back = self._roll_back(trainer) if self.policy == "rollback" else ""
-        log.warn(f"step {step} left out: {problem}{went_back}")
+        log.warn(f"step {step} skipped: {problem}{went_back}")
         module.log(names.train(names.SKIPPED_STEPS), float(self.skipped), on_step=True, on_epoch=False, batch_size=1)
 
     def _roll_back(self, trainer: Trainer) -> str:
         folders = [c.dirpath for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.dirpath]
         path = latest_valid(Path(folders[0]))[0] if folders else None
         if path is None:
-            return "; there is no checkpoint yet to go back to"
+            return "; no checkpoint to roll back to yet"
         checkpoint = trainer.strategy.load_checkpoint(path, weights_only=True)
         trainer.strategy.load_model_state_dict(checkpoint, strict=trainer.lightning_module.strict_loading)
         trainer.strategy.load_optimizer_state_dict(checkpoint)
-        # The checkpoint's rate is that of its step.
+        # The checkpoint holds the learning rate of its own step.
         for config in trainer.lr_scheduler_configs:
             for group, rate in zip(
                 config.scheduler.optimizer.param_groups, config.scheduler.get_last_lr(), strict=True
             ):
                 group["lr"] = rate
-        return f"; weights and optimizer are those of {path}"
+        return f"; weights and optimizer restored from {path}"
 
 
 def _finite_losses(losses: list[Tensor]) -> Tensor:
-    """Whether the losses of all ranks are finite; a scalar on the device, for which nobody waits."""
+    """Whether the losses of all ranks are finite; a scalar on the device, without synchronisation."""
     return least(torch.stack([loss.isfinite().all() for loss in losses]).all().float())
 
 
 def _to_host(flag: Tensor) -> tuple[Tensor, Any]:
-    """A copy of a flag on its way to the host, and the event that says when it is there."""
+    """Start copying a flag to the host; the event marks the end of the copy."""
     if flag.device.type != "cuda":
         return flag, None
     host = torch.empty((), dtype=flag.dtype, pin_memory=True)
@@ -193,7 +193,7 @@ def _to_host(flag: Tensor) -> tuple[Tensor, Any]:
 
 
 def describe(module: LightningModule, record: StepRecord) -> str:
-    """Which pairs and which layer a bad step is about; every rank must call it."""
+    """The pairs and the layer of a bad step; every rank must call it."""
     rows = gather_items([row for batch in record.batches for row in batch.row_ids.tolist()])
     pairs = zip(record.batches, record.losses, strict=True)
     bad = gather_items(
@@ -208,7 +208,7 @@ def describe(module: LightningModule, record: StepRecord) -> str:
 
 
 def _bad_gradient(record: StepRecord) -> str:
-    """The parameter with a bad gradient that is nearest to the loss: from there it spread to all before it."""
+    """The bad parameter nearest to the loss: the backward pass spread the values from there to all layers before it."""
     whole = [full(norm) for norm in record.norms]
     bad = [name for name, norm in zip(record.names, whole, strict=True) if not norm.isfinite()]
     return f" in {len(bad)} of {len(whole)} parameters, nearest to the loss in {bad[-1]}" if bad else ""

@@ -41,7 +41,7 @@ class Throughput(Callback):
         self._paused = _now(pl_module.device)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Let the clock go on after a validation."""
+        """Restart the clock after a validation."""
         if self._paused is not None:
             self._since += _now(pl_module.device) - self._paused
             self._paused = None

@@ -70,7 +70,7 @@ class WeightedMeans(Metric):
         return {"names": list(self.names), "sums": self.sums, "weights": self.weights}
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
-        """Take up a `snapshot`; ``sums`` and ``weights`` of 0 take up its names alone."""
+        """Restore a `snapshot`; ``sums`` and ``weights`` of 0 restore its names alone."""
         self.names = tuple(snapshot["names"])
         self._allocate(len(self.names))
         self.sums = self.sums + snapshot["sums"]

@@ -122,7 +122,7 @@ def unstreamable_reason(model: Any, folder: Path) -> str | None:
     wanted = {base_name(name): tuple(p.shape) for name, p in model.named_parameters() if p.is_meta}
     odd = [name for name, shape in wanted.items() if stored.get(name) != shape]
     if odd:
-        return f"its files name or shape some weights otherwise than the model ({odd[0]})"
+        return f"some weights in its files differ from the model in name or shape ({odd[0]})"
     return None
 
 

@@ -27,7 +27,7 @@ class LoraOptions:
         alpha: Scale; the update is multiplied by alpha / r.
         dropout: Dropout on the adapters' input; above 0 the rewards are noisy, because the reference has none.
         target_modules: Names of the modules to adapt, or ``all-linear``.
-        adapter: Directory of a trained adapter to go on from; null starts anew.
+        adapter: Directory of a trained adapter to continue from; null starts a new one.
         quantize: ``nf4`` holds the frozen base model in 4 bits (QLoRA, arXiv 2305.14314), on CUDA and with the extra
             ``qlora``; null keeps the policy's dtype.
     """

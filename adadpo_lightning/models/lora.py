@@ -70,7 +70,7 @@ def quantization_config(config: PolicyConfig) -> Any:
         return None
     field = "model.policy.lora.quantize"
     if not torch.cuda.is_available():
-        raise UserError(field, "4-bit weights need a CUDA device, and there is none", "set it to null")
+        raise UserError(field, "4-bit weights need a CUDA device, none found", "set it to null")
     if not find_spec("bitsandbytes"):
         raise UserError(
             field, "needs the package bitsandbytes, which is not installed", "pip install 'adadpo-lightning[qlora]'"

@@ -166,7 +166,7 @@ class PolicyModel(nn.Module):
 
 
 def choose_layout(asked: Literal["auto", "packed", "padded"], model: Any) -> Literal["packed", "padded"]:
-    """Packed where the architecture can be served; ``auto`` says so once where it can't.
+    """Packed where the architecture can be served; ``auto`` falls back with a warning.
 
     Raises:
         UserError: If ``packed`` is asked for and can't be served.

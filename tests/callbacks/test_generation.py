@@ -21,7 +21,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from transformers import AutoModelForCausalLM
 
 from adadpo_lightning.callbacks import GenerationCallback
-from adadpo_lightning.callbacks.generation import COLUMNS, markdown_table, write_table
+from adadpo_lightning.callbacks.answer_table import COLUMNS, markdown_table, write_table
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.metrics.on_policy import on_policy_kl
 from adadpo_lightning.models.loading import LoraOptions
