@@ -20,6 +20,7 @@ from adadpo_lightning.models.weights import config_values
 if TYPE_CHECKING:
     from adadpo_lightning.models.loading import PolicyConfig
     from adadpo_lightning.training.module import PreferenceLitModule
+    from adadpo_lightning.training.policy_module import PolicyModule
 
 KEY = "adadpo_lightning"
 # Increase when an older version of the package could no longer read what is written.
@@ -160,7 +161,7 @@ def portable(config: PolicyConfig) -> dict[str, Any]:
     return values
 
 
-def training_tokenizer(module: PreferenceLitModule) -> Any:
+def training_tokenizer(module: PolicyModule) -> Any:
     """The tokenizer whose chat template renders the pairs."""
     data = getattr(getattr(module, "_trainer", None), "datamodule", None)  # not `trainer`, which raises without one
     return module.tokenizer if data is None else getattr(data, "tokenizer", module.tokenizer)

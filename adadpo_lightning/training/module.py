@@ -3,34 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from copy import deepcopy
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins import HalfPrecision
 from lightning.pytorch.trainer.states import TrainerFn
-from torch.distributed.fsdp import FSDPModule
 
-from adadpo_lightning import log
 from adadpo_lightning.callbacks.defaults import complete
 from adadpo_lightning.callbacks.refused import refuse_unsupported
-from adadpo_lightning.checkpoints.export import check_base, export_policy, with_template
-from adadpo_lightning.checkpoints.record import KEY, RunRecord, training_tokenizer
+from adadpo_lightning.checkpoints.export import check_base
+from adadpo_lightning.checkpoints.record import KEY, RunRecord
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.losses import PreferenceLoss
 from adadpo_lightning.metrics.functional import kl_terms
 from adadpo_lightning.models.adapters import is_reference
-from adadpo_lightning.models.build import build_policy
-from adadpo_lightning.models.loading import PolicyConfig, load_tokenizer
+from adadpo_lightning.models.loading import PolicyConfig
 from adadpo_lightning.reference.cache import default_folder
-from adadpo_lightning.reference.live import FrozenReference, build_reference
-from adadpo_lightning.reference.modes import AskedMode, reference_note, resolve_reference, uses_reference_adapter
+from adadpo_lightning.reference.modes import AskedMode, resolve_reference
 from adadpo_lightning.reference.sync import SyncOptions, sync
-from adadpo_lightning.strategies.capabilities import sharding_of, shards_parameters
+from adadpo_lightning.strategies.capabilities import shards_parameters
 from adadpo_lightning.training import rebuild
 from adadpo_lightning.training.optim import (
     OptimizerConfig,
@@ -39,6 +31,7 @@ from adadpo_lightning.training.optim import (
     build_scheduler,
     follow_config,
 )
+from adadpo_lightning.training.policy_module import PolicyModule
 from adadpo_lightning.training.step import detached, pair_logps, sum_by_answer
 from adadpo_lightning.types import ModuleNeeds, PreferenceBatch, StepOutput
 
@@ -49,13 +42,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from adadpo_lightning.checkpoints.settings import Treatment
-    from adadpo_lightning.generation.options import SamplingOptions
-    from adadpo_lightning.models.policy import PolicyModel
-    from adadpo_lightning.models.sharding import Sharding
-    from adadpo_lightning.reference.live import Reference
 
 
-class PreferenceLitModule(LightningModule):
+class PreferenceLitModule(PolicyModule):
     """Trains a policy with a preference loss.
 
     Args:
@@ -91,51 +80,15 @@ class PreferenceLitModule(LightningModule):
         reference_path: str | None = None,
         sync: SyncOptions | None = None,
     ) -> None:
-        super().__init__()
-        self.policy_config = policy
+        super().__init__(policy, resolve_reference(reference, loss, policy, reference_path), reference_path)
         self.loss = loss
         self.optimizer_config = optimizer or OptimizerConfig()
         self.scheduler_config = scheduler or SchedulerConfig()
-        self.reference_mode = resolve_reference(reference, loss, policy, reference_path)
-        self.reference_path = reference_path
         self.sync = sync or SyncOptions()
         if self.reference_mode == "synced":
             self.sync.check(policy)
         self.reference_cache = Path(reference_cache) if reference_cache is not None else default_folder()
-        self.policy: PolicyModel | None = None
-        self._reference: Reference | None = None
         self.run_record = RunRecord()
-        self._reference_is_built = False
-        # A LoRA checkpoint holds what is trained and not the base model.
-        self.strict_loading = policy.lora is None
-
-    @cached_property
-    def tokenizer(self) -> Any:
-        """The policy's tokenizer."""
-        return load_tokenizer(self.policy_config)
-
-    @property
-    def layout(self) -> Literal["packed", "padded"]:
-        """The layout in which the policy wants its batches; known once the model is built."""
-        layout: Literal["packed", "padded"] = self.built_policy.layout
-        return layout
-
-    @property
-    def saves_frozen_weights(self) -> bool:
-        """Whether checkpoints must hold weights that have no gradient: those of a reference that moves."""
-        return self.reference_mode == "synced"
-
-    @property
-    def built_policy(self) -> PolicyModel:
-        """The policy, once it is loaded."""
-        if self.policy is None:
-            raise RuntimeError("the model is not built yet: call configure_model first, as Lightning's Trainer does")
-        return self.policy
-
-    @property
-    def live_reference(self) -> Reference | None:
-        """The reference model in memory; None without one, and where its log-probabilities come with the batches."""
-        return self._reference
 
     def data_needs(self) -> ModuleNeeds:
         """What a datamodule has to know of this module; see `PreferenceDataModule.connect`."""
@@ -170,40 +123,6 @@ class PreferenceLitModule(LightningModule):
                 f"{self.trainer.precision!r} would round the rotary embedding's buffers to half precision too",
                 "set model.policy.dtype for half-precision weights, or bf16-mixed to keep float32 master weights",
             )
-
-    def configure_model(self) -> None:
-        """Load the policy and, where the loss needs one, the reference. Lightning calls this on every rank."""
-        sharding = sharding_of(self.trainer.strategy, self.reference_mode) if self._trainer is not None else None
-        if self.policy is None:
-            self._build_policy(sharding)
-        elif sharding is not None and not isinstance(self.policy, FSDPModule):
-            raise UserError(
-                "trainer.strategy",
-                "the model is already whole in memory and this strategy shards it while it is loaded",
-                "make a new module, and pass a checkpoint as ckpt_path= to the trainer",
-            )
-        if not self._reference_is_built:
-            self._build_reference(sharding)
-
-    def _build_policy(self, sharding: Sharding | None = None) -> None:
-        beside = uses_reference_adapter(self.reference_mode, self.policy_config, self.reference_path)
-        self.policy = build_policy(self.policy_config, self.tokenizer, sharding, reference_adapter=beside)
-
-    def _build_reference(self, sharding: Sharding | None = None) -> None:
-        if note := reference_note(self.reference_mode, self.policy_config, self.reference_path):
-            log.warn(f"model.reference: {note}")
-        # A reference is not a child module: frozen weights belong neither in checkpoints nor in the optimizer.
-        self._reference = build_reference(
-            self.reference_mode,
-            self.built_policy,
-            self.policy_config,
-            self.tokenizer,
-            sharding,
-            path=self.reference_path,
-        )
-        if self.reference_mode == "synced" and isinstance(self._reference, FrozenReference):
-            self.synced_reference = self._reference.model  # a child: a resumed run needs what it has become
-        self._reference_is_built = True
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]  # no hparams_file: the checkpoint holds all arguments
@@ -241,55 +160,6 @@ class PreferenceLitModule(LightningModule):
             module._build_reference()
         rebuild.load_weights(module, content["state_dict"])
         return module if map_location is None else module.to(map_location)
-
-    def generate(
-        self,
-        prompts: Sequence[str | list[dict[str, Any]]],
-        options: SamplingOptions | None = None,
-        *,
-        system: str | None = None,
-    ) -> list[str]:
-        """Answer prompts with the policy as it is now; `answer_prompts` has more options.
-
-        Args:
-            prompts: Texts (each a user message where the tokenizer has a chat template) or conversations.
-            options: How to sample; None uses the defaults.
-            system: System prompt.
-
-        Returns:
-            One answer for each prompt.
-
-        Raises:
-            UserError: If there are no prompts, or one leaves no room for an answer.
-        """
-        from adadpo_lightning.generation.answers import answer_prompts
-
-        if self.policy is None:
-            self.configure_model()
-        synced = isinstance(self.policy, FSDPModule)
-        answers = answer_prompts(self.built_policy, self.tokenizer, prompts, options, system=system, synced=synced)
-        return [answer.response for (answer,) in answers]
-
-    def save_pretrained(self, path: str | Path, *, merge: bool = False) -> None:
-        """Write the policy as a Hugging Face directory: weights or adapters, config, tokenizer and chat template.
-
-        As the command ``export``, but from memory. All ranks call it, and the first one writes.
-
-        Args:
-            path: Directory to write; must not exist or be empty.
-            merge: Merge adapters into the base model. The policy is left as it was, for which it is copied.
-
-        Raises:
-            UserError: If the directory is not empty, or the model is sharded and would have to be whole.
-        """
-        if self.policy is None:
-            self.configure_model()
-        policy = self.built_policy
-        if merge and self.policy_config.lora is not None and not isinstance(policy, FSDPModule):
-            policy = deepcopy(policy)
-        write = self._trainer is None or self.trainer.is_global_zero
-        tokenizer = with_template(self.tokenizer, training_tokenizer(self).chat_template)
-        export_policy(policy, tokenizer, path, merge=merge, write=write)
 
     def on_train_start(self) -> None:
         """Let the config decide what a restored optimizer would remember: rate, decay, betas and eps."""
