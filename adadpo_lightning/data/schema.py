@@ -51,7 +51,7 @@ class PreferencePair:
     """A prompt and its answers, before tokenisation.
 
     Args:
-        prompt: The conversation before the answer, as messages, or text as it stands in the row.
+        prompt: The conversation before the answer, as messages, or text as in the row.
         chosen: The preferred answer: one assistant message, or text.
         rejected: The other answer; None for rows that have one answer (``sft``).
         system: System prompt from a column of its own.
