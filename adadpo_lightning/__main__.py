@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import io
+import locale
 import sys
+from contextlib import suppress
 
 
 def main() -> None:
     """Run the command line and exit with its status."""
     from adadpo_lightning.cli import main as run
 
+    work_in_any_locale()
     sys.exit(run(sys.argv[1:]))
+
+
+def work_in_any_locale() -> None:
+    """Read files as UTF-8 and escape what the terminal cannot show, where the locale knows no more than ASCII."""
+    if locale.getpreferredencoding(do_setlocale=False).lower().replace("-", "") != "utf8":
+        with suppress(locale.Error):
+            locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 if __name__ == "__main__":

@@ -21,13 +21,13 @@ UNKNOWN = (
 )
 # The natural name of an option, and what the option is called.
 NATURAL_NAMES = {
-    "trainer.default_root_dir": "output_dir",
     "trainer.root_dir": "output_dir",
-    "checkpoint.dirpath": "output_dir",
     "output": "output_dir",
     "out": "output_dir",
     "lr": "model.optimizer.lr",
     "learning_rate": "model.optimizer.lr",
+    "model.lr": "model.optimizer.lr",
+    "model.learning_rate": "model.optimizer.lr",
     "weight_decay": "model.optimizer.weight_decay",
     "warmup_ratio": "model.scheduler.warmup_ratio",
     "beta": "model.loss.beta",
@@ -40,8 +40,10 @@ NATURAL_NAMES = {
     "ref_model": "model.reference",
     "epochs": "trainer.max_epochs",
     "num_train_epochs": "trainer.max_epochs",
+    "trainer.epochs": "trainer.max_epochs",
     "max_epochs": "trainer.max_epochs",
     "steps": "trainer.max_steps",
+    "trainer.steps": "trainer.max_steps",
     "max_steps": "trainer.max_steps",
     "devices": "trainer.devices",
     "gpus": "trainer.devices",
@@ -68,6 +70,18 @@ NATURAL_NAMES = {
     "gradient_checkpointing": "model.policy.gradient_checkpointing",
     "gradient_accumulation_steps": "data.micro_batch_size",
 }
+# Groups that take a config file, and the option that was meant where they are given something else.
+GROUPS = {
+    "model": "model.policy.path",
+    "model.policy": "model.policy.path",
+    "model.policy.lora": "model.policy.lora.r",
+    "model.optimizer": "model.optimizer.lr",
+    "model.scheduler": "model.scheduler.name",
+    "data": "data.train",
+}
+NO_CONFIG = re.compile(r'Parser key "([\w.]+)":\s+(?:Unable to load config|- Expected a path but)')
+# A value that follows from another option.
+LINKED = re.compile(r"argument (?:\w+\()?([\w.]+)\)? --> ([\w.]+):")
 
 
 @contextmanager
@@ -115,6 +129,10 @@ def _advised(message: str, command: str) -> str:
         return message
     from adadpo_lightning.losses import available_losses, loss_class
 
+    if found := LINKED.search(message):
+        return f"{found[2]} follows from {found[1]}: set --{found[1]} instead"
+    if (found := NO_CONFIG.search(message)) and found[1] in GROUPS:
+        return f"--{found[1]} takes a config file\n  did you mean --{GROUPS[found[1]]}?"
     message += advice(message)
     if '"model.loss"' not in message:
         return message
@@ -132,7 +150,7 @@ def advice(message: str) -> str:
     from adadpo_lightning.cli.fit_options import known_options
 
     close = get_close_matches(name, known_options(), n=1, cutoff=0.7)
-    return f"\n  did you mean {close[0]}?" if close else ""
+    return f"\n  did you mean --{close[0]}?" if close else ""
 
 
 def _unknown_option(message: str) -> str | None:

@@ -21,8 +21,13 @@ def build_parser(prog: str, command: Command) -> ArgumentParser:
         prog: Program and command, for the usage line.
         command: The command.
     """
-    # As Lightning's command line does: configs may be on any file system that fsspec knows.
-    set_parsing_settings(config_read_mode_fsspec_enabled=True)
+    set_parsing_settings(
+        config_read_mode_fsspec_enabled=True,  # as Lightning's command line: configs may be on any file system
+        # A config names no class of jsonargparse's own denylist (os, subprocess, pickle and so on) ...
+        import_path_denylist=[],
+        # ... and builds no class where a signature does not ask for one.
+        instantiate_subclass_spec_in_any=False,
+    )
     # With exit_on_error, errors would be printed below a page of usage and end the process.
     parser = ArgumentParser(prog=prog, description=command.__doc__, exit_on_error=False)
     parser.add_argument("-c", "--config", action="config", help="YAML or JSON file with options; may be repeated.")
