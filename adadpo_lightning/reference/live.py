@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 
+from adadpo_lightning import log
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.models.build import build_policy
 from adadpo_lightning.reference.modes import uses_reference_adapter
@@ -138,7 +138,7 @@ def check_same_vocabulary(path: str, tokenizer: Any) -> None:
     try:
         own = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError):
-        rank_zero_warn(f"model.reference_path: {path} has no tokenizer; its vocabulary is taken to be the policy's")
+        log.warn(f"model.reference_path: {path} has no tokenizer; its vocabulary is taken to be the policy's")
         return
     vocabulary, theirs = tokenizer.get_vocab(), own.get_vocab()
     differ = [token for token, number in vocabulary.items() if theirs.get(token) != number]
