@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -11,6 +12,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from adadpo_lightning.checkpoints.integrity import WholeFileIO
 from adadpo_lightning.compat import accumulating
+from adadpo_lightning.errors import UserError
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -31,10 +33,28 @@ class RunCheckpoint(ModelCheckpoint):
     _position_of_last_step = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write files by `WholeFileIO`, unless the trainer was given a plugin of its own."""
+        """Write files by `WholeFileIO`, unless the trainer was given a plugin of its own.
+
+        Raises:
+            UserError: If `filename` leads out of the directory.
+        """
+        filename = Path(self.filename or "")
+        if filename.is_absolute() or ".." in filename.parts:
+            raise UserError(
+                "checkpoint.filename",
+                f"expected a name inside the checkpoint directory, got {self.filename!r}",
+                "set checkpoint.dirpath to save in another place",
+            )
         super().setup(trainer, pl_module, stage)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeFileIO()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore which checkpoints are the best, also if the run's directory was moved or copied."""
+        before, now = state_dict.get("dirpath"), self.dirpath
+        if before and now and before != str(now):
+            state_dict = relocated(state_dict, Path(before), Path(now))
+        super().load_state_dict(state_dict)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Until its first step, a resumed run is at the position of its checkpoint."""
@@ -112,3 +132,22 @@ class RunCheckpoint(ModelCheckpoint):
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.flush()
         super()._save_checkpoint(trainer, filepath)
+
+
+def relocated(state: dict[str, Any], before: Path, now: Path) -> dict[str, Any]:
+    """The state of a `ModelCheckpoint` whose files now lie in another directory; unchanged if they do not.
+
+    Args:
+        state: Its state dict.
+        before: The directory that it names.
+        now: The directory of this run.
+    """
+
+    def moved(path: str) -> str:
+        return str(now / Path(path).relative_to(before)) if path and Path(path).is_relative_to(before) else path
+
+    best = {moved(path): score for path, score in state["best_k_models"].items()}
+    named = {name: moved(state[name]) for name in ("best_model_path", "kth_best_model_path", "last_model_path")}
+    if not all(Path(path).exists() for path in (*best, *filter(None, named.values()))):
+        return state
+    return {**state, **named, "best_k_models": best, "dirpath": str(now)}

@@ -16,7 +16,7 @@ from adadpo_lightning.models.adapters import TRAINED
 if TYPE_CHECKING:
     from torch import Tensor
 
-# As large as a file gets, and so the memory that an export takes; a single larger weight gets a file of its own.
+# Size of a file at most, and so the memory that an export needs; a larger weight gets a file of its own.
 FILE_BYTES = 2 * 1024**3
 STATE = "state_dict."
 
@@ -28,34 +28,33 @@ def is_sharded(checkpoint: Path) -> bool:
 
 def stored_weights(checkpoint: Path) -> dict[str, Any]:
     """Metadata (size, type) of each weight in a sharded checkpoint, by the names of the module's ``state_dict``."""
-    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from adadpo_lightning.checkpoints.shard_reader import ShardReader
 
-    entries = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+    entries = ShardReader(checkpoint).read_metadata().state_dict_metadata
     return {name.removeprefix(STATE): entry for name, entry in entries.items() if name.startswith(STATE)}
 
 
 def read_weights(checkpoint: Path, names: Iterable[str] | None = None) -> dict[str, Tensor]:
-    """Put weights of a sharded checkpoint together, in one process.
+    """Assemble weights of a sharded checkpoint, in one process.
 
     Args:
         checkpoint: Its directory.
-        names: Which; null for all.
+        names: Which; None for all.
     """
-    from torch.distributed.checkpoint.filesystem import FileSystemReader
-    from torch.distributed.checkpoint.state_dict_loader import load
+    from adadpo_lightning.checkpoints.shard_reader import load_shards
 
     stored = stored_weights(checkpoint)
     wanted = stored if names is None else names
     weights = {name: torch.empty(stored[name].size, dtype=stored[name].properties.dtype) for name in wanted}
     keyed = {STATE + name: weight for name, weight in weights.items()}
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is what is wanted
-        load(keyed, storage_reader=FileSystemReader(checkpoint), no_dist=True)
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as intended
+        load_shards(keyed, checkpoint, no_dist=True)
     return weights
 
 
 def converts_weights(model: Any) -> bool:
-    """Whether a model's Hugging Face directory holds its weights in another form than the model: fused experts."""
+    """Whether a model stores its weights in another form than it holds them in memory, such as fused experts."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter
 
@@ -68,7 +67,7 @@ def export_shards(checkpoint: Path, model: Any, prefix: str, folder: Path) -> No
     Args:
         checkpoint: Directory of shards.
         model: The model on the meta device.
-        prefix: What the names of the policy's weights begin with in the checkpoint.
+        prefix: Prefix of the policy's weights in the checkpoint.
         folder: Where to write.
 
     Raises:
@@ -93,11 +92,11 @@ def export_shards(checkpoint: Path, model: Any, prefix: str, folder: Path) -> No
 
 
 def write_live(model: Any, folder: Path | None) -> None:
-    """Write a sharded model, adapters alone if it has any, gathering one file's worth of weights at a time.
+    """Write a sharded model (only its adapters if it has any), gathering one file's worth of weights at a time.
 
     Args:
-        model: The model; all ranks call this together.
-        folder: Where to write; None on ranks that do not.
+        model: The model; every rank must call this.
+        folder: Where to write; None on ranks that do not write.
     """
     tensors = model.state_dict(keep_vars=True)
 
@@ -122,7 +121,7 @@ def _whole(tensor: Tensor) -> Tensor:
 
 
 def own_names(model: Any) -> list[str]:
-    """Names of the weights and buffers that a model stores; of tied ones the first."""
+    """Names of the weights and buffers that a model stores; for tied weights the first name."""
     seen: set[int] = set()
     names = []
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -148,13 +147,13 @@ def write_files(
     *,
     write: bool = True,
 ) -> None:
-    """Write safetensors files and, where there are several, their index.
+    """Write safetensors files, and an index if there are several.
 
     Args:
         sizes: Bytes of each weight.
-        read: Gives the named weights; called once for each file.
+        read: Returns the named weights; called once per file.
         folder: Where to write.
-        write: False for ranks that only help to read.
+        write: False for ranks that only take part in reading.
     """
     from safetensors.torch import save_file
 
@@ -172,7 +171,7 @@ def write_files(
 
 
 def group_by_size(sizes: Mapping[str, int], most: int) -> list[list[str]]:
-    """Cut names, in their order, into groups of at most so many bytes.
+    """Split names, in their order, into groups of at most so many bytes; a larger weight gets its own group.
 
     Example:
         >>> group_by_size({"a": 3, "b": 2, "c": 9, "d": 1}, 5)

@@ -141,18 +141,19 @@ class FSDP2(ModelParallelStrategy):
             set_model_state_dict,
             set_optimizer_state_dict,
         )
-        from torch.distributed.checkpoint.state_dict_loader import load
+
+        from adadpo_lightning.checkpoints.shard_reader import load_shards
 
         options = StateDictOptions(
             cpu_offload=self.cpu_offload, ignore_frozen_params=self._ignores_frozen, strict=False
         )
         own, stored = get_model_state_dict(self._module, options=options), stored_weights(path)
         weights = {"state_dict": {name: weight for name, weight in own.items() if name in stored}}
-        load(weights, checkpoint_id=path)
+        load_shards(weights, path)
         set_model_state_dict(self._module, weights["state_dict"], options=options)
         for number, optimizer in enumerate(self.optimizers):
             state = {f"optimizer_{number}": get_optimizer_state_dict(self._module, optimizer, options=options)}
-            load(state, checkpoint_id=path)
+            load_shards(state, path)
             set_optimizer_state_dict(
                 self._module, optimizer, optim_state_dict=state[f"optimizer_{number}"], options=options
             )
