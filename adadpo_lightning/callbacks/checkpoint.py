@@ -79,13 +79,13 @@ class RunCheckpoint(ModelCheckpoint):
             self._due = (outputs, batch, batch_idx)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Save what is due."""
+        """Save what was deferred."""
         self._save_due(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save what is due, but not between an epoch's last step and its validation.
+        """Save what was deferred, but not between the last step of an epoch and its validation.
 
-        Resumed from there, Lightning would leave the validation out.
+        Lightning would skip the validation when it resumes from there.
         """
         if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self._save_due(trainer, pl_module)

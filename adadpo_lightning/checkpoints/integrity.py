@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: how they are written, and how a damaged one is told from a good one."""
+"""Checkpoints that are written completely or not at all, and how a damaged one is detected."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ CHUNK = 1 << 22
 
 
 class WholeFileIO(TorchCheckpointIO):
-    """Writes beside the target, waits for the disk, and moves the file there: what has the name is whole.
+    """Writes to a temporary file, syncs it to disk, and renames it: a file with the final name is complete.
 
-    A kill, a full disk or a lost machine leaves the file that was there before. The zip archive that ``torch.save``
-    writes has a CRC-32 of every record, so that `damage` needs no other file.
+    A kill, a full disk or a lost machine leaves the previous file. The zip archive that ``torch.save`` writes has a
+    CRC-32 of every record, so that `damage` needs no other file.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a checkpoint.
 
         Raises:
-            UserError: If the disk is full or cannot be written; the earlier file is as it was.
+            UserError: If the disk is full or cannot be written; the previous file is unchanged.
         """
-        if "://" in str(path):  # object stores put a file in its place only when it is whole
+        if "://" in str(path):  # object stores show a file only once it is complete
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         target = Path(path)
@@ -53,7 +53,7 @@ class WholeFileIO(TorchCheckpointIO):
             raise UserError(
                 str(target),
                 f"the checkpoint could not be written: {_first_line(error)}",
-                "the checkpoints before it are untouched; make room and go on with --ckpt_path last",
+                "earlier checkpoints are intact; free some disk space and resume with --ckpt_path last",
             ) from error
 
 
@@ -82,7 +82,7 @@ def digest(path: Path) -> list[int]:
 
 
 def write_manifest(folder: Path, digests: dict[str, list[int]]) -> None:
-    """Say what a checkpoint of shards consists of; written last, so that one without is not whole.
+    """List the files of a sharded checkpoint; written last, so that a checkpoint without it is incomplete.
 
     Args:
         folder: The checkpoint.
@@ -98,13 +98,13 @@ def write_manifest(folder: Path, digests: dict[str, list[int]]) -> None:
 
 
 def shard_digests(folder: Path, rank: int) -> dict[str, list[int]]:
-    """Digests of the files that one rank wrote; those that belong to no rank are rank zero's."""
+    """Digests of the files that one rank wrote; files that belong to no rank count as rank zero's."""
     files = (path for path in sorted(folder.iterdir()) if path.is_file())
     return {path.name: digest(path) for path in files if _writer(path.name) == rank}
 
 
 def _writer(name: str) -> int:
-    """The rank that wrote a file: torch.distributed.checkpoint calls them ``__<rank>_<number>.distcp``."""
+    """The rank that wrote a file, which torch.distributed.checkpoint names ``__<rank>_<number>.distcp``."""
     head = name.removeprefix("__").partition("_")[0]
     return int(head) if name.startswith("__") and head.isdigit() else 0
 
@@ -116,7 +116,7 @@ def damage(path: Path) -> str | None:
         path: A file, or a directory of shards.
 
     Returns:
-        None if it is whole, else the reason in a few words.
+        None if it is valid, else the reason in a few words.
     """
     try:
         return _damage_of_shards(path) if path.is_dir() else _damage_of_file(path)
@@ -133,7 +133,7 @@ def _damage_of_file(path: Path) -> str | None:
     if broken is not None:
         return f"the checksum of {broken} does not match"
     try:
-        # Mapped, so that this reads no weights: the records are right, and so must be what lies around them.
+        # The checksums cover the records; this checks the structure around them. Mapped, so that no weights are read.
         torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch's reader raises many kinds
         return f"it cannot be read ({str(error).splitlines()[0]})"
@@ -143,7 +143,7 @@ def _damage_of_file(path: Path) -> str | None:
 def _damage_of_shards(path: Path) -> str | None:
     manifest = path / MANIFEST
     if not manifest.is_file():
-        return f"it has no {MANIFEST}, so it was not finished"
+        return f"it has no {MANIFEST}, so writing it was not finished"
     try:
         expected: dict[str, list[int]] = json.loads(manifest.read_text(encoding="utf-8"))
         names: Iterable[str] = list(expected)
@@ -158,7 +158,7 @@ def _damage_of_shards(path: Path) -> str | None:
 
 
 def step_of(path: Path) -> int:
-    """The optimizer step at which a whole checkpoint was saved."""
+    """The optimizer step at which a valid checkpoint was saved."""
     file = path / "meta.pt" if path.is_dir() else path
     # Mapped, not read: the step is a few bytes of what may be gigabytes.
     state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)

@@ -1,4 +1,4 @@
-"""The README.md of an exported model: what it was made of, how, and what was measured; read off the run's own files."""
+"""The README.md of an exported model: base, data, options and metrics, read from the files of the run."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def is_hub_id(name: str) -> bool:
 
 
 def public_name(name: str) -> str:
-    """A hub id as it is; of a local path the last part alone, because the rest is nobody's business."""
+    """A hub id as it is; of a local path only the last part, because the rest is private."""
     return f"`{name if is_hub_id(name) else Path(name).name}`"
 
 
