@@ -125,7 +125,7 @@ class SpecialText:
         Raises:
             BadRow: If there are more, because the tokenizer's normalizer made one of ordinary text.
         """
-        found = sum(token in self._ids for token in ids)
+        found = sum(map(self._ids.__contains__, ids))
         if found and found > len(self._any.findall(text)):
             raise BadRow("special token in text", "the tokenizer reads ordinary text as a special token")
 
