@@ -40,7 +40,7 @@ class PreferenceDataModule(LightningDataModule):
         tokenizer: Directory or hub id; null takes the policy's.
         chat_template: Jinja template, or a file that holds one, in place of the tokenizer's own.
         chat: ``auto`` renders the chat template where there is one, ``always`` demands it, ``never`` joins texts as is.
-        max_length: Tokens of prompt plus longer answer at most.
+        max_length: Maximum number of tokens of the prompt plus the longer answer.
         max_prompt_length: Tokens of the prompt at most; null for no bound of its own.
         truncation: For pairs that are too long: ``drop`` them; ``keep_start`` of their answers (a prompt that leaves no
             room is a bad row); ``keep_end`` of their prompt.
@@ -228,7 +228,7 @@ class PreferenceDataModule(LightningDataModule):
         return self._loader("train", self._train_batches, len(self._step_plan), partial(run.position, self.trainer))
 
     def val_dataloader(self) -> PlanLoader | list[PlanLoader]:
-        """Each validation pair once over all ranks; nothing if there are none."""
+        """Each validation pair once over all ranks; an empty list without validation pairs."""
         return self._eval_loader("val") if "val" in self.prepared else []
 
     def test_dataloader(self) -> PlanLoader:

@@ -69,7 +69,7 @@ class PairSets:
 
         Args:
             stage: ``fit``, ``validate``, ``test`` or ``predict``.
-            tokenizer: The tokenizer of the pairs; another one than before makes everything anew.
+            tokenizer: The tokenizer of the pairs; if it changes, everything is prepared again.
             with_rejected: Whether to tokenise the rejected answers.
             needs_rejected: Whether a row without a rejected answer is an error.
 

@@ -1,4 +1,4 @@
-"""The plan's micro-batches as an iterable that goes on where the trainer stands."""
+"""The plan's micro-batches as an iterable that continues from the trainer's position."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class CachedLogps(Protocol):
 
 @dataclass(frozen=True)
 class PairsToScore:
-    """A dataset of which something is to be computed for each pair once, on one rank.
+    """A dataset in which every pair is scored once, as one rank sees it.
 
     Args:
         pairs: All tokenised pairs, over all ranks.
@@ -140,9 +140,9 @@ class PlanLoader:
         yield from DataLoader(self.batches, sampler=order, batch_size=None, **self._options)
 
     def state_dict(self) -> dict[str, int]:
-        """Where it stands; that it says so tells Lightning that the loader can resume."""
+        """The current position; having this method tells Lightning that the loader can resume."""
         epoch, start = self._position()
         return {"epoch": epoch, "micro_batch": start}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Nothing: the trainer's own progress, which its checkpoints hold, says where to go on."""
+        """Do nothing: the trainer's own progress, which its checkpoints hold, is the position."""

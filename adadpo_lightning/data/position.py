@@ -84,7 +84,7 @@ def check_same_plan(then: dict[str, Any], now: dict[str, Any]) -> None:
 
 
 def epochs(trainer: Trainer | None, steps_an_epoch: int) -> int:
-    """Epochs of the run at most.
+    """Maximum number of epochs of the run.
 
     Raises:
         UserError: If nothing bounds the run.
