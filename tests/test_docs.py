@@ -12,6 +12,8 @@ import pytest
 
 import adadpo_lightning
 from adadpo_lightning.cli.fit_options import known_options
+from adadpo_lightning.data.formats import FORMATS
+from adadpo_lightning.evaluation.judges import base as judges
 from adadpo_lightning.losses import registry
 
 ROOT = Path(__file__).parent.parent
@@ -94,12 +96,14 @@ def test_configs_of_commands_exist_and_options_of_fit_are_known(page):
 @pytest.mark.parametrize("page", [DOCS / "losses.md", DOCS / "extending.md"], ids=by_path)
 def test_python_of_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.setattr(registry, "_losses", dict(registry._losses))
+    monkeypatch.setattr(judges, "_judges", dict(judges._judges))
     monkeypatch.syspath_prepend(str(tmp_path))
     code = "\n".join(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
     assert code
     (tmp_path / f"page_{page.stem}.py").write_text(code, encoding="utf-8")
     importlib.import_module(f"page_{page.stem}")
     del sys.modules[f"page_{page.stem}"]
+    FORMATS.pop("question", None)
 
 
 @pytest.mark.slow
