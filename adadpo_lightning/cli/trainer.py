@@ -18,7 +18,6 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from adadpo_lightning import log
 from adadpo_lightning.callbacks import RunSummary
 from adadpo_lightning.checkpoints.finished import finished_step, mark_finished, reached_its_end, unmark
-from adadpo_lightning.checkpoints.lock import lock_directory
 from adadpo_lightning.checkpoints.resume import PASSED_ON, resolve_checkpoint
 from adadpo_lightning.checkpoints.settings import settings
 from adadpo_lightning.cli.fit_options import Method, method_options
@@ -26,6 +25,7 @@ from adadpo_lightning.cli.output_dir import check_output_dir
 from adadpo_lightning.cli.parser import instantiate
 from adadpo_lightning.cli.save_config import SaveRunConfig
 from adadpo_lightning.errors import UserError
+from adadpo_lightning.runs.lock import lock_directory
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace

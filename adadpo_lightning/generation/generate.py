@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from adadpo_lightning import log
-from adadpo_lightning.checkpoints.lock import lock_output
 from adadpo_lightning.data.sources import SourceConfig
 from adadpo_lightning.generation.answers import decode_answer
 from adadpo_lightning.generation.engines import build_engine
@@ -16,6 +15,7 @@ from adadpo_lightning.generation.prompts import Prompt, PromptTokenizer, read_pr
 from adadpo_lightning.generation.record import check_record, make_record
 from adadpo_lightning.generation.responses import Response, append_responses, recover_rows, response_format
 from adadpo_lightning.models.loading import PolicyConfig, load_tokenizer
+from adadpo_lightning.runs.lock import lock_output
 
 if TYPE_CHECKING:
     from adadpo_lightning.generation.options import GenerateOptions

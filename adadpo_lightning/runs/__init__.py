@@ -1,1 +1,1 @@
-"""What a run has written: logs and figures."""
+"""The directories of runs: one writer at a time, what was logged there, and figures of it."""

@@ -1,56 +1,88 @@
-"""A lock on a directory for the life of a process: two runs never write to the same place."""
+"""One writer at a time for a directory or a file: a lock that lasts as long as its process, and says who holds it."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
-import platform
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
+from adadpo_lightning import log
 from adadpo_lightning.errors import UserError
 
 LOCK = ".lock"
-OWNER = ".lock.json"
+UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+_held: set[tuple[int, int]] = set()
 
 
 @contextmanager
-def claim(folder: Path, field: str) -> Iterator[None]:
-    """Hold the lock of a directory, which is made if it does not exist.
+def lock_directory(directory: str | Path, field: str) -> Iterator[None]:
+    """Hold the lock of a directory, which is created if it does not exist.
 
-    The operating system releases the lock when the process ends, by SIGKILL too. On a network file
-    system it holds as far as that implements ``flock``.
+    It is a POSIX record lock on ``.lock``: the system releases it when the process ends, also by SIGKILL; processes
+    that the holder forks do not keep it; NFS passes it to the server. The file itself stays, because removing it would
+    let two processes lock two files of one name. On a file system without locks the run continues with a warning.
 
     Args:
-        folder: The directory.
-        field: Name of the option that chose it, for the error.
+        directory: The directory that will be written to.
+        field: The option that named it, for the error.
 
     Raises:
-        UserError: If another process holds it; the error names its host and process id.
+        UserError: If another process, or this one, holds the lock; it names host and process.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    owner, lock = folder / OWNER, FileLock(folder / LOCK)
+    with _locked(Path(directory) / LOCK, str(directory), field):
+        yield
+
+
+@contextmanager
+def lock_output(output: Path, field: str) -> Iterator[None]:
+    """Hold the lock of one output file, on ``.<name>.lock`` beside it; everything else as `lock_directory`."""
+    with _locked(output.with_name(f".{output.name}.lock"), str(output), field):
+        yield
+
+
+@contextmanager
+def _locked(path: Path, locked: str, field: str) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    # Closing any handle of the file would release a lock that this process already holds.
+    mine = (os.fstat(handle).st_dev, os.fstat(handle).st_ino)
+    if mine in _held:
+        raise _taken(handle, locked, field)  # the handle stays open until the process ends
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(
-            field, f"{folder} is in use by {_read_owner(owner)}", "wait until it ends, or choose another directory"
-        ) from None
-    except (OSError, NotImplementedError) as error:
-        raise UserError(field, f"{folder} cannot be locked: {error}", "choose a directory on another disk") from error
-    try:
-        owner.write_text(json.dumps({"host": platform.node(), "pid": os.getpid()}), encoding="utf-8")
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise _taken(handle, locked, field) from error
+            log.warn(f"{locked} is on a file system without locks: take care that no second run writes to it.")
+        _held.add(mine)
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, json.dumps(_this_process()).encode(), 0)
         yield
     finally:
-        owner.unlink(missing_ok=True)
-        lock.release()
+        _held.discard(mine)
+        with suppress(OSError):
+            os.close(handle)
 
 
-def _read_owner(path: Path) -> str:
+def _this_process() -> dict[str, str | int]:
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return {"host": socket.gethostname(), "process": os.getpid(), "since": now}
+
+
+def _taken(handle: int, locked: str, field: str) -> UserError:
+    by = "another process"
     with suppress(OSError, ValueError, KeyError, TypeError):
-        owner = json.loads(path.read_text(encoding="utf-8"))
-        return f"process {owner['pid']} on host {owner['host']}"
-    return "another process"
+        found = json.loads(os.pread(handle, 4096, 0))
+        by = f"process {found['process']} on {found['host']} since {found['since']}"
+    return UserError(
+        field,
+        f"{locked} is being written by {by}",
+        "wait for it to end, or choose another path",
+    )

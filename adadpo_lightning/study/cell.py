@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from adadpo_lightning import log
 from adadpo_lightning.metrics import names
-from adadpo_lightning.runs.lock import claim
+from adadpo_lightning.runs.lock import lock_directory
 from adadpo_lightning.runs.logs import last_metrics, read_metrics
 from adadpo_lightning.study.commands import (
     Command,
@@ -23,8 +23,9 @@ from adadpo_lightning.study.commands import (
     run,
     seed_folder,
 )
-from adadpo_lightning.study.directory import fingerprint_of, result_path, write_result
+from adadpo_lightning.study.directory import fingerprint_of, result_path
 from adadpo_lightning.study.grid import Cell, source_cell
+from adadpo_lightning.study.result_file import write_result
 
 if TYPE_CHECKING:
     from adadpo_lightning.study.grid import Job, StudyConfig
@@ -49,7 +50,7 @@ def run_job(study: StudyConfig, job: Job, main: Command) -> None:
     begun = time.monotonic()
     path = result_path(study, job)
     first = log.is_rank_zero()  # the other ranks of a run only take part in `fit`
-    with claim(path.parent, "job") if first else nullcontext():
+    with lock_directory(path.parent, "job") if first else nullcontext():
         made_under = fingerprint_of(study, job)
         if job.cell is None:
             found = prepare_seed(study, job.seed, main)

@@ -12,9 +12,10 @@ import yaml
 
 from adadpo_lightning import fingerprint, log
 from adadpo_lightning.errors import UserError
-from adadpo_lightning.runs.lock import claim
+from adadpo_lightning.runs.lock import lock_directory
 from adadpo_lightning.shipped import find_config
 from adadpo_lightning.study.grid import as_document, jobs_of
+from adadpo_lightning.study.result_file import read_result
 
 if TYPE_CHECKING:
     from adadpo_lightning.study.grid import Job, StudyConfig
@@ -30,29 +31,6 @@ def result_path(study: StudyConfig, job: Job) -> Path:
     """The file that a finished job writes."""
     folder = "cells" if job.cell is not None else "seeds"
     return study.root / folder / job.name / RESULT
-
-
-def read_result(path: Path) -> dict[str, Any]:
-    """Read what a job has written.
-
-    Raises:
-        UserError: If the file is cut short or is not a result.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        result = {"status": str(found["status"]), "seconds": float(found["seconds"]), "run": "run", "metrics": {}}
-        return result | {name: value for name, value in found.items() if name not in result or value is not None}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        problem = f"not the result of a job: {type(error).__name__}: {error}"
-        raise UserError(str(path), problem, "remove it; the job then runs again") from error
-
-
-def write_result(path: Path, result: dict[str, Any]) -> None:
-    """Write a result so that a reader sees all of it or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(result, indent=1), encoding="utf-8")
-    unfinished.replace(path)
 
 
 def status_of(study: StudyConfig, job: Job) -> str:
@@ -78,7 +56,7 @@ def save_study(study: StudyConfig) -> Path:
         _check_saved(study, saved, document)
     check_results(study)
     if saved != document:
-        with claim(study.root, "output_dir"):
+        with lock_directory(study.root, "output_dir"):
             path.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
     return path
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adadpo_lightning.runs.lock import claim
-from adadpo_lightning.study.directory import SAVED, read_result, result_path, status_of, write_result
+from adadpo_lightning.runs.lock import lock_directory
+from adadpo_lightning.study.directory import SAVED, result_path, status_of
 from adadpo_lightning.study.grid import jobs_of
 from adadpo_lightning.study.processes import Processes, stop_on_signals
+from adadpo_lightning.study.result_file import read_result, write_result
 
 if TYPE_CHECKING:
     from adadpo_lightning.study.grid import Job, StudyConfig
@@ -71,7 +72,7 @@ def run_study(study: StudyConfig, workers: int, command: Sequence[str] | None = 
     def start(job: Job) -> str | None:
         return run_in_process([*base, "--job", job.name], result_path(study, job), environment, job, processes)
 
-    with claim(study.root, "output_dir"), stop_on_signals(processes):
+    with lock_directory(study.root, "output_dir"), stop_on_signals(processes):
         jobs = jobs_of(study)
         finished = {job.name for job in jobs if status_of(study, job) == "done"}
         progress = Progress(len(jobs), len(finished), workers)

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from adadpo_lightning import log
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.fingerprint import differences
 from adadpo_lightning.metrics import names
-from adadpo_lightning.study.directory import read_result
 from adadpo_lightning.study.grid import cells_of
+from adadpo_lightning.study.result_file import metrics_in_fractions, read_result
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -113,11 +114,12 @@ def read_results(study: StudyConfig) -> Results:
     """Read what the cells of a study have written.
 
     Raises:
-        UserError: If no cell is finished, a result cannot be read, or two were made under different configs or data.
+        UserError: If no cell is finished, a result cannot be read or does not tell the unit of its rates, or two were
+            made under different configs or data.
     """
     rows: dict[tuple[str, float, float, int], dict[str, float]] = {}
     folders: dict[tuple[str, float, float, int], Path] = {}
-    failed, missing, seconds, first = [], [], 0.0, None
+    failed, missing, seconds, first, converted = [], [], 0.0, None, 0
     for cell in cells_of(study):
         path = study.root / "cells" / cell.name / "result.json"
         if not path.is_file():
@@ -131,10 +133,17 @@ def read_results(study: StudyConfig) -> Results:
             first = first or (path.parent, shared)
             check_alike(*first, path.parent, shared)
         key = (cell.arm, cell.lr, cell.beta, cell.seed)
-        rows[key], folders[key] = measures_of(found["metrics"]), path.parent / found["run"]
+        metrics = metrics_in_fractions(path, found)
+        converted += metrics != found["metrics"]
+        rows[key], folders[key] = measures_of(metrics), path.parent / found["run"]
         seconds += found["seconds"]
     if not rows:
         raise UserError(str(study.root), "no cell of the study is finished", "run it first")
+    if converted:
+        log.warn(
+            f"{converted} results in {study.root} were written by an earlier version with win rates in percent: "
+            "they are converted to fractions"
+        )
     return Results(table_of(rows), failed, missing, seconds, folders)
 
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 from safetensors.torch import load_file, save_file
 
-from adadpo_lightning.checkpoints.lock import lock_output
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.generation.generate import generate_responses
 from adadpo_lightning.generation.options import GenerateOptions
 from adadpo_lightning.generation.prompts import Prompt
+from adadpo_lightning.runs.lock import lock_output
 
 PROMPTS = [Prompt("why cat", "0"), Prompt("the dog", "1")]
 

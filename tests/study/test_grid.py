@@ -13,13 +13,14 @@ import pytest
 from adadpo_lightning.cli import main
 from adadpo_lightning.cli.commands.study import study_of
 from adadpo_lightning.errors import UserError
-from adadpo_lightning.runs.lock import claim
+from adadpo_lightning.runs.lock import lock_directory
 from adadpo_lightning.shipped import find_config
 from adadpo_lightning.study import cell
 from adadpo_lightning.study.cell import run_job
-from adadpo_lightning.study.directory import fingerprint_of, result_path, save_study, status_of, write_result
+from adadpo_lightning.study.directory import fingerprint_of, result_path, save_study, status_of
 from adadpo_lightning.study.grid import Arm, Job, JudgedPrompts, StudyConfig, cells_of, find_job, jobs_of
 from adadpo_lightning.study.jobs import run_study, schedule
+from adadpo_lightning.study.result_file import write_result
 from adadpo_lightning.study.slurm import layers_of, write_slurm
 from tests.support.cli import parsed
 
@@ -233,11 +234,11 @@ def test_a_config_of_a_study_that_was_cut_short_is_a_user_error(tmp_path, text, 
 def test_two_studies_in_one_directory_are_refused_by_host_and_process(tmp_path):
     grid = study(tmp_path)
     save_study(grid)
-    with claim(tmp_path, "output_dir"):
-        with pytest.raises(UserError, match=rf"in use by process {os.getpid()} on host \S+; wait"):
+    with lock_directory(tmp_path, "output_dir"):
+        with pytest.raises(UserError, match=rf"being written by process {os.getpid()} on \S+ since \S+; wait"):
             run_study(grid, 1)
         save_study(grid)  # unchanged: a report can be written while the study runs
-        with pytest.raises(UserError, match="in use by process"):
+        with pytest.raises(UserError, match="being written by process"):
             save_study(study(tmp_path, seeds=[0, 1, 2]))
 
 
@@ -245,7 +246,10 @@ def test_a_job_that_another_process_runs_is_not_run_twice(tmp_path):
     (tmp_path / "fit.yaml").write_text("{}")
     grid = preference(tmp_path)
     (job,) = jobs_of(grid)
-    with claim(result_path(grid, job).parent, "job"), pytest.raises(UserError, match="in use by process"):
+    with (
+        lock_directory(result_path(grid, job).parent, "job"),
+        pytest.raises(UserError, match="being written by process"),
+    ):
         run_job(grid, job, lambda arguments: 0)
 
 

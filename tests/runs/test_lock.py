@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from adadpo_lightning.checkpoints.lock import lock_directory
 from adadpo_lightning.errors import UserError
+from adadpo_lightning.runs.lock import lock_directory
 from tests.support.runs import arguments, run
 from tests.support.tiny import make_rows, write_rows
 
@@ -62,7 +62,7 @@ def test_the_lock_of_this_process_is_kept_and_released(tmp_path):
 
 
 def refused(folder):
-    from adadpo_lightning.checkpoints import lock
+    from adadpo_lightning.runs import lock
 
     lock._held.clear()  # what this process copied from its parent
     try:
