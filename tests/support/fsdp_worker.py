@@ -23,6 +23,7 @@ from adadpo_lightning.reference.sync import SyncOptions
 from adadpo_lightning.strategies import FSDP2
 from adadpo_lightning.training.module import PreferenceLitModule
 from adadpo_lightning.training.optim import OptimizerConfig, SchedulerConfig
+from tests.support.runs import UNCOMPARED
 
 
 @dataclass
@@ -72,7 +73,8 @@ class Recorder(Callback):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         if not trainer.fit_loop._should_accumulate():
-            self.steps.append({k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("train/")})
+            logged = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("train/")}
+            self.steps.append({k: v for k, v in logged.items() if not k.endswith(UNCOMPARED)})
 
 
 def whole(tensor):
