@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 # Tests run in two processes; more threads than cores only get in each other's way.
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: quickstart test lower-bounds notebooks lint types audit docs release-check bench clean
+.PHONY: quickstart test lower-bounds notebooks lint types audit schema docs release-check bench clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -34,6 +34,10 @@ lower-bounds: $(VENV)/.installed-dev
 # Runs all four notebooks, about three minutes.
 notebooks: $(VENV)/.installed-dev
 	$(TEST_ENV) $(BIN)/python -m pytest -m "slow or not slow" tests/test_notebooks.py
+
+# configs/schema.json, which editors read.
+schema: $(VENV)/.installed
+	$(BIN)/python scripts/make_schema.py
 
 $(VENV)/.installed-docs: $(VENV)/.installed
 	$(INSTALL) --editable .[docs]

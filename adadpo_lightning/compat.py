@@ -224,6 +224,11 @@ def actions_of(parser: ArgumentParser) -> list[Action]:
     return parser._actions
 
 
+def type_of(action: Action) -> Any | None:
+    """The type annotation that an option's values are checked against, or None for an option without one."""
+    return getattr(action, "_typehint", None)
+
+
 def read_no_config_from(action: Action) -> None:
     """Take a value that is a path as text; otherwise jsonargparse reads the file as a config of the option's class."""
     if hasattr(action, "_enable_path"):

@@ -216,6 +216,15 @@ def test_actions_of():
     assert "one" in [action.dest for action in compat.actions_of(parser)]
 
 
+def test_type_of():
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser()
+    parser.add_argument("--one", type=int | None)
+    found = {action.dest: compat.type_of(action) for action in compat.actions_of(parser)}
+    assert found == {"help": None, "one": int | None}
+
+
 def test_read_no_config_from(tmp_path):
     from jsonargparse import ArgumentParser
 
