@@ -61,10 +61,11 @@ def configuration() -> str:
         "Keys of `trainer.*` and `checkpoint.*` that are missing here are "
         "[Lightning's](https://lightning.ai/docs/pytorch/stable/common/trainer.html).",
         "",
-        "An editor with a YAML language server (in VS Code, the YAML extension of Red Hat) completes, explains and checks "
-        "the keys of a config of `fit` whose first line is `# yaml-language-server: $schema=PATH`, as that of every "
-        "shipped one is. PATH is that of `configs/schema.json`, relative to the config; in an installed package, "
-        "`python -c \"from adadpo_lightning.shipped import find_config; print(find_config('schema.json'))\"` prints it.",
+        "An editor with a YAML language server (in VS Code, the YAML extension of Red Hat) completes, explains and "
+        "checks the keys of a config of `fit` that begins with `# yaml-language-server: $schema=PATH`, as every "
+        "shipped one does. PATH is that of `configs/schema.json`, relative to the config; in an installed package, "
+        "`python -c 'from adadpo_lightning.shipped import find_config; print(find_config(\"schema.json\"))'` "
+        "prints it.",
         "",
         "| key | type | default | |",
         "|---|---|---|---|",
