@@ -37,7 +37,13 @@ def built(tmp_path_factory):
 def test_wheel_and_sdist_hold_what_they_should(built):
     wheel, sdist = built
     names = zipfile.ZipFile(wheel).namelist()
-    for name in ("py.typed", "configs/schema.json", "configs/study/embedded_grid.yaml", "losses/dpo.py"):
+    for name in (
+        "py.typed",
+        "configs/quickstart.yaml",
+        "configs/schema.json",
+        "configs/study/embedded_grid.yaml",
+        "losses/dpo.py",
+    ):
         assert f"adadpo_lightning/{name}" in names
     assert not [name for name in names if name.startswith(("tests/", "docs/"))]
     with tarfile.open(sdist) as archive:
