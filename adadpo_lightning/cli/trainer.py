@@ -44,6 +44,7 @@ def run_method(method: Method, config: Namespace, parser: ArgumentParser, callba
         UserError: If the config is wrong.
     """
     quiet_libraries()
+    _check_sections(config)
     set_seed(config)
     is_new = prepare_output(method, config)
     built = instantiate(parser, config)
@@ -59,6 +60,22 @@ def run_method(method: Method, config: Namespace, parser: ArgumentParser, callba
         _fit_alone(trainer, built, config, is_new=is_new)
     else:
         getattr(trainer, method)(built.model, datamodule=built.data, **method_options(built, method))
+
+
+def _check_sections(config: Namespace) -> None:
+    """A section that is null in a config file loses the defaults of all its options; the parser accepts that.
+
+    Raises:
+        UserError: Naming the section.
+    """
+    for name, option in (
+        ("model", "policy"),
+        ("data", "train"),
+        ("trainer", "max_epochs"),
+        ("checkpoint", "save_last"),
+    ):
+        if config.get(name) is None or option not in config[name]:
+            raise UserError(name, "expected keys and values, got null", "remove the key, or set options below it")
 
 
 def _fit_alone(trainer: Trainer, built: Namespace, config: Namespace, *, is_new: bool) -> None:

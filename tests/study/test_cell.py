@@ -15,6 +15,8 @@ from adadpo_lightning.study.grid import Arm, Cell, EmbeddedTaskConfig, JudgedPro
 from tests.evaluation.test_judges import classifier_dir
 from tests.support.tiny import make_rows, write_rows
 
+pytestmark = pytest.mark.xdist_group("cell")  # one process makes the fixtures
+
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
