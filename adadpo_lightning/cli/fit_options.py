@@ -12,7 +12,8 @@ from adadpo_lightning.callbacks import RunCheckpoint
 from adadpo_lightning.callbacks.defaults import CHECKPOINT_OPTIONS
 from adadpo_lightning.compat import actions_of, read_no_config_from
 from adadpo_lightning.data.datamodule import PreferenceDataModule
-from adadpo_lightning.losses.registry import load_plugins
+from adadpo_lightning.losses.registry import ENTRY_POINT_GROUP
+from adadpo_lightning.plugins import load_plugins
 from adadpo_lightning.training.module import PreferenceLitModule
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def add_fit_options(parser: ArgumentParser, method: Method = "fit") -> None:
         parser: The parser of a command.
         method: Method of the Trainer, whose options (such as ``--ckpt_path``) are added too.
     """
-    load_plugins()
+    load_plugins(ENTRY_POINT_GROUP)
     parser.add_argument(
         "--seed_everything",
         type=bool | int,

@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable
-from functools import cache
-from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
 from adadpo_lightning.errors import UserError, did_you_mean
 from adadpo_lightning.losses.balance import Adaptive
 from adadpo_lightning.losses.base import ContrastiveLoss, PreferenceLoss
+from adadpo_lightning.plugins import load_plugins
 
 ENTRY_POINT_GROUP = "adadpo_lightning.losses"
 
@@ -69,7 +68,7 @@ def available_losses() -> list[str]:
         >>> available_losses()[:4]
         ['dpo', 'adadpo', 'rdpo', 'adardpo']
     """
-    load_plugins()
+    load_plugins(ENTRY_POINT_GROUP)
     return list(_losses)
 
 
@@ -79,7 +78,7 @@ def loss_class(key: str) -> type[PreferenceLoss]:
     Raises:
         UserError: If the key is unknown; lists the known ones.
     """
-    load_plugins()
+    load_plugins(ENTRY_POINT_GROUP)
     if key not in _losses:
         raise UserError("loss", f"unknown loss {key!r}", did_you_mean(key, _losses))
     return _losses[key]
@@ -123,25 +122,6 @@ def adaptive_twin(cls: type[PreferenceLoss]) -> type[Adaptive]:
 def plain_class(cls: type[Adaptive]) -> type[ContrastiveLoss]:
     """The class that an adaptive twin is the twin of."""
     return next(c for c in cls.__mro__ if issubclass(c, ContrastiveLoss) and not issubclass(c, Adaptive))
-
-
-@cache
-def load_plugins() -> None:
-    """Import, once, the losses that installed packages declare under the entry-point group.
-
-    Raises:
-        UserError: If an import fails; names the package to fix or uninstall.
-    """
-    for entry in entry_points(group=ENTRY_POINT_GROUP):
-        try:
-            entry.load()
-        except Exception as error:
-            package = entry.dist.name if entry.dist else "unknown package"
-            raise UserError(
-                f"entry point {entry.name!r} of {package}",
-                f"could not be loaded: {type(error).__name__}: {error}",
-                "fix or uninstall that package",
-            ) from error
 
 
 def _add(key: str, cls: Any) -> None:

@@ -13,8 +13,9 @@ from adadpo_lightning.checkpoints.integrity import damage
 from adadpo_lightning.checkpoints.shards import is_sharded
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.losses import Mixture, PreferenceLoss
-from adadpo_lightning.losses.registry import load_plugins
+from adadpo_lightning.losses.registry import ENTRY_POINT_GROUP
 from adadpo_lightning.models.loading import LoraOptions, PolicyConfig
+from adadpo_lightning.plugins import load_plugins
 from adadpo_lightning.reference.sync import SyncOptions
 from adadpo_lightning.training.optim import OptimizerConfig, SchedulerConfig
 
@@ -53,7 +54,7 @@ def make_loss(described: Mapping[str, Any]) -> PreferenceLoss:
     Raises:
         UserError: If the class is not found or its arguments are not known.
     """
-    load_plugins()
+    load_plugins(ENTRY_POINT_GROUP)
     name, arguments = str(described["class_path"]), described["init_args"]
     kind = next((c for c in _subclasses(PreferenceLoss) if f"{c.__module__}.{c.__qualname__}" == name), None)
     if kind is None:

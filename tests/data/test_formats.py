@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adadpo_lightning.data.formats import FORMATS, detect_format, read_pair, register_format, registry, rename_columns
+from adadpo_lightning import plugins
+from adadpo_lightning.data.formats import FORMATS, detect_format, read_pair, register_format, rename_columns
 from adadpo_lightning.data.schema import IDENTICAL, BadRow, PreferencePair
 from adadpo_lightning.errors import UserError
 
@@ -301,14 +302,14 @@ class Plugin:
 def test_an_installed_package_adds_a_format(monkeypatch):
     row = {"ask": "a", "good": "b", "bad": "c"}
     try:
-        registry.load_plugins.cache_clear()
-        monkeypatch.setattr(registry, "entry_points", lambda group: [Plugin()])
+        plugins.load_plugins.cache_clear()
+        monkeypatch.setattr(plugins, "entry_points", lambda group: [Plugin()])
         assert detect_format([row], "x") == "theirs"
         assert read_pair(row, "theirs") == PreferencePair("a", "b", "c")
-        registry.load_plugins.cache_clear()
-        monkeypatch.setattr(registry, "entry_points", lambda group: [Plugin(ImportError("no torch2"))])
+        plugins.load_plugins.cache_clear()
+        monkeypatch.setattr(plugins, "entry_points", lambda group: [Plugin(ImportError("no torch2"))])
         with pytest.raises(UserError, match=r"entry point 'theirs' of unknown package: .*ImportError: no torch2"):
             detect_format([row], "x")
     finally:
         FORMATS.pop("theirs", None)
-        registry.load_plugins.cache_clear()
+        plugins.load_plugins.cache_clear()

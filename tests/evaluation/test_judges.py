@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
+from adadpo_lightning import plugins as loading
 from adadpo_lightning.embedded.gold import grade
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.evaluation.comparisons import Comparison
@@ -32,8 +33,11 @@ def test_packages_bring_judges_of_their_own(monkeypatch):
 
     def plugins(load):
         entry = types.SimpleNamespace(load=load, name="coin", dist=types.SimpleNamespace(name="coins"))
-        monkeypatch.setattr(judges, "entry_points", lambda group: [entry] if group == "adadpo_lightning.judges" else [])
+        monkeypatch.setattr(
+            loading, "entry_points", lambda group: [entry] if group == "adadpo_lightning.judges" else []
+        )
         judges._load_judges.cache_clear()
+        loading.load_plugins.cache_clear()
 
     plugins(broken)
     with pytest.raises(UserError, match="entry point 'coin' of coins: could not be loaded: ImportError: no such thing"):
@@ -43,6 +47,7 @@ def test_packages_bring_judges_of_their_own(monkeypatch):
     judges._judges.pop("coin")
     monkeypatch.undo()
     judges._load_judges.cache_clear()
+    loading.load_plugins.cache_clear()
 
 
 def pair(prompt, a, b, **options):

@@ -19,6 +19,7 @@ from adadpo_lightning.losses import (
 )
 from adadpo_lightning.losses import registry as registry_module
 from adadpo_lightning.losses.testing import check_loss
+from adadpo_lightning.plugins import load_plugins
 
 README = Path(__file__).parents[2] / "README.md"
 HINGE = '''
@@ -60,13 +61,13 @@ def site(tmp_path, monkeypatch):
     """An empty folder of packages; what is imported and registered from it is gone afterwards."""
     monkeypatch.setattr(registry_module, "_losses", dict(registry_module._losses))
     monkeypatch.syspath_prepend(str(tmp_path))
-    registry_module.load_plugins.cache_clear()
+    load_plugins.cache_clear()
     before = set(sys.modules)
     yield tmp_path
     for name in set(sys.modules) - before:
         if str(tmp_path) in (getattr(sys.modules[name], "__file__", None) or ""):
             del sys.modules[name]
-    registry_module.load_plugins.cache_clear()
+    load_plugins.cache_clear()
     gc.collect()  # the command line finds classes by their base
 
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from functools import cache
-from importlib.metadata import entry_points
 from typing import Any, NamedTuple
 
 from adadpo_lightning.data.formats.fields import is_blank, number_of, template_kwargs_of, text_of, tools_of
 from adadpo_lightning.data.schema import IDENTICAL, BadRow, PreferencePair, Row, check_text
 from adadpo_lightning.errors import UserError, did_you_mean
+from adadpo_lightning.plugins import load_plugins
 
 ENTRY_POINT_GROUP = "adadpo_lightning.formats"
 
@@ -52,32 +51,13 @@ def register_format(name: str, matches: Callable[[Row], bool]) -> Callable[[Call
     return add
 
 
-@cache
-def load_plugins() -> None:
-    """Import the formats that installed packages declare under the entry-point group, once.
-
-    Raises:
-        UserError: If one cannot be imported; names the package.
-    """
-    for entry in entry_points(group=ENTRY_POINT_GROUP):
-        try:
-            entry.load()
-        except Exception as error:
-            package = entry.dist.name if entry.dist else "unknown package"
-            raise UserError(
-                f"entry point {entry.name!r} of {package}",
-                f"could not be loaded: {type(error).__name__}: {error}",
-                "correct or uninstall that package",
-            ) from error
-
-
 def check_format(name: str, field: str) -> None:
     """Refuse the name of an unknown format.
 
     Raises:
         UserError: Naming `field`.
     """
-    load_plugins()
+    load_plugins(ENTRY_POINT_GROUP)
     if name not in FORMATS:
         raise UserError(field, f"unknown format {name!r}", did_you_mean(name, FORMATS))
 
@@ -88,7 +68,7 @@ def detect_format(rows: Iterable[Row], where: str) -> str:
     Raises:
         UserError: If no row has any; lists the columns found.
     """
-    load_plugins()
+    load_plugins(ENTRY_POINT_GROUP)
     rows = list(rows)
     counts = {name: sum(map(fmt.matches, rows)) for name, fmt in FORMATS.items()}
     best = max(counts, key=lambda name: counts[name])

@@ -14,10 +14,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from adadpo_lightning.errors import UserError, did_you_mean
+from adadpo_lightning.plugins import load_plugins
 
 if TYPE_CHECKING:
     from adadpo_lightning.evaluation.comparisons import Comparison
@@ -131,16 +131,7 @@ def _load_judges() -> None:
         import_module(f"{package.__name__}.{module.name}")
     for name in ELSEWHERE:
         import_module(name)
-    for entry in entry_points(group=ENTRY_POINT_GROUP):
-        try:
-            entry.load()
-        except Exception as error:
-            distribution = entry.dist.name if entry.dist else "unknown package"
-            raise UserError(
-                f"entry point {entry.name!r} of {distribution}",
-                f"could not be loaded: {type(error).__name__}: {error}",
-                "fix or uninstall that package",
-            ) from error
+    load_plugins(ENTRY_POINT_GROUP)
 
 
 def preference_of(score: float, opponent: float, temperature: float) -> float:
