@@ -1,4 +1,4 @@
-"""A table of generated answers, for every logger that takes one and otherwise for a file."""
+"""A table of generated answers, written to each logger that supports tables, otherwise to a file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COLUMNS = ["prompt", "response", "tokens", "finished"]
 
 
 def write_table(trainer: Trainer, rows: list[list[Any]], step: int) -> None:
-    """Write rows of `COLUMNS` to each logger that takes tables; if one does not, or without any, to a file."""
+    """Write rows of `COLUMNS` to each logger that supports tables, and to a file if one does not or none is set."""
     needs_file = not trainer.loggers
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
@@ -37,7 +37,7 @@ def write_table(trainer: Trainer, rows: list[list[Any]], step: int) -> None:
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A table whose cells show their text as it is, even if it contains Markdown or HTML.
+    """A Markdown table that shows the text of its cells verbatim, even if it contains Markdown or HTML.
 
     Example:
         >>> print(markdown_table(["prompt"], [["a|b"]]))
@@ -51,6 +51,6 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str
 
 def _cell(value: Any) -> str:
     text = html.escape(str(value), quote=False)
-    # As entities, because Markdown knows a backslash before some characters only.
+    # Entities, because Markdown accepts a backslash escape for some characters only.
     text = re.sub(r"[^\w\s&;,.]", lambda match: f"&#{ord(match[0])};", text)
     return re.sub(r"\r\n|\r|\n", "<br>", text.replace("_", "&#95;"))

@@ -1,4 +1,4 @@
-"""Lightning's checkpoints, written atomically and only between optimizer steps; the last one is of the last step."""
+"""Lightning checkpoints that are written atomically, hold complete optimizer steps and include the last step."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 class RunCheckpoint(ModelCheckpoint):
     """Saves ``last.ckpt`` at the end of training too, and on request.
 
-    Lightning's own class saves after validations, so the steps after the last validation would be in no checkpoint.
+    Lightning's own class saves after validations, so no checkpoint would contain the steps after the last validation.
 
-    A checkpoint is always the state after a complete optimizer step whose metrics are logged. One that is saved in the
-    middle of a step, at a validation or a signal, records the start of that step: weights and optimizer have not
-    changed since, gradients are in no checkpoint, and a resumed run recomputes them.
+    A checkpoint always holds the state after a complete optimizer step whose metrics are logged. A checkpoint saved in
+    the middle of a step, at a validation or a signal, records the start of that step: weights and optimizer have not
+    changed since. Checkpoints do not contain gradients, so a resumed run recomputes them.
     """
 
     _due: tuple[Any, Any, int] | None = None
@@ -33,36 +33,36 @@ class RunCheckpoint(ModelCheckpoint):
     _position_of_last_step = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write files by `WholeFileIO`, unless the trainer was given a plugin of its own.
+        """Write files with `WholeFileIO`, unless the trainer has a custom checkpoint plugin.
 
         Raises:
-            UserError: If `filename` leads out of the directory.
+            UserError: If `filename` points outside the directory.
         """
         filename = Path(self.filename or "")
         if filename.is_absolute() or ".." in filename.parts:
             raise UserError(
                 "checkpoint.filename",
                 f"expected a name inside the checkpoint directory, got {self.filename!r}",
-                "set checkpoint.dirpath to save in another place",
+                "set checkpoint.dirpath to save in another directory",
             )
         super().setup(trainer, pl_module, stage)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeFileIO()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore which checkpoints are the best, also if the run's directory was moved or copied."""
+        """Restore the best checkpoints, even if the run's directory was moved or copied."""
         before, now = state_dict.get("dirpath"), self.dirpath
         if before and now and before != str(now):
             state_dict = relocated(state_dict, Path(before), Path(now))
         super().load_state_dict(state_dict)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Until its first step, a resumed run is at the position of its checkpoint."""
-        # Not a copy: the module may yet translate the position to this run's ranks and micro-batches.
+        """Take the checkpoint's position in the data as the run's own until the first step."""
+        # Not a copy: the position may still be translated to this run's ranks and micro-batches.
         self._at_last_step = checkpoint["loops"]["fit_loop"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember the position in the data, here and at every optimizer step."""
+        """Record the position in the data; every optimizer step updates it."""
         super().on_train_start(trainer, pl_module)
         if self._at_last_step is None:
             self._remember(trainer)
@@ -73,17 +73,17 @@ class RunCheckpoint(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Mark a save as due; it waits until this step has been logged."""
+        """Schedule a save, deferred until this step has been logged."""
         if not accumulating(trainer):
             self._remember(trainer)
             self._due = (outputs, batch, batch_idx)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Save what was deferred."""
+        """Run the deferred save."""
         self._save_due(trainer, pl_module)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save what was deferred, but not between the last step of an epoch and its validation.
+        """Run the deferred save, except between the last step of an epoch and its validation.
 
         Lightning would skip the validation when it resumes from there.
         """
@@ -91,7 +91,7 @@ class RunCheckpoint(ModelCheckpoint):
             self._save_due(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save what was held back until after the validation."""
+        """Run the save that was deferred until after the validation."""
         self._remember(trainer)
         super().on_train_epoch_end(trainer, pl_module)
         self._save_due(trainer, pl_module)
@@ -104,15 +104,15 @@ class RunCheckpoint(ModelCheckpoint):
             self._position_of_last_step = False
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the last step, unless it was saved."""
+        """Save the last step, unless it is already saved."""
         if self.save_last and not self._should_skip_saving_checkpoint(trainer):
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def save_now(self, trainer: Trainer) -> str:
-        """Save ``last.ckpt`` as of the last complete step, in the middle of training; every rank must call it.
+        """Save ``last.ckpt`` as of the last complete step during training; every rank must call this.
 
         Returns:
-            Its path.
+            Path of the checkpoint.
         """
         self._position_of_last_step = True
         self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
@@ -126,7 +126,7 @@ class RunCheckpoint(ModelCheckpoint):
             checkpoint["loops"]["fit_loop"] = self._at_last_step
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        """Save, after flushing everything logged so far to disk."""
+        """Flush everything logged so far to disk, then save."""
         for logger in trainer.loggers:
             logger.save()
             if isinstance(logger, TensorBoardLogger):
@@ -135,12 +135,12 @@ class RunCheckpoint(ModelCheckpoint):
 
 
 def relocated(state: dict[str, Any], before: Path, now: Path) -> dict[str, Any]:
-    """The state of a `ModelCheckpoint` whose files now lie in another directory; unchanged if they do not.
+    """The state of a `ModelCheckpoint` with its paths moved to another directory; unchanged if the files are not there.
 
     Args:
-        state: Its state dict.
-        before: The directory that it names.
-        now: The directory of this run.
+        state: State dict of the callback.
+        before: Directory that the state refers to.
+        now: Directory of this run.
     """
 
     def moved(path: str) -> str:

@@ -1,4 +1,4 @@
-"""What module and datamodule would otherwise have to ask of each other, carried by the trainer."""
+"""Connects module and datamodule through the trainer, so that neither imports the other."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class ConnectData(Callback):
     """Provides the datamodule with cached reference log-probabilities and with the position of a checkpoint.
 
-    Neither of module and datamodule knows the other: the datamodule asks once for `PreferenceLitModule.data_needs`, and
-    the rest passes through here.
+    Module and datamodule are independent of each other: the datamodule reads `PreferenceLitModule.data_needs` once, and
+    everything else passes through this callback.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -35,7 +35,7 @@ class ConnectData(Callback):
         if _data(trainer) is None:
             raise UserError(
                 "trainer.fit",
-                "needs a PreferenceDataModule: its plan gives each micro-batch the counts of its whole optimizer step",
+                "needs a PreferenceDataModule: its plan provides each micro-batch with the counts of its step",
                 "call trainer.fit(module, datamodule=PreferenceDataModule(train=...))",
             )
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by its connector
@@ -43,7 +43,7 @@ class ConnectData(Callback):
             raise UserError(
                 "trainer.callbacks",
                 "GradientAccumulationScheduler contradicts the step plan, which decides what is accumulated",
-                "leave it out and set the datamodule's global_batch_size and micro_batch_size",
+                "remove it and set the datamodule's global_batch_size and micro_batch_size",
             )
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -53,19 +53,19 @@ class ConnectData(Callback):
             data.translate_checkpoint(checkpoint)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find or compute the reference caches of what is trained and validated on."""
+        """Load or compute the reference caches of the training and validation pairs."""
         _provide(trainer, pl_module, "train", "val")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find or compute the reference cache."""
+        """Load or compute the reference cache of the validation pairs."""
         _provide(trainer, pl_module, "val")
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find or compute the reference cache."""
+        """Load or compute the reference cache of the test pairs."""
         _provide(trainer, pl_module, "test")
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find or compute the reference cache."""
+        """Load or compute the reference cache of the pairs to predict."""
         _provide(trainer, pl_module, "predict")
 
 

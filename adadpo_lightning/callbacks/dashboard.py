@@ -1,4 +1,4 @@
-"""TensorBoard's page of custom scalars for a loss."""
+"""Layout of TensorBoard's custom scalars page for a loss."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _BOTH = "(train|val)/"
 
 
 def dashboard(loss: PreferenceLoss) -> Layout:
-    """The page of custom scalars for a loss, as `SummaryWriter.add_custom_scalars` takes it.
+    """The custom scalars page for a loss, in the form that `SummaryWriter.add_custom_scalars` expects.
 
-    Charts that a loss leaves empty are left out. Tags are regular expressions, matched from the start of a tag.
+    Charts without data for this loss are omitted. Tags are regular expressions, matched from the start of a tag.
 
     Example:
         >>> from adadpo_lightning.losses import SFT, SimPO
@@ -30,7 +30,7 @@ def dashboard(loss: PreferenceLoss) -> Layout:
             {
                 "Gradient ratio, chosen to rejected": names.BALANCE_RATIO,
                 "Coefficient on the chosen score": names.BALANCE_COEFFICIENT,
-                "Share of pairs at the ceiling": names.BALANCE_CLIPPED,
+                "Fraction of pairs at the ceiling": names.BALANCE_CLIPPED,
                 "Gradient norm ratio at the hidden states": names.GRAD_NORM_RATIO,
                 "Gradient ratio in policy space": names.BALANCE_RATIO_POLICY,
             }
@@ -51,7 +51,7 @@ def dashboard(loss: PreferenceLoss) -> Layout:
                 "Change of log-probability since step 0": _either(
                     names.DISPLACEMENT_CHOSEN, names.DISPLACEMENT_REJECTED
                 ),
-                "Share of chosen answers that fell": names.DISPLACEMENT_CHOSEN_FELL,
+                "Fraction of chosen answers that fell": names.DISPLACEMENT_CHOSEN_FELL,
             }
         )
     if loss.needs_reference:

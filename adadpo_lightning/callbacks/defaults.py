@@ -1,4 +1,4 @@
-"""The callbacks that every run has, whether it starts from the command line or from Python."""
+"""The default callbacks of every run, started from the command line or from Python."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class CallbackLists(NamedTuple):
     """What `complete` returns.
 
     Args:
-        kept: Those of the trainer that stay.
-        added: The defaults to append to them.
+        kept: The trainer's callbacks that remain.
+        added: The defaults to append.
     """
 
     kept: list[Callback]
@@ -54,13 +54,13 @@ class CallbackLists(NamedTuple):
 
 
 def default_callbacks(given: Sequence[Callback] = (), *, predict: bool = False) -> list[Callback]:
-    """The default callbacks that a list of callbacks lacks, in the order in which they run.
+    """The default callbacks that are missing from a list, in the order in which they run.
 
-    A callback of the same class or of a subclass replaces its default. A checkpoint callback, progress bar and summary
-    are `complete`'s to add, because only the trainer's own list says whether they are enabled.
+    A callback of the same class or of a subclass replaces its default. Checkpoint callback, progress bar and summary
+    are added by `complete`, because only the trainer's own list shows whether they are enabled.
 
     Args:
-        given: Callbacks that the trainer has.
+        given: Callbacks of the trainer.
         predict: Whether to write the predictions of ``predict`` to a file.
 
     Example:
@@ -72,15 +72,15 @@ def default_callbacks(given: Sequence[Callback] = (), *, predict: bool = False) 
 
 
 def complete(given: Sequence[Callback], *, predict: bool = False) -> CallbackLists:
-    """Complete a trainer's callbacks by the defaults of this package.
+    """Complete a trainer's callbacks with the defaults of this package.
 
-    What Lightning's Trainer adds by itself is replaced: its progress bar by `progress_bar`, its model summary by
-    `RunSummary`, its checkpoint callback by `RunCheckpoint`. Where the trainer has none of these
-    (``enable_progress_bar=False`` and so on), none is added. Lightning's bars and summaries count as its own if they
-    have no option that differs from its defaults.
+    Callbacks that Lightning's Trainer adds automatically are replaced: the progress bar by `progress_bar`, the model
+    summary by `RunSummary`, the checkpoint callback by `RunCheckpoint`. Nothing is added for a disabled one
+    (``enable_progress_bar=False`` etc.). A bar or summary is considered automatic if all its options have Lightning's
+    default values.
 
-    A plain `ModelCheckpoint` that the user passed keeps its options and becomes a `RunCheckpoint`, in place: its own
-    saves may fall into the middle of an optimizer step, whose first micro-batches a resumed run would lose.
+    A plain `ModelCheckpoint` passed by the user keeps its options and becomes a `RunCheckpoint` in place: Lightning may
+    save in the middle of an optimizer step, and a resumed run would lose the first micro-batches of that step.
 
     Args:
         given: The trainer's callbacks.
@@ -97,9 +97,9 @@ def complete(given: Sequence[Callback], *, predict: bool = False) -> CallbackLis
             if type(callback) is ModelCheckpoint:
                 _save_whole_steps(callback)
         if not _holds(kept, RunCheckpoint):
-            # Its hooks make the saves of every other checkpoint callback whole, too.
+            # Its hooks ensure that other checkpoint callbacks save complete steps, too.
             saved.append(RunCheckpoint(**CHECKPOINT_OPTIONS))
-    # Metrics, what is shown, predictions, the graceful stop; Lightning puts checkpoints last.
+    # Order: metrics, progress and summary, predictions, graceful stop. Lightning moves checkpoint callbacks last.
     defaults = default_callbacks(kept, predict=predict)
     metrics = [c for c in defaults if isinstance(c, ALWAYS)]
     return CallbackLists(kept, [*metrics, *shown, *defaults[len(metrics) :], *saved])
@@ -110,19 +110,19 @@ def _holds(callbacks: Sequence[Callback], kind: type[Callback]) -> bool:
 
 
 def _is_lightnings_bar(callback: Callback) -> bool:
-    """Whether it is the bar that Lightning's Trainer adds where the user passes none."""
+    """Whether this is the bar that Lightning's Trainer adds if the user passes none."""
     kind = type(callback)
     return kind in (RichProgressBar, TQDMProgressBar) and vars(callback) == vars(kind())
 
 
 def _is_lightnings_summary(callback: Callback) -> bool:
-    """Whether it is the summary that Lightning's Trainer adds where the user passes none."""
+    """Whether this is the summary that Lightning's Trainer adds if the user passes none."""
     kind = type(callback)
     return kind in (RichModelSummary, ModelSummary) and vars(callback) == vars(kind())
 
 
 def _save_whole_steps(callback: ModelCheckpoint) -> None:
-    """Make a `RunCheckpoint` of Lightning's, so that whoever holds it can still read ``best_model_path``."""
+    """Turn a `ModelCheckpoint` into a `RunCheckpoint` in place, so that references to it stay valid."""
     is_lightnings_own = vars(callback) == vars(ModelCheckpoint())
     callback.__class__ = RunCheckpoint
     if is_lightnings_own:

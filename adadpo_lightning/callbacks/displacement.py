@@ -1,4 +1,4 @@
-"""Likelihood displacement: detect that chosen answers become less likely while their margin grows, and explain it."""
+"""Likelihood displacement: detect chosen answers that become less likely while the margin grows, and explain it."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class LikelihoodDisplacement(Callback):
     """Logs ``val/displacement/...`` for losses without a reference, and explains displacement when it sets in.
 
     With a reference, which equals the policy at step 0, `PreferenceMetrics` logs the drift at no extra cost. Without
-    one, this callback scores the validation pairs once before the first step and keeps the result, in checkpoints too.
-    Runs without a reference and without validation pairs have no such curves.
+    one, this callback scores the validation pairs once before the first step and stores the result, also in
+    checkpoints. Nothing is logged for runs with neither a reference nor validation pairs.
 
     Args:
         baseline: Score the validation pairs before the first step if the loss has no reference.
         hint: Log one explanation when chosen log-probabilities fall while the margin rises.
-        hint_nats: How far the mean chosen log-probability must be below step 0 for the hint.
+        hint_nats: Drop of the mean chosen log-probability since step 0, in nats, that triggers the hint.
     """
 
     def __init__(self, baseline: bool = True, hint: bool = True, hint_nats: float = 1.0) -> None:
@@ -47,11 +47,11 @@ class LikelihoodDisplacement(Callback):
         self._history: list[tuple[float, float]] = []
 
     def state_dict(self) -> dict[str, Any]:
-        """The log-probabilities of step 0, and whether the hint is still to be logged."""
+        """The log-probabilities at step 0, and whether the hint is still pending."""
         return {"initial": self._initial, "hint": self.hint}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore both."""
+        """Restore the log-probabilities and the pending hint."""
         self._initial = state_dict["initial"]
         self.hint = self.hint and state_dict["hint"]
 
@@ -70,13 +70,13 @@ class LikelihoodDisplacement(Callback):
                 if not batch.filler:
                     sides = zip(output.pairs.chosen.tolist(), output.pairs.rejected.tolist(), strict=True)
                     mine.update(zip(batch.row_ids.tolist(), sides, strict=True))
-        # After a resume the rows may be spread over the ranks differently.
+        # After resuming, the rows may be distributed over the ranks differently.
         self._initial = {row: values for part in gather(mine) for row, values in part.items()}
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PreferenceBatch, *args: Any
     ) -> None:
-        """Add the micro-batch's drift."""
+        """Add the drift of a micro-batch."""
         if not self._initial:
             return
         pairs = outputs["step"].pairs
@@ -91,19 +91,19 @@ class LikelihoodDisplacement(Callback):
         self._means.update(statistics)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the means of the whole set."""
+        """Log the means over the validation set."""
         means, self._means = self._means, None
         if means is not None:
             values = {f"val/{name}": value for name, value in means.compute().items()}
             pl_module.log_dict(values, batch_size=1)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check the drift of validation pairs if training pairs have none."""
+        """Check the drift of the validation pairs if the training pairs have no baseline."""
         if not _needs_reference(pl_module):
             self._look(trainer, pl_module, "val")
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Check the drift of training pairs at logged steps."""
+        """Check the drift of the training pairs at logged steps."""
         logged = ends_logged_step(trainer)
         if logged and _needs_reference(pl_module):
             self._look(trainer, pl_module, "train")
@@ -128,8 +128,8 @@ def displaced(history: Sequence[tuple[float, float]], nats: float) -> bool:
     """Whether the chosen log-probability is down by `nats` and falling while the margin rises.
 
     Args:
-        history: (drift of the chosen log-probability since step 0 in nats, reward margin) of the last log lines.
-        nats: The least loss.
+        history: (drift of the chosen log-probability since step 0 in nats, reward margin) of the most recent log lines.
+        nats: Minimum drop in nats.
 
     Example:
         >>> displaced([(-0.5, 0.1), (-0.9, 0.2), (-1.5, 0.4)], 1.0)

@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 
 class ExportHF(Callback):
-    """Exports the policy at the end of `fit`, as the ``export`` subcommand does from a checkpoint.
+    """Exports the policy at the end of `fit`, like the ``export`` subcommand does from a checkpoint.
 
-    A resumed run replaces its own export. A directory that holds anything else is found before training.
+    A resumed run replaces its own export. A directory with any other content is rejected before training.
 
     Args:
-        path: Directory to write; must not exist or be empty. None means ``<output_dir>/export``.
+        path: Directory to write; must be empty or not exist. None means ``<output_dir>/export``.
         merge: Merge LoRA adapters into the base model instead of writing them as adapters.
 
     Raises:
-        UserError: Before the first step, if the directory holds something that this run did not write.
+        UserError: Before the first step, if the directory contains files that this run did not write.
     """
 
     def __init__(self, path: str | None = None, merge: bool = False) -> None:
@@ -38,18 +38,18 @@ class ExportHF(Callback):
         return Path(self.path or f"{trainer.default_root_dir}/export")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find a directory that no run wrote, before the model is loaded; which run resumes is not known yet."""
+        """Reject a directory that no run wrote, before the model is loaded; the run to resume is not known yet."""
         if stage == "fit" and self.path is not None and exported_by(self._target(trainer)) is None:
             check_free(self._target(trainer))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find an export of another run."""
+        """Reject the export of another run."""
         target = self._target(trainer)
         if not self._is_own(target, trainer, cast("PreferenceLitModule", pl_module)):
             check_free(target)
 
     def _is_own(self, target: Path, trainer: Trainer, module: PreferenceLitModule) -> bool:
-        """An export names its run; that in the directory of the resumed run needs no name."""
+        """Whether this run wrote the export: it records this run, or lies in the resumed run's directory."""
         inside = self.path is None and trainer.ckpt_path is not None
         return target.is_dir() and (inside or exported_by(target) == module.run_record.run)
 

@@ -1,4 +1,4 @@
-"""Answers to held-out prompts at each validation: to read, and for the KL divergence on the policy's own tokens."""
+"""Sample answers at each validation, for inspection and for the KL divergence on the policy's own tokens."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class Answer:
     """One sampled answer.
 
     Args:
-        number: Number of its prompt.
-        ids: Its tokens, its terminator included.
+        number: Index of the prompt.
+        ids: Token ids, including the terminator.
         finished: Whether it ended with a terminator.
-        kl: Sum over its tokens of `kl_terms`, nats; None without a reference.
+        kl: Sum of `kl_terms` over the tokens, in nats; None without a reference.
     """
 
     number: int
@@ -53,32 +53,33 @@ class Answer:
 
 
 class GenerationCallback(Callback):
-    """Answers the same prompts with the same random numbers at each validation.
+    """Samples answers to the same prompts with the same random numbers at each validation.
 
-    Logs ``val/generation/length`` (mean tokens, a terminator counts), ``val/generation/eos_rate`` (fraction of answers
-    that ended by themselves), and with a reference ``val/kl/policy`` and ``val/kl/policy_stderr``: KL(policy to
-    reference) per token, by `kl_terms` on the sampled tokens. It estimates the policy's divergence only with default
-    sampling, at temperature 1 from all tokens. It is a mean over tokens, so long answers weigh more.
+    Logs ``val/generation/length`` (mean number of tokens, including the terminator), ``val/generation/eos_rate``
+    (fraction of answers that end with a terminator), and with a reference ``val/kl/policy`` and
+    ``val/kl/policy_stderr``: KL(policy || reference) per token, from `kl_terms` on the sampled tokens. It estimates the
+    policy's divergence only with default sampling (temperature 1, all tokens). It is a mean over tokens, so long
+    answers weigh more.
 
     The answers are written as a text table to TensorBoard, as a table to loggers with ``log_table`` (Weights & Biases),
     and as lines to ``<output_dir>/generations.jsonl`` for any other logger or without one.
 
-    The reference is the run's own: frozen, or the policy with its adapter off. The random numbers of training are not
-    used. Prompts are split over the ranks. Lightning's sanity check is skipped.
+    The reference is that of the run: frozen, or the policy with its adapter disabled. The random state of training is
+    not affected. Prompts are split over the ranks. Lightning's sanity check is skipped.
 
     Args:
-        prompts: Texts, each a user's message; or how many prompts of the validation pairs to take, the first ones.
+        prompts: Texts, each one user message; or how many of the first prompts of the validation pairs to use.
         max_new_tokens: Longer answers are cut off.
-        temperature: 0 takes the likeliest token each time.
-        top_p: Draw from the smallest set of tokens that holds this probability; 1 draws from all.
-        top_k: Draw from so many of the likeliest tokens; 0 draws from all.
-        seed: Seed of the answers.
-        batch_size: Prompts that a rank answers at one time.
+        temperature: Sampling temperature; 0 always selects the most likely token.
+        top_p: Sample from the smallest set of tokens with at least this total probability; 1 samples from all.
+        top_k: Sample from this many of the most likely tokens; 0 samples from all.
+        seed: Random seed of the answers.
+        batch_size: Number of prompts that each rank answers at a time.
         load_reference: Load a reference at each validation if the run keeps none in memory (``cached``, or a loss
-            without one). This needs the memory of a second model and the time to read it.
+            without a reference). This needs memory for a second model and time to load it.
 
     Raises:
-        UserError: If an option is out of range, there are no prompts, or one leaves no room for an answer.
+        UserError: If an option is out of range, no prompts are found, or a prompt leaves no room for an answer.
     """
 
     def __init__(
@@ -101,18 +102,18 @@ class GenerationCallback(Callback):
         self._stops: set[int] = set()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tokenise the prompts, so that errors in them stop the run before training."""
+        """Tokenize the prompts, so that errors in them stop the run before training."""
         if trainer.enable_validation:
             self._prepare(trainer, cast("PreferenceLitModule", pl_module))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The same for a validation on its own."""
+        """Tokenize the prompts for a stand-alone validation."""
         if trainer.state.fn != TrainerFn.FITTING:
             self._prepare(trainer, cast("PreferenceLitModule", pl_module))
 
     @torch.no_grad()
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Answer, log and write."""
+        """Sample the answers, log their metrics and write them."""
         if trainer.sanity_checking:
             return
         module = cast("PreferenceLitModule", pl_module)
@@ -127,8 +128,8 @@ class GenerationCallback(Callback):
         if not isinstance(data, PreferenceDataModule) or "val" not in data.prepared:
             raise UserError(
                 "trainer.callbacks",
-                "GenerationCallback answers in validation, and there are no validation pairs",
-                "set data.val or data.val_size, or leave the callback out",
+                "GenerationCallback runs at validation, but the run has no validation pairs",
+                "set data.val or data.val_size, or remove the callback",
             )
         options = data.options
         tokenizer = PromptTokenizer(data.tokenizer, options.chat, options.special_tokens, options.chat_template_kwargs)
@@ -148,8 +149,8 @@ class GenerationCallback(Callback):
             )
         elif (self.options.temperature, self.options.top_p, self.options.top_k) != (1.0, 1.0, 0):
             log.info(
-                "GenerationCallback: val/kl/policy is measured on tokens drawn with another temperature, top_p or "
-                "top_k than the policy's own, and is no estimate of its divergence."
+                "GenerationCallback: val/kl/policy is measured on tokens sampled with a non-default temperature, top_p "
+                "or top_k, so it does not estimate the divergence of the policy itself."
             )
 
     def _answers(self, trainer: Trainer, module: PreferenceLitModule) -> list[Answer]:
@@ -160,7 +161,7 @@ class GenerationCallback(Callback):
             reference = build_reference("frozen", policy, module.policy_config, module.tokenizer, sharding)
         with trainer.precision_plugin.forward_context():
             numbers = range(trainer.global_rank, len(self._encoded), trainer.world_size)
-            # Where weights are gathered from all ranks, all have to run equally many forward passes.
+            # If weights are gathered from all ranks, each rank must run the same number of forward passes.
             missing = -(-len(self._encoded) // trainer.world_size) - len(numbers)
             mine = [*numbers, *[0] * missing]
             size = self.options.batch_size
@@ -181,7 +182,7 @@ class GenerationCallback(Callback):
         return answers[: len(numbers)]
 
     def _score(self, module: PreferenceLitModule, reference: Reference, answers: Sequence[Answer]) -> None:
-        """Fill in `Answer.kl`, by the forward pass that training uses."""
+        """Fill in `Answer.kl`, with the forward pass that training uses."""
         pairs = [EncodedPair(self._encoded[a.number], a.ids, [], a.number) for a in answers]
         lengths = [len(a.ids) for a in answers]
         batch = collate(
@@ -204,7 +205,7 @@ class GenerationCallback(Callback):
 
 
 def statistics(answers: Sequence[Answer]) -> dict[str, float]:
-    """The metrics of sampled answers.
+    """Metrics of sampled answers.
 
     Example:
         >>> statistics([Answer(0, [5, 2], True), Answer(1, [5, 6, 7, 8], False)])
@@ -225,7 +226,7 @@ def statistics(answers: Sequence[Answer]) -> dict[str, float]:
 
 
 def first_prompts(prompts: Iterable[list[int]], count: int) -> list[list[int]]:
-    """The first `count` different ones, or all.
+    """The first `count` distinct prompts, or all if there are fewer.
 
     Example:
         >>> first_prompts([[5, 6], [5, 6], [7], [8]], 2)
@@ -240,7 +241,7 @@ def first_prompts(prompts: Iterable[list[int]], count: int) -> list[list[int]]:
 
 
 def _reference(module: PreferenceLitModule) -> Reference | None:
-    """The reference in memory; a new adapter can be switched off even if the loss needs no reference."""
+    """The reference in memory; a new adapter can be disabled even if the loss needs no reference."""
     own: Reference | None = module.live_reference
     lora = module.policy_config.lora
     if own is not None or lora is None:

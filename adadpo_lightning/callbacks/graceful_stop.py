@@ -28,12 +28,12 @@ class GracefulStop(Callback):
     """Ends a run on SIGTERM or SIGINT without losing a finished optimizer step.
 
     ``last.ckpt`` is saved after the current micro-batch or validation. In the middle of an optimizer step the
-    checkpoint is the state at the start of the step: weights and optimizer have not changed since, and the resumed run
-    recomputes its micro-batches, so the gradient is exact. The exit status is 128 plus the number of the signal. A
-    second signal ends the process at once.
+    checkpoint holds the state at the start of the step: weights and optimizer have not changed since, and the resumed
+    run recomputes the step's micro-batches, so the gradient is exact. The exit status is 128 plus the signal number. A
+    second signal ends the process immediately.
 
-    With several ranks, a signal to any of them stops all at the same micro-batch: they exchange a flag over a gloo
-    group, one micro-batch late, without waiting for the device.
+    With several ranks, a signal to any rank stops all ranks at the same micro-batch: they exchange a flag over a gloo
+    group, delayed by one micro-batch, without waiting for the device.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class GracefulStop(Callback):
         if self.received is not None:
             os._exit(128 + number)
         self.received = signal.Signals(number)
-        # No `print`: the signal may have come in the middle of one.
+        # Not `print`: the signal may have interrupted one.
         os.write(2, f"\n{self.received.name}: saving after this micro-batch; send it again to exit now.\n".encode())
 
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
@@ -89,7 +89,7 @@ class GracefulStop(Callback):
                 f"{number.name}: saved {path} at step {trainer.global_step}. Resume with:\n  {resume_command(path)}"
             )
         else:
-            log.info(f"{number.name}: stopped at step {trainer.global_step}; checkpoints are off, none was saved.")
+            log.info(f"{number.name}: stopped at step {trainer.global_step}; checkpoints are disabled, none was saved.")
         raise SystemExit(128 + number)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -107,10 +107,10 @@ class GracefulStop(Callback):
 
 
 def resume_command(checkpoint: str) -> str:
-    """What resumes this run: its command line, or the call for a run that was started from Python.
+    """The command that resumes this run: a command line, or a call if the run was started from Python.
 
     Args:
-        checkpoint: Path of what was saved.
+        checkpoint: Path of the saved checkpoint.
     """
     if Path(sys.argv[0]).parent.name != "adadpo_lightning" and Path(sys.argv[0]).name != "adadpo-lightning":
         return f'trainer.fit(module, data, ckpt_path="{checkpoint}")'

@@ -1,4 +1,4 @@
-"""The norm of the whole gradient, which every training loop shows."""
+"""The total gradient norm."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 class GradientNorm(Callback):
-    """Logs ``train/grad_norm/total``, the norm of the gradient in all parameters before clipping, at log steps.
+    """Logs ``train/grad_norm/total``, the gradient norm over all parameters before clipping, at log steps.
 
-    Under Lightning's FSDP1 strategy no rank sees the whole gradient, and nothing is logged.
+    Nothing is logged under Lightning's FSDP1 strategy, where no rank has access to the full gradient.
     """
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Take the norm of what was accumulated."""
+        """Log the norm of the accumulated gradient."""
         if not logs_now(trainer) or hides_gradients(trainer.strategy):
             return
         norm = gradient_norm(pl_module.parameters())

@@ -22,7 +22,7 @@ _FIRST = ("beta", "tau", "lam", "global_batch_size", "loss", "lr", "seed")
 
 
 def hyperparameters(trainer: Trainer, module: PreferenceLitModule) -> dict[str, str | int | float | bool]:
-    """What tells runs apart, flat and without what is not set."""
+    """The hyper-parameters that distinguish runs, as a flat mapping without unset values."""
     policy, optimizer, scheduler = module.policy_config, module.optimizer_config, module.scheduler_config
     options = loss_options(module.loss)
     values: dict[str, Any] = {
@@ -55,9 +55,9 @@ def write_hyperparameters(writer: SummaryWriter, values: dict[str, Any], loss: P
 
     Args:
         writer: TensorBoard's writer.
-        values: What `hyperparameters` returns.
-        loss: The loss; it decides which metrics the page has.
-        stage: Whose metrics, ``train`` or ``val``.
+        values: Result of `hyperparameters`.
+        loss: The loss, which determines the metrics on the page.
+        stage: Stage of the metrics, ``train`` or ``val``.
     """
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
     from torch.utils.tensorboard import summary
@@ -68,9 +68,9 @@ def write_hyperparameters(writer: SummaryWriter, values: dict[str, Any], loss: P
     if loss.needs_reference:
         metrics += [names.KL_CHOSEN, names.DISPLACEMENT_CHOSEN]
     shown = {f"{stage}/{name}": 0.0 for name in metrics}
-    # The columns of a plain loss, too, have room for its adaptive twin.
+    # A plain loss also declares the column of its adaptive twin, so that both fit in one table.
     columns = {**values, "ceiling": 0.0} if loss.needs_rejected and not isinstance(loss, Adaptive) else values
-    # TensorBoard itself takes each metric's last value from the run's curve, so the names are enough.
+    # TensorBoard reads each metric's last value from the run's curve, so the names are enough.
     hparams: Any = summary.hparams
     experiment, _, _ = hparams(columns, shown)
     _, start, end = hparams(values, shown)

@@ -24,13 +24,13 @@ IN_PROGRESS_BAR = (names.LOSS, names.REWARDS_ACCURACIES, names.REWARDS_MARGINS, 
 
 
 class PreferenceMetrics(Callback):
-    """Logs method-level metrics under ``train/...``, ``val/...`` and ``test/...``.
+    """Logs preference metrics under ``train/...``, ``val/...`` and ``test/...``.
 
-    Training metrics are means over all pairs since the last log line, at ``trainer.log_every_n_steps``; in between
-    nothing waits for the device. Validation and test metrics are means over the whole set, each pair counted once.
+    Training metrics are means over all pairs since the last log line, at ``trainer.log_every_n_steps``; nothing waits
+    for the device between log lines. Validation and test metrics are means over the full set, counting each pair once.
 
-    ``train/grad_norm/{chosen,rejected,prompt}`` are norms of the whole optimizer step's gradient, before clipping, at
-    the last hidden states; they are read off the backward pass by a hook and cost no other one.
+    ``train/grad_norm/{chosen,rejected,prompt}`` are gradient norms of a full optimizer step, before clipping, at the
+    last hidden states. A hook reads them during the backward pass, so no extra pass is needed.
 
     Args:
         gradient_norms: Whether to log ``train/grad_norm/...``.
@@ -44,25 +44,25 @@ class PreferenceMetrics(Callback):
         self._rate: float | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Sums over all ranks since the last log line, as they were after the last optimizer step."""
+        """Sums over all ranks since the last log line, as of the last optimizer step."""
         return summed_over_ranks(self._at_last_step)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the sums, so that the first log line of a resumed run misses no pair."""
+        """Restore the sums, so that the first log line of a resumed run includes all pairs."""
         self._at_last_step = dict(state_dict)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Observe the gradient; restore the sums of a checkpoint."""
+        """Start observing the gradient; restore the sums of a checkpoint."""
         if self._at_last_step:
             means = self._means["train"] = WeightedMeans().to(pl_module.device)
-            # The sums are those of all ranks and must count once.
+            # The sums cover all ranks, so only one rank restores them.
             means.restore(self._at_last_step | ({} if trainer.is_global_zero else {"sums": 0.0, "weights": 0.0}))
             self._at_last_step = means.snapshot()
         if self.gradient_norms:
             _policy(pl_module).gradient_observer = self._observe
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop observing it."""
+        """Stop observing the gradient."""
         _policy(pl_module).gradient_observer = None
 
     def _observe(self, batch: PreferenceBatch, gradient: Tensor) -> None:
@@ -90,13 +90,13 @@ class PreferenceMetrics(Callback):
         metrics = finish(means.compute())
         shown = {f"{stage}/{name}": value for name, value in metrics.items() if name in IN_PROGRESS_BAR}
         hidden = {f"{stage}/{name}": value for name, value in metrics.items() if name not in IN_PROGRESS_BAR}
-        # The values are already means over all ranks: nothing is left for Lightning to reduce.
+        # The values are already means over all ranks, so Lightning must not reduce them again.
         options: dict[str, Any] = {"on_step": stage == "train", "on_epoch": stage != "train", "batch_size": 1}
         module.log_dict(shown, prog_bar=True, **options)
         module.log_dict(hidden, **options)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Read the learning rate that this step applies; after the step it is already the next one's."""
+        """Read the learning rate of this step; after the step the scheduler has already set the next one."""
         self._rate = float(optimizer.param_groups[0]["lr"])
 
     def on_train_batch_end(
@@ -145,9 +145,9 @@ def _policy(module: LightningModule) -> PolicyModel:
 
 
 def _gradient_scale(trainer: Trainer) -> Tensor | float:
-    """What the backward pass multiplies the step's own gradient by: see `PreferenceLitModule.training_step`."""
+    """Factor by which the backward pass scales the step's gradient; see `PreferenceLitModule.training_step`."""
     replicas: int = (trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1)
     scaler = getattr(trainer.precision_plugin, "scaler", None)
-    # float16 only. The scale itself, not `get_scale`, which waits for the device.
+    # float16 only. Not `get_scale`, which waits for the device.
     scale = None if scaler is None else loss_scale(scaler)
     return replicas if scale is None else replicas * scale

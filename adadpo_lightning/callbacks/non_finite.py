@@ -1,4 +1,4 @@
-"""Keep a non-finite loss or gradient away from the weights, and report its step, pairs and layer."""
+"""Keep non-finite gradients out of the weights, and report their step, pairs and layer."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ SHOWN = 20
 
 
 class NonFiniteError(UserError):
-    """A loss or gradient was not finite; the weights are those before that step."""
+    """A loss or gradient is not finite; the weights are those before that step."""
 
 
 @dataclass
 class StepRecord:
-    """What is kept of an optimizer step until its gradient is known to be finite.
+    """Data of an optimizer step, kept until its gradient is known to be finite.
 
     Args:
-        batches: Its micro-batches on this rank.
-        losses: Their loss per pair, each (B,).
-        norms: Norm of each parameter's gradient.
+        batches: The step's micro-batches on this rank.
+        losses: Loss per pair of each micro-batch, each (B,).
+        norms: Gradient norm of each parameter.
         names: Names of these parameters.
-        finite: Whether all of these norms are finite, on all ranks; a scalar on the device or being copied to the host.
-        copied: The event that marks the end of that copy; None on the CPU.
+        finite: Whether all norms are finite on all ranks; a scalar on the device or being copied to the host.
+        copied: Event that marks the end of that copy; None on the CPU.
     """
 
     batches: list[PreferenceBatch] = field(default_factory=list)
@@ -60,16 +60,16 @@ class StepRecord:
 class NonFiniteGuard(Callback):
     """Checks the gradient of every optimizer step before it is applied.
 
-    A step with a non-finite gradient changes neither weights nor moments, under every policy. On the CPU it is detected
-    at once. On CUDA the fused optimizer skips it and the host reads the result after the next step, without waiting for
-    the device; an optimizer that is not fused costs one synchronisation per step. With float16 and a loss scaler, which
-    handles overflowing gradients itself, and under Lightning's FSDP1 strategy, which shows no rank the whole gradient,
-    only the loss is checked.
+    Under every policy, a step with a non-finite gradient changes neither weights nor optimizer moments. On the CPU it
+    is detected immediately. On CUDA the fused optimizer skips it and the host reads the result after the next step,
+    without waiting for the device; an optimizer that is not fused costs one synchronization per step. Only the loss is
+    checked with float16 and a loss scaler, which handles overflowing gradients itself, and under Lightning's FSDP1
+    strategy, where no rank has access to the full gradient.
 
     Args:
         policy: ``raise`` stops the run; ``skip`` continues with the next step and counts ``train/skipped_steps``;
             ``rollback`` also restores weights and optimizer from the latest valid checkpoint.
-        max_in_a_row: With ``skip`` and ``rollback``, the run stops after more than this many bad steps in a row.
+        max_in_a_row: With ``skip`` and ``rollback``, maximum number of consecutive bad steps before the run stops.
 
     Raises:
         NonFiniteError: With the step, the rows of its pairs and the layer.
@@ -88,7 +88,7 @@ class NonFiniteGuard(Callback):
         self._waiting: list[tuple[int, StepRecord]] = []
 
     def state_dict(self) -> dict[str, int]:
-        """How many steps were skipped."""
+        """Number of skipped steps."""
         return {"skipped": self.skipped}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
@@ -116,7 +116,7 @@ class NonFiniteGuard(Callback):
             return
         self._record.finite = finite
         if not bool(finite):
-            optimizer.zero_grad(set_to_none=True)  # without a gradient a parameter is left alone
+            optimizer.zero_grad(set_to_none=True)  # a parameter without a gradient is not updated
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PreferenceBatch, batch_idx: int
@@ -177,12 +177,12 @@ class NonFiniteGuard(Callback):
 
 
 def _finite_losses(losses: list[Tensor]) -> Tensor:
-    """Whether the losses of all ranks are finite; a scalar on the device, without synchronisation."""
+    """Whether the losses of all ranks are finite; a scalar on the device, without synchronization."""
     return least(torch.stack([loss.isfinite().all() for loss in losses]).all().float())
 
 
 def _to_host(flag: Tensor) -> tuple[Tensor, Any]:
-    """Start copying a flag to the host; the event marks the end of the copy."""
+    """Start to copy a flag to the host; the returned event marks the end of the copy."""
     if flag.device.type != "cuda":
         return flag, None
     host = torch.empty((), dtype=flag.dtype, pin_memory=True)
@@ -193,7 +193,7 @@ def _to_host(flag: Tensor) -> tuple[Tensor, Any]:
 
 
 def describe(module: LightningModule, record: StepRecord) -> str:
-    """The pairs and the layer of a bad step; every rank must call it."""
+    """Describe the pairs and the layer of a bad step; every rank must call this."""
     rows = gather_items([row for batch in record.batches for row in batch.row_ids.tolist()])
     pairs = zip(record.batches, record.losses, strict=True)
     bad = gather_items(
@@ -208,14 +208,14 @@ def describe(module: LightningModule, record: StepRecord) -> str:
 
 
 def _bad_gradient(record: StepRecord) -> str:
-    """The bad parameter nearest to the loss: the backward pass spread the values from there to all layers before it."""
+    """The bad parameter closest to the loss, from which the backward pass spread the values to all earlier layers."""
     whole = [full(norm) for norm in record.norms]
     bad = [name for name, norm in zip(record.names, whole, strict=True) if not norm.isfinite()]
     return f" in {len(bad)} of {len(whole)} parameters, nearest to the loss in {bad[-1]}" if bad else ""
 
 
 def first_bad_module(module: LightningModule, batches: list[PreferenceBatch]) -> str | None:
-    """Run the micro-batches again and name the first part of the policy whose output is not finite."""
+    """Rerun the micro-batches and return the name of the first submodule of the policy whose output is not finite."""
     policy: Any = module.get_submodule("policy")
     with torch.no_grad(), _watched(policy) as seen:
         for batch in batches:

@@ -1,4 +1,4 @@
-"""Gradients in the space of the parameters: how large the chosen and the rejected part are, and where they point."""
+"""Gradients in parameter space: norms and directions of the chosen and the rejected part."""
 
 from __future__ import annotations
 
@@ -29,22 +29,23 @@ if TYPE_CHECKING:
 
 
 class ParameterGradientBalance(Callback):
-    """Logs norms, ratio and cosine of the gradients of the chosen and the rejected part, every n optimizer steps.
+    """Logs norms, ratio and cosine of the chosen and the rejected part of the gradient, every n optimizer steps.
 
-    The chosen part of the gradient is what the contrastive loss gives through the chosen answers' log-probabilities,
-    the rejected part what it gives through the rejected ones; with the NLL part, where the loss has one, they sum to
-    the gradient. They are taken before the step, on its first micro-batch of each rank, by a forward and a backward
-    pass for each part: per pair (per chosen token for the NLL part) of these micro-batches, not of the whole step.
+    The chosen part is the gradient of the contrastive loss through the chosen answers' log-probabilities, the rejected
+    part the gradient through the rejected ones. Together with the NLL part, if the loss has one, they sum to the full
+    gradient. They are measured before the step, on the first micro-batch of each rank, with one forward and one
+    backward pass per part. They are per pair (per chosen token for the NLL part) of these micro-batches, not of the
+    full step.
 
-    Logged are ``train/grad_norm/params_{chosen,rejected,ratio,cosine}`` and ``params_nll``, and of each the same for
-    a group of parameters: ``.../embeddings``, ``.../layer_00`` and on, ``.../head`` (the rest: final norm and output
-    matrix; a matrix that is tied to the embedding counts there). With LoRA the parameters are the adapters'. A ratio
-    or cosine of zeros is left out.
+    Logs ``train/grad_norm/params_{chosen,rejected,ratio,cosine}`` and ``params_nll``, and the same for each group of
+    parameters: ``.../embeddings``, ``.../layer_00`` etc. and ``.../head`` (the rest: final norm and output matrix; a
+    matrix tied to the embedding counts as embedding). With LoRA only adapter parameters count. A ratio or cosine of
+    zeros is omitted.
 
-    The training run is not changed in any bit. Beside what training needs, two gradients are in memory for that time.
+    Training results stay identical bit by bit. A measurement temporarily needs memory for two more gradients.
 
     Args:
-        every_n_steps: Optimizer steps from one measurement to the next; the first is at step 0.
+        every_n_steps: Number of optimizer steps between measurements; the first is at step 0.
 
     Raises:
         UserError: If `every_n_steps` is below 1, or the strategy hides the parameters' gradients.
@@ -59,18 +60,18 @@ class ParameterGradientBalance(Callback):
         self._cost_said = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse strategies whose gradients can't be read parameter by parameter."""
+        """Reject strategies whose gradients cannot be read per parameter."""
         if not shows_gradients(trainer.strategy):
             raise UserError(
                 "trainer.callbacks",
                 f"ParameterGradientBalance cannot read gradients under {type(trainer.strategy).__name__}",
-                "take a single device, ddp or adadpo_lightning.strategies.FSDP2, or leave the callback out",
+                "use a single device, ddp or adadpo_lightning.strategies.FSDP2, or remove the callback",
             )
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: PreferenceBatch, batch_idx: int
     ) -> None:
-        """Measure at the first micro-batch of a step: no gradient is being accumulated then."""
+        """Measure at the first micro-batch of a step, when no gradient has been accumulated yet."""
         if batch_idx % trainer.accumulate_grad_batches or trainer.global_step % self.every_n_steps:
             return
         start = _now(pl_module.device)
@@ -83,13 +84,13 @@ class ParameterGradientBalance(Callback):
         self._say_cost(start, _now(pl_module.device))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say the cost of a single measurement."""
+        """Log the cost if there was only one measurement."""
         if self._previous is not None and not self._cost_said:
             log.info(f"ParameterGradientBalance took {self._seconds:.2g} s, once in this run.")
 
     def _say_cost(self, start: float, end: float) -> None:
         self._seconds = end - start
-        # At the second one: the first pays for warming up, and there is no time between two yet.
+        # At the second measurement: the first includes warm-up, and an interval needs two.
         if self._previous is not None and not self._cost_said:
             self._cost_said = True
             share = self._seconds / (end - self._previous)
@@ -104,13 +105,13 @@ def measure(trainer: Trainer, module: PreferenceLitModule, batch: PreferenceBatc
     """Inner products of the parts' gradients, in each group of parameters.
 
     Args:
-        trainer: Its strategy says how gradients of several ranks come together; all ranks call this.
-        module: Module, on the weights of which the gradients are taken.
+        trainer: Trainer whose strategy determines how gradients are combined over ranks; all ranks must call this.
+        module: Module at whose weights the gradients are computed.
         batch: This rank's micro-batch, on its device.
 
     Returns:
-        For each group ``chosen``, ``rejected`` and ``nll``, the squared norms of those parts that there are, and
-        ``cross``, the inner product of chosen and rejected. Empty if no rank's micro-batch has a pair that counts.
+        For each group: ``chosen``, ``rejected`` and ``nll``, the squared norms of the parts that the loss has, and
+        ``cross``, the inner product of chosen and rejected. Empty if every rank's micro-batch is a filler.
     """
     policy = module.built_policy
     with _unobserved(policy):
@@ -131,7 +132,7 @@ def measure(trainer: Trainer, module: PreferenceLitModule, batch: PreferenceBatc
 
 
 def parameter_groups(policy: PolicyModel) -> dict[str, list[nn.Parameter]]:
-    """The trainable parameters by where they stand: ``embeddings``, ``layer_00`` and on, ``head`` for the rest."""
+    """The trainable parameters by location: ``embeddings``, ``layer_00`` etc., and ``head`` for the rest."""
     blocks = decoder_blocks(policy.causal_lm)
     owner = {id(p): f"layer_{i:02d}" for i, block in enumerate(blocks) for p in block.parameters()}
     lookups = [m for m in policy.modules() if isinstance(m, nn.Embedding)] + [policy.causal_lm.get_input_embeddings()]
@@ -151,20 +152,20 @@ def _gradient(
     weights: Tensor,
     groups: Mapping[str, Sequence[nn.Parameter]],
 ) -> list[Tensor]:
-    """Gradient of ``sum(weights * logps)`` over all ranks' micro-batches in the parameters, or this rank's shards."""
+    """Gradient of ``sum(weights * logps)`` over all ranks' micro-batches, for the parameters or this rank's shards."""
     parameters = [p for group in groups.values() for p in group]
     scaler = getattr(trainer.precision_plugin, "scaler", None)
-    scale = 1.0 if scaler is None else scaler.get_scale()  # float16's small gradients would be lost without it
-    # A graph of its own for each part: compiled blocks and gathered weights are gone after their backward pass.
+    scale = 1.0 if scaler is None else scaler.get_scale()  # small float16 gradients would underflow without it
+    # Each part needs its own graph: compiled blocks and gathered weights are freed after a backward pass.
     with _same_randomness(module.device):
         with trainer.precision_plugin.forward_context():
             logps = module(batch)
         weights = weights.to(logps.dtype) * scale
         if shards_parameters(trainer.strategy):
-            # Shards get their gradients by hooks of the backward pass alone, which averages over ranks.
+            # Only the hooks of `backward` write the gradients of shards, and they average over ranks.
             gradients = _by_backward(logps, weights * trainer.world_size, parameters)
         else:
-            # Not by `backward`, which would set off DDP's reducer.
+            # Not `backward`, which would trigger DDP's reducer.
             gradients = list(torch.autograd.grad(logps, parameters, weights, materialize_grads=True))
             for i, gradient in enumerate(gradients):
                 gradients[i] = total(gradient)
@@ -172,12 +173,12 @@ def _gradient(
 
 
 def _by_backward(logps: Tensor, weights: Tensor, parameters: Sequence[nn.Parameter]) -> list[Tensor]:
-    """What `backward` leaves in ``.grad``, which is then put back as it was."""
+    """The gradients that `backward` writes to ``.grad``; the previous ``.grad`` is restored afterwards."""
     before = [p.grad for p in parameters]
     try:
         for parameter in parameters:
             parameter.grad = None
-        logps.backward(weights)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        logps.backward(weights)  # type: ignore[no-untyped-call]  # untyped in torch
         return [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     finally:
         for parameter, gradient in zip(parameters, before, strict=True):
@@ -203,11 +204,11 @@ def _products(
 
 @contextmanager
 def _unobserved(policy: PolicyModel) -> Iterator[None]:
-    """Without the hook for ``grad_norm/chosen`` and so on, which would take these passes for the training's."""
+    """Disable the hook for ``grad_norm/chosen`` etc., which would mistake these passes for training."""
     from torch.distributed.fsdp import FSDPModule
 
     if isinstance(policy, FSDPModule):
-        policy.reshard()  # after a forward pass alone, as in validation, parts of it are still gathered
+        policy.reshard()  # after a forward pass without backward, as in validation, some weights are still gathered
     observer, policy.gradient_observer = policy.gradient_observer, None
     try:
         yield
@@ -217,7 +218,7 @@ def _unobserved(policy: PolicyModel) -> Iterator[None]:
 
 @contextmanager
 def _same_randomness(device: torch.device) -> Iterator[None]:
-    """Dropout draws what the training's own pass will draw after it."""
+    """Restore the random state, so that dropout masks equal those of the training pass that follows."""
     with torch.random.fork_rng([] if device.type == "cpu" else [device]):
         yield
 

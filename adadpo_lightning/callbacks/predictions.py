@@ -1,4 +1,4 @@
-"""Write what ``predict`` computes, one JSON line a pair."""
+"""Write the results of ``predict``, one JSON line per pair."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 class WritePredictions(BasePredictionWriter):
-    """Writes ``<output_dir>/predictions.jsonl``, and with several ranks one file each (``predictions-rank0.jsonl``).
+    """Writes ``<output_dir>/predictions.jsonl``, or one file per rank with several ranks (``predictions-rank0.jsonl``).
 
-    A line has the dataset row, summed log-probabilities (nats) and implicit rewards of both answers, and the margin.
+    Each line has the dataset row, summed log-probabilities (nats) and implicit rewards of both answers, and the margin.
     """
 
     def __init__(self) -> None:
@@ -23,14 +23,14 @@ class WritePredictions(BasePredictionWriter):
         self._path: Path | None = None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin an empty file."""
+        """Create an empty file."""
         name = "predictions.jsonl" if trainer.world_size == 1 else f"predictions-rank{trainer.global_rank}.jsonl"
         self._path = Path(trainer.default_root_dir) / name
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._path.write_text("", encoding="utf-8")
 
     def write_on_batch_end(self, trainer: Trainer, pl_module: LightningModule, prediction: Any, *args: Any) -> None:
-        """Append the pairs of a micro-batch; a filler has none."""
+        """Append the pairs of a micro-batch; fillers have none."""
         if not prediction or self._path is None:
             return
         columns = {name: values.tolist() for name, values in prediction.items()}

@@ -1,4 +1,4 @@
-"""What a terminal, or a log file in its place, shows while a run goes on."""
+"""Progress of a run, as a bar in a terminal or as lines in a log file."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def short_metrics(metrics: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _metric_lines(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """A line for each stage that has been logged."""
+    """One line of metrics for each stage that has been logged."""
     stages = {stage: {k: v for k, v in metrics.items() if k.startswith(stage)} for stage in ("train/", "val/")}
     lines = {stage: "  ".join(map(" ".join, short_metrics(own).items())) for stage, own in stages.items()}
     return {stage: line for stage, line in lines.items() if line}
@@ -58,7 +58,7 @@ def _number(value: float) -> str:
 
 
 class RunTime:
-    """How long a run has to go, by the steps it has taken since it was started or resumed, validations included."""
+    """Estimates the remaining time from the steps since the run was started or resumed, including validations."""
 
     def __init__(self, trainer: Trainer) -> None:
         data: Any = getattr(trainer, "datamodule", None)
@@ -73,13 +73,13 @@ class RunTime:
         return time.monotonic() - self.start
 
     def remaining(self, step: int) -> float | None:
-        """Seconds to go after `step` optimizer steps; None while there is nothing to go by."""
+        """Remaining seconds after `step` optimizer steps; None if it cannot be estimated yet."""
         done = step - self.first
         return self.elapsed / done * (self.steps - step) if done > 0 and math.isfinite(self.steps) else None
 
 
 def clock(seconds: float | None) -> str:
-    """Seconds as a time of day is written.
+    """Format seconds as hours, minutes and seconds.
 
     Example:
         >>> clock(3723.4), clock(None)
@@ -89,14 +89,14 @@ def clock(seconds: float | None) -> str:
 
 
 class PreferenceProgressBar(RichProgressBar):
-    """For terminals: one bar over the optimizer steps of the whole run, with the time that is left of it.
+    """Progress bar for terminals: one bar over all optimizer steps of the run, with the remaining time.
 
-    Shows loss, accuracy, reward margin, gradient balance, tokens and pairs a second and, on CUDA, peak memory. They
-    are read at the steps at which they are logged: to read them at each batch, as Lightning's bars do, waits for the
-    device each time. They stand below the bar, where a narrow terminal has room.
+    Shows loss, accuracy, reward margin, gradient balance, tokens and pairs per second and, on CUDA, peak memory below
+    the bar, where a narrow terminal has room for them. The values are read only at logged steps: reading them at each
+    batch, as Lightning's bars do, would wait for the device each time.
 
     Args:
-        refresh_rate: Refreshes a second.
+        refresh_rate: Number of refreshes per second.
     """
 
     def __init__(self, refresh_rate: int = 10) -> None:
@@ -111,12 +111,12 @@ class PreferenceProgressBar(RichProgressBar):
         super().on_train_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the bar of the run at its first epoch."""
+        """Create the bar at the first epoch of the run."""
         if self.is_enabled and self.progress is not None and self.train_progress_bar_id is None:
             self._initialize_train_progress_bar_id()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
-        """Move the bar at the end of an optimizer step; read metrics where they have just been logged."""
+        """Advance the bar at the end of an optimizer step; read metrics if they have just been logged."""
         if self.run_time is None or accumulating(trainer):
             return
         self.remaining = self.run_time.remaining(trainer.global_step)
@@ -132,7 +132,7 @@ class PreferenceProgressBar(RichProgressBar):
     def _init_progress(self, trainer: Trainer) -> None:
         super()._init_progress(trainer)
         if self.progress is not None:
-            self.progress.get_renderables = self._renderables  # type: ignore[method-assign]  # Lightning makes it
+            self.progress.get_renderables = self._renderables  # type: ignore[method-assign]  # created by Lightning
 
     def _renderables(self) -> Iterator[RenderableType]:
         from rich.text import Text
@@ -142,7 +142,7 @@ class PreferenceProgressBar(RichProgressBar):
             yield Text(self.shown, style=self.theme.metrics)
 
     def configure_columns(self, trainer: Trainer) -> list[Any]:
-        """Description, bar, steps, and the time of the run."""
+        """Description, bar, steps, and elapsed and remaining time."""
         description, bar, steps, *_ = super().configure_columns(trainer)
         return [description, bar, steps, _TimeColumn(self)]
 
@@ -154,7 +154,7 @@ class PreferenceProgressBar(RichProgressBar):
 
 
 class _TimeColumn(CustomTimeColumn):
-    """Elapsed and remaining time; for training that of the whole run."""
+    """Elapsed and remaining time; for training, of the full run."""
 
     def __init__(self, bar: PreferenceProgressBar) -> None:
         super().__init__(style=bar.theme.time)
@@ -169,9 +169,9 @@ class _TimeColumn(CustomTimeColumn):
 
 
 class ProgressLines(ProgressBar):
-    """For log files, notebooks and pipes: a line at each step at which metrics are logged, one for each validation.
+    """Progress for log files, notebooks and pipes: one line per logged step and one per validation.
 
-    A bar that is drawn over itself leaves thousands of its states in a log file, or none.
+    A redrawn bar would leave thousands of its states in a log file, or nothing.
     """
 
     def __init__(self) -> None:
@@ -192,14 +192,14 @@ class ProgressLines(ProgressBar):
         self._time = RunTime(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any, **kwargs: Any) -> None:
-        """Print what has just been logged."""
+        """Print the metrics that have just been logged."""
         logged = ends_logged_step(trainer)
         if self._enabled and logged and self._time is not None:
             remaining = clock(self._time.remaining(trainer.global_step))
             self._line(trainer, pl_module, "train/", f"{remaining} to go")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print a validation during training; a validation on its own ends with Lightning's table."""
+        """Print the metrics of a validation during training; a stand-alone validation ends with Lightning's table."""
         if self._enabled and self._time is not None and trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._line(trainer, pl_module, "val/")
 
@@ -210,7 +210,7 @@ class ProgressLines(ProgressBar):
 
 
 def progress_bar() -> ProgressBar:
-    """The bar where a person looks at a terminal, else lines."""
+    """A progress bar in an interactive terminal, otherwise lines."""
     from rich.console import Console
 
     return PreferenceProgressBar() if Console().is_terminal else ProgressLines()

@@ -1,4 +1,4 @@
-"""Callbacks of Lightning that would have no effect, or a wrong one, in a preference run."""
+"""Lightning callbacks that have no effect, or a wrong one, in preference training."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging
 
 from adadpo_lightning.errors import UserError
 
-# For each class: why, and what to use instead.
+# For each class: the reason, and what to use instead.
 REFUSED: dict[type[Callback], tuple[str, str]] = {
     StochasticWeightAveraging: (
         "StochasticWeightAveraging copies the module before its weights are loaded, so it would average nothing; it "
@@ -20,7 +20,7 @@ REFUSED: dict[type[Callback], tuple[str, str]] = {
 
 
 def refuse_unsupported(callbacks: Iterable[Callback]) -> None:
-    """Stop before training where a callback cannot do what it is named for.
+    """Reject callbacks that would not work, before training.
 
     Raises:
         UserError: Naming the callback and a replacement.

@@ -1,4 +1,4 @@
-"""What a run is, in a few lines before its first step."""
+"""A short summary of a run, printed before its first step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class RunSummary(Callback):
-    """Prints once, on rank zero and before the first step, what is trained, with which loss, on how much data."""
+    """Prints model, loss, optimizer and data of the run once, on rank zero, before the first step."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print."""
@@ -26,7 +26,7 @@ class RunSummary(Callback):
 
 
 def run_lines(trainer: Trainer, module: PreferenceLitModule) -> list[tuple[str, str]]:
-    """The summary as (what, text); of data and steps only with a `PreferenceDataModule`."""
+    """The summary as (label, text); data and steps are included only with a `PreferenceDataModule`."""
     lines = [
         ("model", describe_model(module)),
         ("loss", describe_loss(module.loss)),
@@ -39,9 +39,9 @@ def run_lines(trainer: Trainer, module: PreferenceLitModule) -> list[tuple[str, 
 
 
 def describe_model(module: PreferenceLitModule) -> str:
-    """Architecture, parameters, and how many of them are trained."""
+    """Architecture, number of parameters, and how many of them are trained."""
     model = module.built_policy.causal_lm
-    # transformers counts weights in 4 bits as what they stand for.
+    # transformers counts 4-bit weights by the number of values that they represent.
     total, trained = model.num_parameters(), model.num_parameters(only_trainable=True)
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     share = "all trained" if trained == total else f"{count(trained)} ({trained / total:.2%}) trained"
@@ -62,12 +62,12 @@ label_smoothing=0.0'
 
 
 def loss_name(loss: PreferenceLoss) -> str:
-    """The key of a loss, or its class where it is not registered."""
+    """The registry key of a loss, or its class name if it is not registered."""
     return loss.key or type(loss).__name__
 
 
 def loss_options(loss: PreferenceLoss) -> dict[str, Any]:
-    """The options of a loss that are set; of a mixture its parts.
+    """The options of a loss that are set; for a mixture, its parts.
 
     Example:
         >>> from adadpo_lightning.losses import CPO, SFT, Mixture
@@ -81,7 +81,7 @@ def loss_options(loss: PreferenceLoss) -> dict[str, Any]:
 
 
 def describe_optimizer(trainer: Trainer, module: PreferenceLitModule) -> str:
-    """Rate, schedule, precision and clipping."""
+    """Learning rate, schedule, precision and clipping."""
     schedule = module.scheduler_config
     warmup = f"{schedule.warmup_ratio:.0%}" if schedule.warmup_steps is None else f"{schedule.warmup_steps} steps"
     parts = [f"AdamW, lr {module.optimizer_config.lr:g} {schedule.name} after a warm-up of {warmup}"]
@@ -91,7 +91,7 @@ def describe_optimizer(trainer: Trainer, module: PreferenceLitModule) -> str:
 
 
 def describe_data(trainer: Trainer, data: PreferenceDataModule) -> list[tuple[str, str]]:
-    """Pairs, tokens and steps, and what makes up a step."""
+    """Pairs, tokens and steps, and the composition of a step."""
     tokens = sum(int(lengths.sum()) for lengths in data.prepared["train"].counts())
     pairs = f"{len(data.prepared['train'].pairs):,} pairs, {tokens:,} tokens an epoch"
     if "val" in data.prepared:
@@ -110,7 +110,7 @@ def describe_data(trainer: Trainer, data: PreferenceDataModule) -> list[tuple[st
 
 
 def count(number: float) -> str:
-    """A large number in short.
+    """Abbreviate a large number.
 
     Example:
         >>> count(950), count(1_234_567), count(8_030_261_248)
@@ -134,5 +134,5 @@ def _print(lines: list[tuple[str, str]]) -> None:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for what, text in lines:
-        table.add_row(what, Text(text))  # a formula's brackets are no markup
+        table.add_row(what, Text(text))  # brackets in a formula are not markup
     log.show(table)

@@ -1,4 +1,4 @@
-"""Arrange TensorBoard: a page of curves, distributions over pairs, and hyper-parameters to compare runs by."""
+"""TensorBoard layout: a page of curves, distributions over pairs, and hyper-parameters for comparing runs."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
 
 
 class TensorBoardDashboard(Callback):
-    """Arranges TensorBoard, and gives every logger the run's hyper-parameters.
+    """Sets up the TensorBoard pages, and logs the run's hyper-parameters to every logger.
 
     * CUSTOM SCALARS: one page with balance, rewards, likelihood, KL and optimisation, training and validation.
-    * HISTOGRAMS: the coefficient and the reward margin of each pair of one optimizer step, every `every_n_steps`, and
-      of each validation.
-    * HPARAMS: the hyper-parameters with the last validation metrics (those of training where nothing is validated).
-      Options of the loss have columns of their own, and all are in ``loss_options`` too: TensorBoard takes the columns
-      of a comparison from one of its runs.
+    * HISTOGRAMS: coefficient and reward margin per pair, for one optimizer step every `every_n_steps` and for each
+      validation.
+    * HPARAMS: the hyper-parameters with the last validation metrics (training metrics if there is no validation). Each
+      loss option has its own column, and ``loss_options`` lists all of them, because TensorBoard takes the columns of a
+      comparison from only one of the runs.
 
-    Other loggers get the hyper-parameters by their own ``log_hyperparams``.
+    Other loggers receive the hyper-parameters through ``log_hyperparams``.
 
     Args:
-        every_n_steps: Optimizer steps from one histogram of training pairs to the next; the first is of step 0.
+        every_n_steps: Number of optimizer steps between histograms of training pairs; the first is at step 0.
 
     Raises:
         UserError: If `every_n_steps` is below 1.
@@ -65,8 +65,8 @@ class TensorBoardDashboard(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Keep the pairs of an optimizer step that is drawn, and draw them at its end."""
-        # Lightning's own count for the step axis; it rises after the last micro-batch of the step.
+        """Collect the pairs of an optimizer step that gets a histogram, and write it at the end of the step."""
+        # Lightning's counter for the step axis, which increases after the last micro-batch of the step.
         if steps_logged(trainer) % self.every_n_steps:
             return
         self._keep(outputs, batch)
@@ -76,12 +76,12 @@ class TensorBoardDashboard(Callback):
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
     ) -> None:
-        """Keep the pairs of a validation during training."""
+        """Collect the pairs of a validation during training."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._keep(outputs, batch)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw all pairs of the validation."""
+        """Write the histograms of the validation."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._draw(trainer, "val")
 
@@ -115,12 +115,12 @@ def log_config(trainer: Trainer, text: str) -> None:
 
 
 def _writers(trainer: Trainer) -> Iterator[SummaryWriter]:
-    """TensorBoard's writers; none on other ranks than the first."""
+    """TensorBoard writers on rank zero; none on other ranks."""
     if trainer.is_global_zero:
         yield from (logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger))
 
 
 def _joined(parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The pairs of all ranks; one of them may have had none."""
+    """Concatenate the pairs of all ranks; a rank may have none."""
     kinds = next((list(part) for part in parts if part), [])
     return {name: torch.cat([part[name] for part in parts if part]) for name in kinds}

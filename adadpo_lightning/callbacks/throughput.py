@@ -1,4 +1,4 @@
-"""How fast a run is and how much memory it takes."""
+"""Throughput and memory of a run."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 class Throughput(Callback):
     """Logs ``train/tokens_per_second`` and ``train/pairs_per_second`` over all ranks, and ``train/memory_gib`` on CUDA.
 
-    Each is of the time since the last log line, at ``trainer.log_every_n_steps``; validation and what comes with it
-    (answers, checkpoints) are left out of the time. Tokens are those of the prompt, counted once a pair, and of both
-    answers. Memory is the most that PyTorch has held on any rank since the process began.
+    Rates are measured since the last log line, at ``trainer.log_every_n_steps``, excluding the time of validations and
+    of the samples and checkpoints written there. Tokens are those of the prompt, counted once per pair, and of both
+    answers. Memory is the peak that PyTorch has allocated on any rank since the process started.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Throughput(Callback):
         self._since = _now(pl_module.device)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop the clock."""
+        """Pause the clock."""
         self._paused = _now(pl_module.device)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:

@@ -1,4 +1,4 @@
-"""Pairs to one micro-batch, packed or padded; see `PreferenceBatch` for both layouts."""
+"""Collate pairs into a micro-batch, packed or padded; see `PreferenceBatch` for both layouts."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def collate(
     step_chosen_tokens: int,
     filler: bool = False,
 ) -> PreferenceBatch:
-    """Lay the pairs of one micro-batch out.
+    """Collate the pairs of one micro-batch.
 
     Args:
         pairs: At least one pair; either all or none of them have a rejected answer.
-        layout: ``packed`` (no padding, each prompt once) or ``padded`` (one row an answer).
-        pad_id: Token id of the padding.
-        step_pairs: Pairs of the whole optimizer step.
-        step_chosen_tokens: Scored chosen tokens of the whole optimizer step.
-        filler: Whether the micro-batch is to count nothing.
+        layout: ``packed`` (no padding, each prompt once) or ``padded`` (one row per answer).
+        pad_id: Token id for padding.
+        step_pairs: Number of pairs in the full optimizer step.
+        step_chosen_tokens: Number of scored chosen tokens in the full optimizer step.
+        filler: Whether the micro-batch contributes nothing to loss and metrics.
     """
     lay_out = _packed if layout == "packed" else _padded
     input_ids, position_ids, predict, mask = lay_out(pairs, pad_id)

@@ -1,4 +1,4 @@
-"""The plan's micro-batches as an iterable that continues from the trainer's position."""
+"""Iterates over the micro-batches of the plan, starting at the trainer's position."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 
 
 class CachedLogps(Protocol):
-    """Log-probabilities of the scored tokens of a dataset, such as `reference.cache.ReferenceCache`."""
+    """Log-probabilities of the scored tokens of a dataset, for example `reference.cache.ReferenceCache`."""
 
     def read(self, numbers: Sequence[int]) -> Tensor:
-        """Those of a micro-batch in the flat order of `PreferenceBatch`, shape (N,), by the pairs' numbers."""
+        """Log-probabilities of the given pairs, in the flat order of `PreferenceBatch`, shape (N,)."""
 
 
 @dataclass(frozen=True)
 class PairsToScore:
-    """A dataset in which every pair is scored once, as one rank sees it.
+    """One rank's view of a dataset in which every pair is scored once.
 
     Args:
-        pairs: All tokenised pairs, over all ranks.
-        chosen: Scored tokens of each chosen answer, shape (pairs,).
-        rejected: Scored tokens of each rejected answer, shape (pairs,).
-        collate: From a micro-batch of the plan to a `PreferenceBatch`.
+        pairs: All tokenized pairs, over all ranks.
+        chosen: Number of scored tokens of each chosen answer, shape (pairs,).
+        rejected: Number of scored tokens of each rejected answer, shape (pairs,).
+        collate: Turns a micro-batch of the plan into a `PreferenceBatch`.
         plan: This rank's micro-batches.
     """
 
@@ -48,15 +48,15 @@ class PairsToScore:
 
 
 class MicroBatches(Dataset["PreferenceBatch"]):
-    """Collates the pairs that a micro-batch of the plan names.
+    """Dataset that collates the pairs of a micro-batch of the plan.
 
     Args:
-        pairs: Tokenised pairs, see `prepare`.
+        pairs: Tokenized pairs, see `prepare`.
         layout: Layout of the batches.
-        pad_id: Token id of padding.
-        with_rejected: Whether the loss reads the rejected answers; else they are left out.
-        reference: Holds the cached reference log-probabilities of these pairs under `name`, once there are any.
-        name: What the pairs are for: ``train``, ``val``, ...
+        pad_id: Token id for padding.
+        with_rejected: Whether the loss reads rejected answers; otherwise they are omitted.
+        reference: Mapping that holds the cached reference log-probabilities under `name`; it may be filled later.
+        name: Stage of the pairs: ``train``, ``val``, ...
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class MicroBatches(Dataset["PreferenceBatch"]):
         self.layout: Literal["packed", "padded"] = layout
         self.pad_id = pad_id
         self.with_rejected = with_rejected
-        # Not `or`: an empty mapping may be filled after this.
+        # Not `or`: an empty mapping may be filled later.
         self.reference = {} if reference is None else reference
         self.name = name
 
@@ -82,12 +82,12 @@ class MicroBatches(Dataset["PreferenceBatch"]):
         return len(self.pairs)
 
     def pair(self, number: int) -> EncodedPair:
-        """One pair."""
+        """The pair at an index."""
         values = self.pairs[number]
         return EncodedPair(**(values if self.with_rejected else values | {"rejected_ids": []}))
 
     def __getitem__(self, batch: MicroBatch) -> PreferenceBatch:
-        """The micro-batch, collated."""
+        """Collate a micro-batch."""
         collated = collate(
             [self.pair(number) for number in batch.rows],
             layout=self.layout,
@@ -105,16 +105,16 @@ class MicroBatches(Dataset["PreferenceBatch"]):
 class PlanLoader:
     """One rank's micro-batches of an epoch.
 
-    Not a `DataLoader` itself (it runs one inside), so that Lightning never puts a sampler of its own in the plan's
-    place: the plan shares the pairs out over ranks already.
+    It wraps a `DataLoader` instead of being one, so that Lightning does not replace the plan by its own distributed
+    sampler: the plan already distributes the pairs over ranks.
 
     Args:
         batches: Collates micro-batches.
-        plan: From (epoch, start) to this rank's micro-batches of the epoch from number `start` on.
-        length: Micro-batches of a whole epoch.
-        position: Says (epoch, start). Asked for with the first batch of an epoch and not before, because Lightning
-            makes its first iterator before it restores a checkpoint's progress.
-        options: For the `DataLoader`: workers and pinned memory.
+        plan: Maps (epoch, start) to this rank's micro-batches of the epoch, beginning at micro-batch `start`.
+        length: Number of micro-batches in a full epoch.
+        position: Returns (epoch, start). Called only for the first batch of an epoch, because Lightning creates its
+            first iterator before it restores the progress of a checkpoint.
+        options: Options of the `DataLoader`: workers and pinned memory.
     """
 
     def __init__(
@@ -135,14 +135,14 @@ class PlanLoader:
         return self._length
 
     def __iter__(self) -> Iterator[PreferenceBatch]:
-        """The micro-batches that are left of the epoch."""
+        """The remaining micro-batches of the epoch."""
         order: Any = self.plan(*self._position())
         yield from DataLoader(self.batches, sampler=order, batch_size=None, **self._options)
 
     def state_dict(self) -> dict[str, int]:
-        """The current position; having this method tells Lightning that the loader can resume."""
+        """The current position; Lightning treats a loader with this method as resumable."""
         epoch, start = self._position()
         return {"epoch": epoch, "micro_batch": start}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Do nothing: the trainer's own progress, which its checkpoints hold, is the position."""
+        """Do nothing: the position is the trainer's progress, which its checkpoints already contain."""

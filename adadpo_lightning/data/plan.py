@@ -1,8 +1,8 @@
-"""Which pairs go into which micro-batch of which optimizer step on which rank: a pure function of a few numbers.
+"""The step plan: assigns pairs to optimizer steps, ranks and micro-batches, as a pure function of a few numbers.
 
-Every length is known beforehand. So each micro-batch carries the counts of its whole optimizer step (the loss is
-normalised by these, whatever the split), pairs are dealt out so that token counts are even, and a resumed run
-recomputes the plan and goes on at its step: nothing is replayed and nothing is stored.
+All lengths are known in advance. Each micro-batch therefore carries the counts of its full optimizer step, which
+normalize the loss independently of the split. Pairs are distributed so that token counts are even. A resumed run
+recomputes the plan and continues at its step, without replaying or storing anything.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class MicroBatch:
     """The pairs of one forward pass on one rank.
 
     Args:
-        rows: Numbers of the pairs in the dataset.
-        step: Optimizer step of the epoch.
-        step_pairs: Pairs of that step over all ranks and micro-batches.
-        step_chosen_tokens: Scored chosen tokens of that step.
-        filler: True if it only keeps the ranks in step and must count nothing.
+        rows: Indices of the pairs in the dataset.
+        step: Index of the optimizer step in the epoch.
+        step_pairs: Number of pairs of that step over all ranks and micro-batches.
+        step_chosen_tokens: Number of scored chosen tokens of that step.
+        filler: Whether it only keeps the ranks in sync and contributes nothing to loss and metrics.
     """
 
     rows: tuple[int, ...]
@@ -44,24 +44,26 @@ class MicroBatch:
 
 @dataclass(frozen=True, eq=False)
 class StepPlan:
-    """The optimizer steps of an epoch, and how each is shared out over ranks and micro-batches.
+    """The optimizer steps of an epoch, and how each is split into micro-batches over the ranks.
 
-    Which pairs form a step depends on the seed, the epoch and the global batch alone.
+    The pairs of a step depend only on the seed, the epoch and the global batch size.
 
     Args:
-        lengths: Tokens of each pair (prompt, chosen and rejected), shape (pairs,).
-        chosen_lengths: Scored chosen tokens of each pair, shape (pairs,).
-        global_batch_size: Pairs an optimizer step.
-        micro_batch_size: Pairs a forward pass on one rank; not used with `max_tokens`.
-        max_tokens: Most tokens of a forward pass on one rank: as many pairs as fit, in place of a fixed number.
-        ranks: Data-parallel processes.
+        lengths: Number of tokens of each pair (prompt, chosen and rejected), shape (pairs,).
+        chosen_lengths: Number of scored chosen tokens of each pair, shape (pairs,).
+        global_batch_size: Number of pairs per optimizer step.
+        micro_batch_size: Number of pairs per forward pass on one rank; not used with `max_tokens`.
+        max_tokens: Maximum number of tokens per forward pass on one rank. It replaces the fixed number of pairs.
+        ranks: Number of data-parallel processes.
         seed: Seed of the order.
-        shuffle: Draw a new order in each epoch; else the dataset's own.
-        drop_last: Leave out the last step if it is not full.
-        epochs: Epochs that `max_tokens` has to hold for, because the micro-batches of a step are one number for a run.
+        shuffle: Shuffle in each epoch; otherwise keep the dataset's order.
+        drop_last: Drop the last step if it is incomplete.
+        epochs: Number of epochs in which `max_tokens` must hold, because a run has a fixed number of micro-batches per
+            step.
 
     Raises:
-        UserError: If the sizes do not divide, a pair is longer than `max_tokens`, or no step comes of it.
+        UserError: If the sizes are not divisible, a pair is longer than `max_tokens`, or there are too few pairs for
+            a step.
 
     Example:
         >>> plan = StepPlan(np.array([9, 2, 3, 8, 5]), np.array([1, 1, 1, 1, 1]), 4, shuffle=False)
@@ -99,7 +101,8 @@ class StepPlan:
         if not self.steps:
             raise UserError(
                 "data.global_batch_size",
-                f"{len(self.lengths)} pairs make no step of {self.global_batch_size} (drop_last={self.drop_last})",
+                f"{len(self.lengths)} pairs are too few for {self.global_batch_size} per step "
+                f"(drop_last={self.drop_last})",
                 "lower it or set data.drop_last to false",
             )
 
@@ -108,32 +111,32 @@ class StepPlan:
         if self.global_batch_size % share:
             raise UserError(
                 "data.global_batch_size",
-                f"{self.global_batch_size} pairs a step cannot be shared out evenly over {self.ranks} ranks x "
-                f"{self.micro_batch_size} pairs a micro-batch (micro_batch_size)",
-                f"take a multiple of {share} or another micro_batch_size",
+                f"{self.global_batch_size} pairs per step cannot be split evenly over {self.ranks} ranks x "
+                f"{self.micro_batch_size} pairs per micro-batch (micro_batch_size)",
+                f"set it to a multiple of {share}, or change micro_batch_size",
             )
 
     @property
     def full_steps(self) -> int:
-        """Steps of exactly `global_batch_size` pairs an epoch."""
+        """Number of steps per epoch with exactly `global_batch_size` pairs."""
         return len(self.lengths) // self.global_batch_size
 
     @property
     def steps(self) -> int:
-        """Optimizer steps an epoch."""
+        """Number of optimizer steps per epoch."""
         rest = len(self.lengths) % self.global_batch_size
         return self.full_steps + (1 if rest and not self.drop_last else 0)
 
     @cached_property
     def accumulate(self) -> int:
-        """Micro-batches a rank takes for each full step; Lightning's ``accumulate_grad_batches``."""
+        """Number of micro-batches per rank in each full step; Lightning's ``accumulate_grad_batches``."""
         if self.max_tokens is None:
             return self.global_batch_size // (self.ranks * self.micro_batch_size)
         return max(self._least_that_fits(range(self.full_steps)), self.last_accumulate)
 
     @cached_property
     def last_accumulate(self) -> int:
-        """Micro-batches a rank takes for the last step if that is not full, else 0."""
+        """Number of micro-batches per rank in the last step if it is incomplete, otherwise 0."""
         if self.steps == self.full_steps:
             return 0
         if self.max_tokens is None:
@@ -162,7 +165,7 @@ class StepPlan:
         return order[step * self.global_batch_size : (step + 1) * self.global_batch_size]
 
     def step_batches(self, order: NDArray[np.int64], step: int) -> list[list[MicroBatch]]:
-        """The micro-batches of one step, for each rank; every rank has equally many."""
+        """The micro-batches of one step for each rank; all ranks have the same number."""
         rows = self.step_rows(order, step)
         per_rank = self.accumulate if step < self.full_steps else self.last_accumulate
         most = self.micro_batch_size if self.max_tokens is None else None
@@ -179,7 +182,7 @@ class StepPlan:
         return [[batches[i] for i in share] for share in deal(loads, self.ranks, per_rank)]
 
     def rank_batches(self, rank: int, epoch: int, start: int = 0) -> Iterator[MicroBatch]:
-        """One rank's micro-batches of an epoch from number `start` on, in the order in which it takes them."""
+        """One rank's micro-batches of an epoch in order, starting at micro-batch `start`."""
         order = self.order(epoch)
         first, skipped = divmod(start, self.accumulate)
         for step in range(first, self.steps):
@@ -187,7 +190,7 @@ class StepPlan:
             yield from batches[skipped:] if step == first else batches
 
     def identity(self) -> dict[str, Any]:
-        """What the micro-batches of an epoch depend on; two plans with the same are the same."""
+        """Everything that determines the micro-batches; plans with equal identities are equal."""
         lengths = hashlib.sha256(self.lengths.tobytes() + self.chosen_lengths.tobytes()).hexdigest()[:16]
         return {
             "pairs": len(self.lengths),
@@ -201,21 +204,21 @@ class StepPlan:
         }
 
     def __len__(self) -> int:
-        """Micro-batches that each rank takes in an epoch."""
+        """Number of micro-batches per rank and epoch."""
         return self.full_steps * self.accumulate + self.last_accumulate
 
 
 def deal(lengths: Sequence[int] | NDArray[np.int64], bins: int, most: int | None = None) -> list[list[int]]:
-    """Deal items out so that the sums of their lengths are even: longest first, into the lightest bin with room.
+    """Distribute items over bins with even total lengths: longest first, into the lightest bin that has room.
 
     Args:
         lengths: Length of each item, above 0.
         bins: Number of bins.
-        most: Items a bin holds at most; None for no bound.
+        most: Maximum number of items per bin; None for no limit.
 
     Returns:
-        For each bin the positions of its items, longest first. The sums of any two full bins (of any two bins, without
-        `most`) differ by the longest item at most. A bin stays empty only where there are fewer items than bins.
+        Positions of the items in each bin, longest first. The sums of any two full bins (of any two bins without
+        `most`) differ by at most the longest item. A bin stays empty only if there are fewer items than bins.
 
     Source:
         Graham 1969, "Bounds on multiprocessing timing anomalies" (longest processing time first).
@@ -228,7 +231,7 @@ def deal(lengths: Sequence[int] | NDArray[np.int64], bins: int, most: int | None
     """
     sizes = np.asarray(lengths)
     shares: list[list[int]] = [[] for _ in range(bins)]
-    # Ties go to the bin with fewer items, then to the first.
+    # Ties: prefer the bin with fewer items, then the first one.
     open_bins = [(0, 0, b) for b in range(bins)]
     for item in np.argsort(-sizes, kind="stable").tolist():
         load, count, lightest = heapq.heappop(open_bins)
@@ -242,7 +245,7 @@ def _fits(lengths: NDArray[np.int64], bins: int, max_tokens: int) -> bool:
     total, longest = int(lengths.sum()), int(lengths.max())
     if total > bins * max_tokens:
         return False
-    # Graham's bound spares most steps the dealing.
+    # Graham's bound avoids distributing the pairs of most steps.
     if total + (bins - 1) * longest <= bins * max_tokens:
         return True
     return all(int(lengths[share].sum()) <= max_tokens for share in deal(lengths, bins) if share)
@@ -251,9 +254,9 @@ def _fits(lengths: NDArray[np.int64], bins: int, max_tokens: int) -> bool:
 def eval_plan(
     lengths: NDArray[np.int64], chosen_lengths: NDArray[np.int64], *, micro_batch_size: int, ranks: int = 1
 ) -> list[list[MicroBatch]]:
-    """Each pair once, in the dataset's order, for each rank; equally many micro-batches on every rank.
+    """Micro-batches with each pair once, in the dataset's order, for each rank; all ranks have the same number.
 
-    The counts they carry are those of the whole set, so that the shares of the loss sum to its mean.
+    Their counts are those of the full set, so that the contributions to the loss sum to its mean.
 
     Example:
         >>> lengths = np.array([3, 4, 5])

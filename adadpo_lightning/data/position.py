@@ -1,4 +1,4 @@
-"""What the trainer decides about the data of a run: ranks, position, limits and accumulation."""
+"""Trainer state that affects the data: ranks, position, limits and accumulation."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ if TYPE_CHECKING:
 
 
 def sharing(trainer: Trainer | None) -> tuple[int, int]:
-    """(data-parallel ranks, this one's number)."""
+    """Number of data-parallel ranks, and the index of this rank."""
     options = (trainer.distributed_sampler_kwargs if trainer is not None else None) or {}
     return options.get("num_replicas", 1), options.get("rank", 0)
 
 
 def position(trainer: Any) -> tuple[int, int]:
-    """(epoch, micro-batches taken in it), by the trainer's own count; the start for who only looks at the data."""
+    """The trainer's position as (epoch, finished micro-batches in it); (0, 0) outside of a run."""
     if trainer is None or trainer.state.status != TrainerStatus.RUNNING:
         return 0, 0
     start = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-    # To overfit means to see the same batches in each epoch.
+    # Overfitting repeats the same batches in each epoch.
     return 0 if trainer.overfit_batches else trainer.current_epoch, start
 
 
 def translate_position(progress: dict[str, Any], then: dict[str, Any], plan: StepPlan) -> None:
-    """Count the running epoch of a checkpoint in this run's micro-batches, where ranks or micro-batches are others.
+    """Convert a checkpoint's position in its epoch to this run's ranks and micro-batches.
 
-    Which pairs make a step depends on neither: the position is a number of optimizer steps.
+    The pairs of a step depend on neither, so the position is determined by the number of optimizer steps.
 
     Args:
-        progress: Lightning's ``epoch_loop.batch_progress`` of the checkpoint; changed in place.
-        then: `StepPlan.identity` of the run that wrote it; changed in place.
+        progress: Lightning's ``epoch_loop.batch_progress`` of the checkpoint; modified in place.
+        then: `StepPlan.identity` of the run that wrote the checkpoint; modified in place.
         plan: This run's plan.
 
     Raises:
@@ -53,32 +53,32 @@ def translate_position(progress: dict[str, Any], then: dict[str, Any], plan: Ste
         raise UserError(
             "ckpt_path",
             f"the checkpoint is from the middle of an optimizer step ({before} micro-batches of "
-            f"{then['accumulate_grad_batches']} a step), which other ranks or micro-batches cannot continue",
+            f"{then['accumulate_grad_batches']} per step), which requires the same ranks and micro-batches",
             "resume with the same micro-batches and number of ranks",
         )
     else:
         now = steps * plan.accumulate
-    # "completed" may lag by one; the distances between the counts stay.
+    # "completed" may lag by one; the differences between the counts are kept.
     for counts in (progress["current"], progress["total"]):
         counts.update({name: count - before + now for name, count in counts.items()})
     then.update(split)
 
 
 def check_same_plan(then: dict[str, Any], now: dict[str, Any]) -> None:
-    """A checkpoint from the middle of an epoch fits the plan that it was written under, and no other.
+    """Check that a checkpoint from the middle of an epoch was written under the same plan.
 
     Args:
         then: `StepPlan.identity` of the run that wrote the checkpoint.
-        now: This run's.
+        now: `StepPlan.identity` of this run.
 
     Raises:
-        UserError: Naming what differs.
+        UserError: If they differ, naming the differences.
     """
     if then != now:
         changed = ", ".join(f"{name} {then.get(name)} -> {now[name]}" for name in now if now[name] != then.get(name))
         raise UserError(
             "ckpt_path",
-            f"the checkpoint is from the middle of an epoch of other data or batch sizes ({changed})",
+            f"the checkpoint is from the middle of an epoch with different data or batch sizes ({changed})",
             "resume with the same data options",
         )
 
@@ -87,20 +87,20 @@ def epochs(trainer: Trainer | None, steps_an_epoch: int) -> int:
     """Maximum number of epochs of the run.
 
     Raises:
-        UserError: If nothing bounds the run.
+        UserError: If nothing limits the run.
     """
     if trainer is None:
         return 1
-    # Lightning writes "no bound" as -1 in both places.
+    # Lightning represents "no limit" as -1 in both options.
     bounds = [trainer.max_epochs] if trainer.max_epochs is not None and trainer.max_epochs >= 0 else []
     bounds += [-(-trainer.max_steps // max(steps_an_epoch, 1))] if trainer.max_steps >= 0 else []
     if not bounds:
-        raise UserError("trainer.max_epochs", "neither max_epochs nor max_steps bounds the run", "set one of them")
+        raise UserError("trainer.max_epochs", "neither max_epochs nor max_steps limits the run", "set one of them")
     return min(bounds)
 
 
 def micro_batches(trainer: Trainer | None, plan: StepPlan) -> int:
-    """Micro-batches that a rank takes in an epoch, under ``trainer.limit_train_batches``."""
+    """Number of micro-batches per rank and epoch, limited by ``trainer.limit_train_batches``."""
     limit = None if trainer is None else trainer.limit_train_batches
     if limit is None:
         return len(plan)
@@ -108,10 +108,10 @@ def micro_batches(trainer: Trainer | None, plan: StepPlan) -> int:
 
 
 def optimizer_steps(trainer: Trainer | None, plan: StepPlan) -> int:
-    """Optimizer steps of the whole run.
+    """Number of optimizer steps in the run.
 
     Raises:
-        UserError: If nothing bounds the run.
+        UserError: If nothing limits the run.
     """
     steps = -(-micro_batches(trainer, plan) // plan.accumulate)
     total = steps * epochs(trainer, steps)
@@ -119,32 +119,32 @@ def optimizer_steps(trainer: Trainer | None, plan: StepPlan) -> int:
 
 
 def set_accumulation(trainer: Trainer, plan: StepPlan) -> None:
-    """Tell the trainer how many micro-batches make a step.
+    """Set the trainer's number of micro-batches per optimizer step.
 
     Raises:
-        UserError: If the user said another number.
+        UserError: If the user set a different number.
     """
     asked = trainer.accumulate_grad_batches
     if asked not in (1, plan.accumulate):
         raise UserError(
             "trainer.accumulate_grad_batches",
             f"{asked} contradicts global_batch_size {plan.global_batch_size} over {plan.ranks} ranks with "
-            f"micro_batch_size {plan.micro_batch_size}, which makes it {plan.accumulate}",
-            "leave it out",
+            f"micro_batch_size {plan.micro_batch_size}, which require {plan.accumulate}",
+            "remove it",
         )
     trainer.accumulate_grad_batches = plan.accumulate
 
 
 def check_limit(trainer: Any, plan: StepPlan) -> None:
-    """A limit in the middle of an optimizer step would leave it with counts that it never reaches.
+    """Reject a limit in the middle of an optimizer step, whose counts would then be wrong.
 
     Raises:
-        UserError: If ``trainer.limit_train_batches`` is such a limit.
+        UserError: If ``trainer.limit_train_batches`` ends an epoch inside a step.
     """
     taken = micro_batches(trainer, plan)
     if trainer is not None and not trainer.fast_dev_run and taken < len(plan) and taken % plan.accumulate:
         raise UserError(
             "trainer.limit_train_batches",
             f"ends an epoch after {taken} micro-batches, in the middle of an optimizer step of {plan.accumulate}",
-            f"take a multiple of {plan.accumulate}, or trainer.max_steps",
+            f"set it to a multiple of {plan.accumulate}, or use trainer.max_steps",
         )

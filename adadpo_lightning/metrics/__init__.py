@@ -1,4 +1,4 @@
-"""Metrics of a preference run: pure functions, torchmetrics over them, and all of a step's in one state."""
+"""Preference metrics: pure functions, torchmetrics classes, and one state for all metrics of a step."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ __all__ = [
     "step_statistics",
 ]
 
-# Imported at first use: reports need `metrics.names` alone, and torchmetrics takes seconds.
+# Imported lazily: reports need only `metrics.names`, and importing torchmetrics takes seconds.
 _HOMES = {"WeightedMeans": "aggregate", "step_statistics": "preference"}
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name from its home."""
+    """Import a public name from its module."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'classes')}"), name)

@@ -1,4 +1,4 @@
-"""Many running means in one torchmetrics state, so that a log line costs one collective and one host wait."""
+"""Many running means in one torchmetrics state, so that logging needs one collective and one host synchronization."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adadpo_lightning.ranks import total
 class WeightedMeans(Metric):
     """Named means ``sum / weight`` over everything seen since the last reset, on all ranks.
 
-    Sums and weights add up in any split of the data, so uneven micro-batches and ranks do not bias the means.
+    Sums and weights are additive over any split of the data, so uneven micro-batches and ranks do not bias the means.
 
     Example:
         >>> means = WeightedMeans()
@@ -43,11 +43,11 @@ class WeightedMeans(Metric):
         """Add one micro-batch.
 
         Args:
-            statistics: For each name the weighted sum (a scalar tensor) and its weight. Names are fixed by the first
-                call, on every rank alike.
+            statistics: For each name the weighted sum (a scalar tensor) and its weight. The first call fixes the names,
+                which must be the same on all ranks.
 
         Raises:
-            ValueError: If the names differ from the first call's.
+            ValueError: If the names differ from those of the first call.
         """
         if not self.names:
             self.names = tuple(statistics)
@@ -58,7 +58,7 @@ class WeightedMeans(Metric):
         self.weights = self.weights + self._stacked([weight for _, weight in statistics.values()])
 
     def _stacked(self, values: list[Tensor | float]) -> Tensor:
-        # `full` fills on the device: no copy from the host that would have to be waited for.
+        # `full` fills on the device and avoids a synchronizing copy from the host.
         tensors = [
             v.detach().double() if isinstance(v, Tensor) else torch.full((), v, dtype=torch.float64, device=self.device)
             for v in values
@@ -66,24 +66,24 @@ class WeightedMeans(Metric):
         return torch.stack(tensors)
 
     def snapshot(self) -> dict[str, Any]:
-        """This rank's sums and weights, which later updates leave alone."""
+        """This rank's sums and weights, not affected by later updates."""
         return {"names": list(self.names), "sums": self.sums, "weights": self.weights}
 
     def restore(self, snapshot: Mapping[str, Any]) -> None:
-        """Restore a `snapshot`; ``sums`` and ``weights`` of 0 restore its names alone."""
+        """Restore a `snapshot`; ``sums`` and ``weights`` of 0 restore only its names."""
         self.names = tuple(snapshot["names"])
         self._allocate(len(self.names))
         self.sums = self.sums + snapshot["sums"]
         self.weights = self.weights + snapshot["weights"]
 
     def compute(self) -> dict[str, float]:
-        """The means by name, as numbers on the host; names that no weight fell on are left out."""
+        """The means by name, as numbers on the host; names without any weight are omitted."""
         weights, sums = self.weights.tolist(), self.sums.tolist()
         return {name: s / w for name, s, w in zip(self.names, sums, weights, strict=True) if w > 0}
 
 
 def summed_over_ranks(snapshot: Mapping[str, Any]) -> dict[str, Any]:
-    """A `WeightedMeans.snapshot` of all ranks together, on the host; every rank must call it."""
+    """A `WeightedMeans.snapshot` summed over all ranks, on the host; every rank must call this."""
     if not snapshot:
         return {}
     sums, weights = total(torch.stack([snapshot["sums"], snapshot["weights"]])).cpu()

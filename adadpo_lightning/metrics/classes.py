@@ -1,4 +1,4 @@
-"""torchmetrics over `functional`, usable alone: each keeps sums in one tensor, so that a sync is one collective."""
+"""torchmetrics classes over `functional`. Each keeps its sums in one tensor, so that syncing needs one collective."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 class SumMetric(Metric):
-    """A metric that is a function of sums over everything seen, on all ranks, in whatever batches it came.
+    """Base class of metrics computed from sums over all data and ranks, independent of the batching.
 
     Args:
         size: Number of sums.
-        **kwargs: torchmetrics' own options, such as ``sync_on_compute``.
+        **kwargs: Options of `torchmetrics.Metric`, for example ``sync_on_compute``.
     """
 
     full_state_update = False
@@ -43,12 +43,12 @@ class SumMetric(Metric):
         self.sums = self.sums + torch.stack(values)
 
     def _mean(self) -> Tensor:
-        """The first sum over the last, which is the count; nan before anything was seen."""
+        """The first sum divided by the last, which is the count; nan before the first update."""
         return self.sums[0] / self.sums[-1]
 
 
 class RewardAccuracy(SumMetric):
-    """Share of pairs whose chosen answer has the strictly higher implicit reward.
+    """Fraction of pairs whose chosen answer has the strictly higher implicit reward.
 
     Args:
         **kwargs: torchmetrics' own options.
@@ -70,7 +70,7 @@ class RewardAccuracy(SumMetric):
         self._add(successes(chosen_rewards, rejected_rewards).sum(), len(chosen_rewards))
 
     def compute(self) -> Tensor:
-        """The share over all pairs."""
+        """The fraction over all pairs."""
         return self._mean()
 
 
@@ -138,7 +138,7 @@ class GradientBalance(SumMetric):
 
 
 class LikelihoodDisplacement(SumMetric):
-    """How far answers have moved since step 0; see `functional.likelihood_displacement`.
+    """Change of answer log-probabilities since step 0; see `functional.likelihood_displacement`.
 
     Args:
         **kwargs: torchmetrics' own options.
@@ -155,12 +155,12 @@ class LikelihoodDisplacement(SumMetric):
         self._add(drift.sum(), losses_of_likelihood(drift).sum(), len(drift))
 
     def compute(self) -> dict[str, Tensor]:
-        """``drift``, mean in nats, and ``fell``, share of answers that have become less likely."""
+        """``drift``, the mean change in nats, and ``fell``, the fraction of answers that have become less likely."""
         return {"drift": self._mean(), "fell": self.sums[1] / self.sums[2]}
 
 
 class MarginLengthCorrelation(SumMetric):
-    """Pearson correlation of the reward margin with the difference in length; near 1, longer is taken for better.
+    """Pearson correlation of reward margin and length difference; near 1, the policy prefers longer answers.
 
     Args:
         **kwargs: torchmetrics' own options.

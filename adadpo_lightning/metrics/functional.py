@@ -1,4 +1,4 @@
-"""What preference learning is judged by, as pure functions; `classes` has the torchmetrics over them."""
+"""Preference metrics as pure functions; `classes` wraps them as torchmetrics."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def losses_of_likelihood(drift: Tensor) -> Tensor:
 
 
 def reward_accuracy(chosen_rewards: Tensor, rejected_rewards: Tensor) -> Tensor:
-    """Share of pairs whose chosen answer has the strictly higher implicit reward.
+    """Fraction of pairs whose chosen answer has the strictly higher implicit reward.
 
     Args:
         chosen_rewards: Implicit rewards of the chosen answers, shape (B,).
         rejected_rewards: The same of the rejected answers, shape (B,).
 
     Returns:
-        A scalar in [0, 1]. A tie is no success: at step 0 all rewards of a run with a reference are 0.
+        A scalar in [0, 1]. Ties do not count: with a reference, all rewards are 0 at step 0.
 
     Example:
         >>> reward_accuracy(torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.0]))
@@ -52,10 +52,10 @@ def reward_margin(chosen_rewards: Tensor, rejected_rewards: Tensor) -> Tensor:
 
 
 def kl_terms(log_ratio: Tensor) -> Tensor:
-    """Per-token terms of the non-negative, low-variance estimator of KL(policy to reference).
+    """Per-token terms of the non-negative, low-variance estimator of KL(policy || reference).
 
-    ``exp(-d) - 1 + d`` (Schulman 2020, "Approximating KL divergence", k3). Unbiased on tokens that the policy drew; on
-    a dataset's tokens it measures distance without being that divergence.
+    ``exp(-d) - 1 + d`` (Schulman 2020, "Approximating KL divergence", k3). Unbiased for tokens
+    sampled from the policy. For the tokens of a dataset it measures a distance, but does not estimate the divergence.
 
     Args:
         log_ratio: d, log-probability under the policy minus that under the reference, nats, any shape.
@@ -82,11 +82,11 @@ def kl_estimate(logps: Tensor, ref_logps: Tensor) -> Tensor:
 
 
 def gradient_balance(log_balance: Tensor) -> Tensor:
-    """Geometric mean over pairs of ``g_w / g_l``, the chosen gradient's size over the rejected one's.
+    """Geometric mean over pairs of ``g_w / g_l``, the ratio of chosen to rejected gradient magnitude.
 
     Args:
         log_balance: ``log(g_w / g_l)`` of each pair, shape (B,): `LossOutput.log_balance` in the loss's own space, or
-            `LossOutput.log_balance_policy` in the one that all losses share.
+            `LossOutput.log_balance_policy` in policy space, which all losses share.
 
     Source:
         AdaDPO, arXiv 2605.28440.
@@ -99,14 +99,14 @@ def gradient_balance(log_balance: Tensor) -> Tensor:
 
 
 def likelihood_displacement(logps: Tensor, initial_logps: Tensor) -> tuple[Tensor, Tensor]:
-    """How far answers have moved since step 0.
+    """Change of answer log-probabilities since step 0.
 
     Args:
         logps: Summed log-probability of each answer now, nats, shape (B,).
-        initial_logps: The same at step 0; with a reference that is its own, shape (B,).
+        initial_logps: The same at step 0, equal to those of the reference if there is one, shape (B,).
 
     Returns:
-        Mean drift in nats, and the share of answers that have become less likely.
+        Mean drift in nats, and the fraction of answers that have become less likely.
 
     Example:
         >>> likelihood_displacement(torch.tensor([-3.0, -1.0]), torch.tensor([-2.0, -2.0]))
@@ -117,17 +117,17 @@ def likelihood_displacement(logps: Tensor, initial_logps: Tensor) -> tuple[Tenso
 
 
 def margin_length_correlation(margins: Tensor, chosen_len: Tensor, rejected_len: Tensor) -> Tensor:
-    """Pearson correlation over pairs of the reward margin with the difference in length.
+    """Pearson correlation over pairs of reward margin and length difference.
 
-    Near 1 the policy has learned that longer is better.
+    A value near 1 means that the policy has learned to prefer longer answers.
 
     Args:
         margins: Reward margins, shape (B,).
-        chosen_len: Tokens of each chosen answer, shape (B,).
-        rejected_len: Tokens of each rejected answer, shape (B,).
+        chosen_len: Number of tokens of each chosen answer, shape (B,).
+        rejected_len: Number of tokens of each rejected answer, shape (B,).
 
     Returns:
-        A scalar in [-1, 1], float64; nan if the margins or the differences are all equal.
+        A scalar in [-1, 1], float64; nan if all margins or all differences are equal.
 
     Example:
         >>> margin_length_correlation(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([4, 6, 8]), torch.tensor([1, 1, 1]))
@@ -143,10 +143,10 @@ def correlation_moments(x: Tensor, y: Tensor) -> Tensor:
 
 
 def correlation_from_moments(means: Tensor) -> Tensor:
-    """Pearson correlation from the means of x, y, xx, yy and xy; nan without spread."""
+    """Pearson correlation from the means of x, y, xx, yy and xy; nan if either variance is zero."""
     x, y, xx, yy, xy = means.unbind()
     spread_x, spread_y = xx - x * x, yy - y * y
-    # Below this, what is left of a spread is rounding.
+    # A smaller variance is only rounding error.
     flat = (spread_x <= 1e-12 * xx) | (spread_y <= 1e-12 * yy)
     correlation = (xy - x * y) / (spread_x.clamp_min(0.0) * spread_y.clamp_min(0.0)).sqrt()
     return torch.where(flat, torch.nan, correlation.clamp(-1.0, 1.0))

@@ -1,4 +1,4 @@
-"""Norms of the gradient: in all parameters, and on either side of the pairs at the last hidden states."""
+"""Gradient norms: over all parameters, and per side of the pairs at the last hidden states."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """The 2-norm of the whole gradient, over all ranks where parameters are sharded; every rank must call it.
+    """The 2-norm of the full gradient, over all ranks if parameters are sharded; every rank must call this.
 
-    Not for strategies that hide gradients; see `strategies.capabilities.hides_gradients`.
+    Not supported for strategies that hide gradients; see `strategies.capabilities.hides_gradients`.
 
     Args:
-        parameters: Those without a gradient count nothing.
+        parameters: Parameters; those without a gradient are ignored.
 
     Returns:
-        A scalar on the gradients' device, the same on all ranks; 0 without any gradient.
+        A scalar on the gradients' device, the same on all ranks; 0 if no parameter has a gradient.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.zeros(2))
@@ -37,17 +37,17 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
 
 
 def parameter_gradient_norms(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-    """The norm of each parameter's gradient, left out where there is none; DTensors of sharded ones, see `full`."""
+    """Gradient norm of each parameter that has a gradient; DTensors for sharded parameters, see `full`."""
     return norms_of([p.grad for p in parameters if p.grad is not None])
 
 
 def total_norm(norms: Sequence[Tensor]) -> Tensor:
-    """The norm of a gradient from those of its parts, whole on every rank."""
+    """The norm of a gradient from the norms of its parts, gathered on every rank."""
     return full(torch.linalg.vector_norm(torch.stack(list(norms)))) if norms else torch.tensor(0.0)
 
 
 def full(value: Tensor) -> Tensor:
-    """A tensor as it is, or a sharded one gathered on every rank."""
+    """Gather a sharded tensor on every rank; other tensors are returned unchanged."""
     from torch.distributed.tensor import DTensor
 
     return value.full_tensor() if isinstance(value, DTensor) else value
@@ -56,15 +56,15 @@ def full(value: Tensor) -> Tensor:
 def gradient_squares(batch: PreferenceBatch, gradient: Tensor) -> Tensor:
     """Squared norms of the gradient at the last hidden states of chosen answers, rejected answers and prompts.
 
-    A prompt's last state predicts the first token of both answers. Its gradient, the sum of both parts, belongs to
-    neither side; taken so, the three numbers are those of the packed row in any layout.
+    A prompt's last state predicts the first token of both answers, so its gradient is the sum of both parts and belongs
+    to neither side. With this convention the three numbers are the same in both layouts.
 
     Args:
         batch: The micro-batch.
         gradient: Gradient at the hidden state that predicts each scored token, in the batch's flat order, (N, D).
 
     Returns:
-        ``[chosen, rejected, prompt]``, float32 or wider, shape (3,). They add up over micro-batches and ranks.
+        ``[chosen, rejected, prompt]``, float32 or wider, shape (3,). They are additive over micro-batches and ranks.
     """
     wide = torch.promote_types(gradient.dtype, torch.float32)
     squares = torch.linalg.vector_norm(gradient, dim=1, dtype=wide).square()

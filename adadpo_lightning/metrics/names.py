@@ -1,4 +1,4 @@
-"""The name of every logged metric, once. A logged name is ``<stage>/<name>``, as `train` and `val` make it."""
+"""Names of all logged metrics. The logged name is ``<stage>/<name>``, see `train` and `val`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from __future__ import annotations
 LOSS = "loss"
 NLL_LOSS = "nll_loss"
 
-# Log-probabilities of whole answers and per token, nats.
+# Log-probabilities per answer and per token, nats.
 LOGPS_CHOSEN = "logps/chosen"
 LOGPS_REJECTED = "logps/rejected"
 LOGPS_CHOSEN_PER_TOKEN = "logps/chosen_per_token"  # noqa: S105  # a token of text
@@ -18,13 +18,13 @@ REWARDS_REJECTED = "rewards/rejected"
 REWARDS_MARGINS = "rewards/margins"
 REWARDS_ACCURACIES = "rewards/accuracies"
 
-# The chosen side's gradient over the rejected side's, geometric means; the adaptive coefficient.
+# Ratio of chosen to rejected gradient, geometric means; the adaptive coefficient.
 BALANCE_RATIO = "grad_balance/ratio"
 BALANCE_RATIO_POLICY = "grad_balance/ratio_policy"
 BALANCE_COEFFICIENT = "grad_balance/coefficient"
 BALANCE_CLIPPED = "grad_balance/clipped_fraction"
 
-# Norms of an optimizer step's gradient before clipping: at the last hidden states, in all parameters, by parts.
+# Gradient norms of an optimizer step before clipping: at the last hidden states, over all parameters, by part.
 GRAD_NORM_CHOSEN = "grad_norm/chosen"
 GRAD_NORM_REJECTED = "grad_norm/rejected"
 GRAD_NORM_PROMPT = "grad_norm/prompt"
@@ -32,14 +32,14 @@ GRAD_NORM_RATIO = "grad_norm/ratio"
 GRAD_NORM_TOTAL = "grad_norm/total"
 GRAD_NORM_PARAMS = "grad_norm/params"
 
-# Distance to the reference, nats per token; the margin per pair.
+# Distance to the reference, nats per token; the margin is per pair.
 KL_CHOSEN = "kl/chosen"
 KL_REJECTED = "kl/rejected"
 KL_MARGIN = "kl/margin"
 KL_POLICY = "kl/policy"
 KL_POLICY_STDERR = "kl/policy_stderr"
 
-# Change of log-probabilities since step 0, nats; the share of chosen answers that fell is a fraction.
+# Change of log-probabilities since step 0, nats; `DISPLACEMENT_CHOSEN_FELL` is a fraction.
 DISPLACEMENT_CHOSEN = "displacement/chosen"
 DISPLACEMENT_REJECTED = "displacement/rejected"
 DISPLACEMENT_CHOSEN_FELL = "displacement/chosen_fell"
@@ -52,7 +52,7 @@ LENGTH_MARGIN_CORRELATION = "length/margin_correlation"
 ENTROPY_CHOSEN = "entropy/chosen"
 ENTROPY_REJECTED = "entropy/rejected"
 
-# Answers that the policy generates at validations; the rate of those that end by themselves is a fraction.
+# Answers that the policy generates at validations; the rate of those that end with a terminator is a fraction.
 GENERATION_LENGTH = "generation/length"
 GENERATION_EOS_RATE = "generation/eos_rate"
 

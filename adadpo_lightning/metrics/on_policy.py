@@ -1,4 +1,4 @@
-"""KL(policy to reference) on answers that the policy drew itself, with the error that so few answers leave."""
+"""KL(policy || reference) on answers sampled from the policy, with its standard error."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
 def on_policy_kl(sums: Tensor, lengths: Tensor) -> tuple[float, float]:
     """Token mean of the estimator's terms over sampled answers, and its standard error.
 
-    The answers are the independent draws and not their tokens, which depend on each other. So the error is that of a
-    ratio of two sums over answers (Cochran 1977, Sampling Techniques, section 2.11): the root of
-    ``R / (R - 1) * sum_i (s_i - kl * n_i)^2``, over all tokens.
+    Answers are independent samples, but the tokens of one answer are not. The standard error is therefore that of a
+    ratio of two sums over answers (Cochran 1977, Sampling Techniques, section 2.11): the square root of
+    ``R / (R - 1) * sum_i (s_i - kl * n_i)^2``, divided by the number of tokens.
 
     Args:
-        sums: For each answer the sum over its tokens of `kl_terms`, nats, shape (R,).
-        lengths: Tokens of each answer, at least 1, shape (R,).
+        sums: Sum of `kl_terms` over the tokens of each answer, nats, shape (R,).
+        lengths: Number of tokens of each answer, at least 1, shape (R,).
 
     Returns:
-        The mean per token in nats, and its standard error: nan for a single answer.
+        The mean per token in nats, and its standard error, which is nan for a single answer.
 
     Example:
         >>> import torch

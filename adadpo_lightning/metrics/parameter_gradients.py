@@ -1,4 +1,4 @@
-"""The parts of a loss's gradient in the parameters: their slopes, inner products, norms and cosine."""
+"""The parts of a loss gradient in parameter space: slopes, inner products, norms and cosine."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 
 def part_slopes(loss: PreferenceLoss, x: PairLogps, pairs: int, chosen_tokens: int) -> dict[str, Tensor]:
-    """Derivative of each part of the loss in the answers' summed log-probabilities.
+    """Derivative of each part of the loss with respect to the summed log-probabilities of the answers.
 
     Args:
         loss: The loss.
-        x: What it is given; where these numbers come from does not matter.
-        pairs: By which the contrastive part is divided.
-        chosen_tokens: By which the NLL part is divided.
+        x: Inputs of the loss; they are detached first.
+        pairs: Number of pairs, which normalizes the contrastive part.
+        chosen_tokens: Number of chosen tokens, which normalizes the NLL part.
 
     Returns:
-        ``chosen`` and ``rejected`` (of the contrastive part) unless the loss reads no rejected answer, and ``nll``
-        where it has that part; each of shape (B,).
+        ``chosen`` and ``rejected`` (of the contrastive part) if the loss reads rejected answers, and ``nll`` if the
+        loss has that part; each of shape (B,).
 
     Example:
         >>> from adadpo_lightning.losses import CPO
@@ -51,14 +51,14 @@ def part_slopes(loss: PreferenceLoss, x: PairLogps, pairs: int, chosen_tokens: i
 
 
 def token_weights(slope: Tensor, part: str, batch: PreferenceBatch) -> Tensor:
-    """The derivative of a part in each scored token's log-probability, in the batch's flat order, (N,)."""
+    """Derivative of a part with respect to the log-probability of each scored token, in flat order, (N,)."""
     zero = torch.zeros_like(slope)
     sides = [zero, slope] if part == "rejected" else [slope, zero]
     return torch.cat(sides).repeat_interleave(torch.cat([batch.chosen_len, batch.rejected_len]))
 
 
 def part_norms(products: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """From squared norms and inner products of each group to the metrics, in total and by group.
+    """Turn squared norms and inner products of each group into metrics, in total and per group.
 
     Example:
         >>> part_norms({"head": {"chosen": 9.0, "rejected": 4.0, "cross": -3.0}})["grad_norm/params_cosine"]
@@ -86,9 +86,9 @@ def inner_products(a: list[Tensor], b: list[Tensor], groups: Mapping[str, Sequen
     pairs = iter(zip(a, b, strict=True))
     totals = torch.stack([torch.stack([_inner(*next(pairs)) for _ in group]).sum() for group in groups.values()])
     sharded = a[0]
-    if isinstance(sharded, DTensor):  # all of them over the same mesh: see `strategies.parallelize.shard`
+    if isinstance(sharded, DTensor):  # all on the same mesh: see `models.sharding.shard`
         for dimension, placement in enumerate(sharded.placements):
-            if placement.is_shard():  # replicas have the same gradient and are not to be summed
+            if placement.is_shard():  # replicas have the same gradient and must not be summed
                 torch.distributed.all_reduce(totals, group=sharded.device_mesh.get_group(dimension))
     return totals
 

@@ -1,4 +1,4 @@
-"""What one step says about preference learning: pure functions, named as TRL names them where it has them."""
+"""Preference metrics of one step: pure functions, with TRL's metric names if TRL has the metric."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ if TYPE_CHECKING:
 
 Statistics = dict[str, "tuple[Tensor, Tensor | float]"]
 
-# Averaged as logarithms over pairs, shown as geometric means.
+# Averaged as logarithms over pairs, reported as geometric means.
 _GEOMETRIC = (names.BALANCE_RATIO, names.BALANCE_RATIO_POLICY)
-# Averaged as squares over optimizer steps, shown as root mean squares.
+# Averaged as squares over optimizer steps, reported as root mean squares.
 _SQUARES = (names.GRAD_NORM_CHOSEN, names.GRAD_NORM_REJECTED, names.GRAD_NORM_PROMPT)
-# Of a whole set, the contrastive term is a mean over pairs and the NLL term one over tokens; their sum is the loss.
+# Over a full set, the loss is the sum of a contrastive term (mean over pairs) and an NLL term (mean over tokens).
 _TERMS = ("loss/contrast", "loss/nll")
-# Margin and difference in length; the moments are shown as what they make together.
+# Moments of margin and length difference; reported as their correlation.
 _MOMENTS = tuple(f"length/moment_{name}" for name in ("m", "d", "mm", "dd", "md"))
 
 
 def step_statistics(step: StepOutput, batch: PreferenceBatch, beta: float = 1.0, *, by_step: bool = True) -> Statistics:
-    """Weighted sums of every metric of one micro-batch, on its device; `finish` turns their means into metrics.
+    """Weighted sums of all metrics of a micro-batch, on its device; `finish` turns their means into metrics.
 
     Args:
-        step: What the step left.
-        batch: Its batch.
-        beta: Scale of ``kl/margin``; the loss's own where it has one.
-        by_step: Whether the loss is the mean over optimizer steps, as in training. Otherwise it is the loss of all
-            pairs seen, normalised by their own number of pairs and tokens: a limited validation does not see all pairs
-            of its plan.
+        step: Output of the step.
+        batch: Batch of the step.
+        beta: Scale of ``kl/margin``: beta of the loss, if it has one.
+        by_step: Whether the loss is the mean over optimizer steps, as in training. Otherwise it is the loss over all
+            pairs seen, normalized by their number of pairs and tokens: a limited validation does not see all pairs of
+            its plan.
 
     Returns:
-        For each name (sum, weight): per pair, per token or per optimizer step.
+        ``(sum, weight)`` for each name; weights count pairs, tokens or optimizer steps.
     """
     pairs, loss = step.pairs, step.loss
     count = 0 if batch.filler else len(batch)
     statistics: Statistics
     if by_step:
-        # A micro-batch is B / step_pairs of an optimizer step: over a window, the mean loss per step.
+        # A micro-batch is B / step_pairs of an optimizer step, so a window yields the mean loss per step.
         statistics = {names.LOSS: (step.share, count / batch.step_pairs)}
     else:
         statistics = {_TERMS[0]: (loss.per_pair.sum(), count)}
@@ -93,12 +93,12 @@ def _contrast(step: StepOutput, count: int) -> Statistics:
 
 
 def _divergence(step: StepOutput, beta: float, count: int) -> Statistics:
-    """Distance to the reference, on the data's tokens; empty without one."""
+    """Distance to the reference on the tokens of the data; empty without a reference."""
     pairs = step.pairs
     if step.kl is None or pairs.ref_chosen is None or pairs.ref_rejected is None:
         return {}
     kl_chosen, kl_rejected = step.kl.chunk(2)
-    # The reference is the policy of step 0.
+    # The reference equals the policy at step 0.
     drift_chosen, drift_rejected = pairs.chosen - pairs.ref_chosen, pairs.rejected - pairs.ref_rejected
     margin = beta * (drift_chosen - drift_rejected)
     statistics: Statistics = {
@@ -110,7 +110,7 @@ def _divergence(step: StepOutput, beta: float, count: int) -> Statistics:
 
 
 def displacement(drift_chosen: Tensor, drift_rejected: Tensor, count: int) -> Statistics:
-    """How far the answers of `count` pairs have moved since step 0, nats, each (B,)."""
+    """Change of the log-probabilities of `count` pairs since step 0, nats, each (B,)."""
     return {
         names.DISPLACEMENT_CHOSEN: (drift_chosen.sum(), count),
         names.DISPLACEMENT_REJECTED: (drift_rejected.sum(), count),
@@ -122,8 +122,8 @@ def gradient_statistics(squares: Tensor, batch: PreferenceBatch) -> Statistics:
     """Squared gradient norms of a micro-batch, per optimizer step.
 
     Args:
-        squares: What `gradient_squares` gives.
-        batch: Its batch.
+        squares: Result of `gradient_squares`.
+        batch: Batch of the step.
     """
     weight = 0.0 if batch.filler else len(batch) / batch.step_pairs
     return {
@@ -133,9 +133,9 @@ def gradient_statistics(squares: Tensor, batch: PreferenceBatch) -> Statistics:
 
 
 def finish(means: Mapping[str, float]) -> dict[str, float]:
-    """From the means of the statistics to the metrics as they are shown.
+    """Turn the means of the statistics into the reported metrics.
 
-    Geometric means come out of mean logarithms, root mean squares out of mean squares, a correlation out of moments.
+    Mean logarithms become geometric means, mean squares root mean squares, and moments a correlation.
 
     Example:
         >>> finish({"grad_balance/ratio": 0.0, "grad_norm/chosen": 9.0, "grad_norm/rejected": 4.0})

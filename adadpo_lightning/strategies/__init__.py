@@ -1,4 +1,4 @@
-"""Strategies for models that one device cannot hold."""
+"""Strategies for models that do not fit on one device."""
 
 from __future__ import annotations
 

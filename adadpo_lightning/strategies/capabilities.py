@@ -1,4 +1,4 @@
-"""What a strategy can do: the only place that asks which strategy a run has."""
+"""Capabilities of strategies: the only module that checks which strategy a run uses."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from adadpo_lightning.models.sharding import Sharding
 
 
 def shards_parameters(strategy: Any) -> bool:
-    """Whether parameters are DTensors whose shards only the backward pass's hooks fill (FSDP2)."""
+    """Whether parameters are DTensors whose gradients only the hooks of the backward pass write (FSDP2)."""
     return isinstance(strategy, ModelParallelStrategy)
 
 
 def hides_gradients(strategy: Any) -> bool:
-    """Whether no rank can see the whole gradient (Lightning's FSDP1 strategy)."""
+    """Whether no rank has access to the full gradient (Lightning's FSDP1 strategy)."""
     return isinstance(strategy, FSDPStrategy)
 
 
 def shows_gradients(strategy: Any) -> bool:
-    """Whether every rank can read each parameter's gradient, whole or as its shard."""
+    """Whether every rank can read the gradient of each parameter, in full or its shard."""
     return isinstance(strategy, (SingleDeviceStrategy, DDPStrategy, ModelParallelStrategy))
 
 
 def shards_weights(name: str) -> bool:
-    """Whether a strategy that a config names shards weights, before there is a strategy to ask.
+    """Whether the strategy named in a config shards weights, for use before the strategy exists.
 
     Example:
         >>> shards_weights("adadpo_lightning.strategies.FSDP2"), shards_weights("ddp")
@@ -36,7 +36,7 @@ def shards_weights(name: str) -> bool:
 
 
 def sharding_of(strategy: Any, reference_mode: str = "none") -> Sharding | None:
-    """What a strategy wants of the model; None for strategies that keep it whole or wrap it by themselves.
+    """How a strategy shards the model; None for strategies that replicate it or wrap it on their own.
 
     Raises:
         UserError: For tensor parallelism, and for a frozen reference under FSDP1.
@@ -44,8 +44,8 @@ def sharding_of(strategy: Any, reference_mode: str = "none") -> Sharding | None:
     if isinstance(strategy, FSDPStrategy) and reference_mode == "frozen":
         raise UserError(
             "model.reference",
-            "Lightning's FSDPStrategy shards the policy alone, and each rank would hold a whole frozen reference",
-            "set it to cached, or take configs/strategy/fsdp2.yaml, which shards both",
+            "Lightning's FSDPStrategy shards only the policy, and each rank would hold a full frozen reference",
+            "set it to cached, or use configs/strategy/fsdp2.yaml, which shards both",
         )
     if not isinstance(strategy, ModelParallelStrategy):
         return None
@@ -56,9 +56,8 @@ def sharding_of(strategy: Any, reference_mode: str = "none") -> Sharding | None:
     if mesh["tensor_parallel"].size() > 1:
         raise UserError(
             "trainer.strategy",
-            "ModelParallelStrategy splits tensors over the ranks of a node by default, which no model here is written "
-            "for",
-            "set its data_parallel_size to the number of ranks and tensor_parallel_size to 1, or take "
+            "ModelParallelStrategy uses tensor parallelism over the ranks of a node by default, which is not supported",
+            "set its data_parallel_size to the number of ranks and tensor_parallel_size to 1, or use "
             "adadpo_lightning.strategies.FSDP2",
         )
     return Sharding(mesh["data_parallel"], strategy.root_device)

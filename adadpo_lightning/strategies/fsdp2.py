@@ -1,4 +1,4 @@
-"""FSDP2: Lightning's `ModelParallelStrategy` with every rank in data parallelism, and checkpoints that are whole."""
+"""FSDP2: Lightning's `ModelParallelStrategy` with all ranks data-parallel, and atomic checkpoints."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ class FSDP2(ModelParallelStrategy):
     """Fully sharded data parallelism over all ranks: weights, gradients, optimizer state and the frozen reference.
 
     Args:
-        replicas: Copies of the sharded model (HSDP): each is sharded over ``ranks / replicas`` neighbouring ranks, so
-            that with one copy a node the weights travel inside nodes only.
-        param_dtype: Type of the gathered weights and of the computation; the stored weights, which the optimizer
-            updates, keep theirs. null computes in the type of the stored weights.
-        reduce_dtype: Type in which gradients are summed over ranks; null is that of `param_dtype`.
+        replicas: Number of replicas of the sharded model (HSDP). Each is sharded over ``ranks / replicas`` neighboring
+            ranks, so that with one replica per node, weights are gathered only within nodes.
+        param_dtype: Data type of the gathered weights and of the computation. The stored weights, which the optimizer
+            updates, keep their own. null computes in the data type of the stored weights.
+        reduce_dtype: Data type in which gradients are summed over ranks; null means `param_dtype`.
         cpu_offload: Keep shards, gradients and optimizer state in CPU memory.
         save_distributed_checkpoint: Write checkpoints as directories of shards; false gathers them into one file on
             rank zero.
-        process_group_backend: As torch names it; null lets Lightning choose by the device.
-        timeout: After which a collective that waits for a lost rank fails.
+        process_group_backend: Name of a torch backend; null means Lightning's default for the device.
+        timeout: Time after which a collective that waits for a lost rank fails.
 
     Raises:
-        UserError: If the ranks cannot be shared out over the replicas.
+        UserError: If the number of ranks is not divisible by `replicas`.
     """
 
     def __init__(
@@ -63,13 +63,13 @@ class FSDP2(ModelParallelStrategy):
 
     @property
     def sharding(self) -> Sharding:
-        """How models are to be sharded; known once the processes have found each other."""
+        """How models are sharded; available after `setup_environment`."""
         if self._sharding is None:
-            raise RuntimeError("the processes have not found each other yet")
+            raise RuntimeError("the process group is not initialized yet")
         return self._sharding
 
     def setup_environment(self) -> None:
-        """Join the other ranks and lay out the mesh."""
+        """Join the process group and create the device mesh."""
         from torch.distributed.device_mesh import init_device_mesh
 
         ranks = self.num_nodes * self.num_processes
@@ -79,7 +79,7 @@ class FSDP2(ModelParallelStrategy):
             )
         self._data_parallel_size = ranks
         if self.cpu_offload and self._process_group_backend is None and self.root_device.type == "cuda":
-            # The norm of offloaded gradients is summed over ranks on the CPU.
+            # The norm of offloaded gradients is reduced over ranks on the CPU.
             self._process_group_backend = "cpu:gloo,cuda:nccl"
         super().setup_environment()
         mesh = self.device_mesh["data_parallel"]
@@ -95,10 +95,10 @@ class FSDP2(ModelParallelStrategy):
         )
 
     def model_to_device(self) -> None:
-        """Nothing: weights and buffers were placed when the model was sharded, and offloaded ones must stay."""
+        """Do nothing: sharding already placed weights and buffers, and offloaded ones must stay on the CPU."""
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """The trained weights. Frozen ones belong to the base model, which a LoRA checkpoint names."""
+        """The trained weights. Frozen weights belong to the base model, which a LoRA checkpoint refers to."""
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
         full = not self._save_distributed_checkpoint
@@ -106,7 +106,7 @@ class FSDP2(ModelParallelStrategy):
         return get_model_state_dict(self._module, options=options)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        """Write beside the target and move it there when it is whole: a rank that dies spoils no earlier checkpoint."""
+        """Write next to the target and rename when complete, so that a crash never damages an earlier checkpoint."""
         if not self._save_distributed_checkpoint:
             super().save_checkpoint(checkpoint, filepath, storage_options)
             return
@@ -114,7 +114,7 @@ class FSDP2(ModelParallelStrategy):
         partial, old = target.with_name(f".{target.name}.partial"), target.with_name(f".{target.name}.old")
         if self.is_global_zero:
             shutil.rmtree(partial, ignore_errors=True)
-        self.barrier("earlier remains are gone")
+        self.barrier("old partial files are removed")
         super().save_checkpoint(checkpoint, partial, storage_options)
         self.barrier("all shards are written")
         digests: list[dict[str, list[int]]] = [{} for _ in range(self.world_size)]
@@ -125,15 +125,15 @@ class FSDP2(ModelParallelStrategy):
                 target.rename(old)
             partial.rename(target)
             shutil.rmtree(old, ignore_errors=True)
-        self.barrier("the checkpoint is in its place")
+        self.barrier("the checkpoint is complete")
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read this rank's part of a checkpoint that any number of ranks wrote, or of a single file."""
+        """Load this rank's part of a checkpoint, written by any number of ranks or stored as a single file."""
         path = Path(self.broadcast(str(checkpoint_path)))
         if path.is_file():
             return super().load_checkpoint(path, weights_only)
         if not is_sharded(path):
-            raise UserError("ckpt_path", f"there is no checkpoint {path}", "give a file or a directory of shards")
+            raise UserError("ckpt_path", f"checkpoint {path} not found", "pass a file or a directory of shards")
         from torch.distributed.checkpoint.state_dict import (
             StateDictOptions,
             get_model_state_dict,
@@ -161,21 +161,21 @@ class FSDP2(ModelParallelStrategy):
         return metadata
 
     def on_exception(self, exception: BaseException) -> None:
-        """Say what a broken connection means: the traceback below it only shows where this rank was."""
+        """Explain a broken connection: the traceback only shows where this rank was waiting."""
         if is_lost_rank(exception):
             log.error(
-                f"Rank {self.global_rank} stops: another rank is gone or did not answer within {self._timeout} (its "
-                "own output says why). The last checkpoint is complete: resume with --ckpt_path last.",
+                f"Rank {self.global_rank} stops: another rank has died or did not answer within {self._timeout} "
+                "(see its own output). The last checkpoint is complete: resume with --ckpt_path last.",
                 every_rank=True,
             )
         super().on_exception(exception)
 
     @property
     def _ignores_frozen(self) -> bool:
-        """A module whose frozen weights change says so."""
+        """Frozen weights are stored only for modules that set ``saves_frozen_weights``."""
         return not getattr(self._module, "saves_frozen_weights", False)
 
     @property
     def _module(self) -> torch.nn.Module:
-        assert self.model is not None  # noqa: S101  # Lightning has connected it before any of this runs
+        assert self.model is not None  # noqa: S101  # set by Lightning before any of this runs
         return self.model

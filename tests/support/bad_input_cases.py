@@ -305,7 +305,7 @@ CASES = [
     Case("warm-up above one", {"model.scheduler.warmup_ratio": 2}, "warmup_ratio", "[0, 1]"),
     Case("scheduler unknown", {"model.scheduler.name": "cosin"}, "model.scheduler", "cosine"),
     Case("nothing bounds the run", {T + "max_epochs": -1, T + "max_steps": -1}, "trainer.max_epochs", "max_steps"),
-    Case("accumulation contradicts", {T + "accumulate_grad_batches": 7}, "accumulate_grad_batches", "leave it out"),
+    Case("accumulation contradicts", {T + "accumulate_grad_batches": 7}, "accumulate_grad_batches", "remove it"),
     Case("limit inside a step", {T + "limit_train_batches": 1}, "limit_train_batches", "multiple"),
     Case("strategy unknown", {T + "strategy": "fsdp3"}, "fsdp3", ""),
     Case("GPU that is not there", {T + "accelerator": "gpu"}, "", "gpu"),
