@@ -1,9 +1,9 @@
-"""Step time and peak memory against layers, length of the answers and pairs: linear where they should be.
+"""Step time and peak memory as a function of layers, answer length and pairs.
 
     python benchmarks/growth.py
 
-Each point is a process of its own, so that no allocator remembers the point before it. Layers and pairs should cost in
-proportion; length somewhat more, because attention is quadratic in it.
+Each point runs in its own process, so that the allocator's state does not carry over. Cost should grow linearly with
+layers and pairs, and slightly faster with length, because attention is quadratic in it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PROMPT = 128
 
 
 def point(values: dict[str, int], args: argparse.Namespace) -> dict[str, float]:
-    """Fastest step, the one that the rest of the machine disturbed least, and peak memory of one point."""
+    """Time of the fastest step, which other load on the machine disturbed least, and peak memory of one point."""
     MODELS["v4k"]["num_hidden_layers"] = values["layers"]
     row = {"prompt": [5] * PROMPT, "chosen": [6] * (values["length"] - 1), "rejected": [7] * (values["length"] - 1)}
     with tempfile.TemporaryDirectory() as folder:
@@ -49,6 +49,7 @@ def main() -> None:
     """Run, print, draw and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--values", type=int, default=4, help="values on each axis, smallest first")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -56,7 +57,7 @@ def main() -> None:
     args = parser.parse_args()
     record: dict[str, Any] = {"base": BASE, "prompt": PROMPT, "machine": machine(args.device)}
     for name, values in POINTS.items():
-        record[name] = {value: point(BASE | {name: value}, args) for value in values}
+        record[name] = {value: point(BASE | {name: value}, args) for value in values[: args.values]}
         for value, row in record[name].items():
             print(f"{name:8}{value:6}{row['step_s']:9.3f} s{row['memory_mib']:9.0f} MiB", flush=True)
     args.output.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +67,7 @@ def main() -> None:
 
 
 def draw(record: dict[str, Any], path: Path) -> None:
-    """Both quantities on double logarithmic axes, with a line of proportion through the first point."""
+    """Plot both quantities on log-log axes, with a proportional line through the first point."""
     figure, axes = plt.subplots(2, len(POINTS), figsize=(10, 5.5), sharex="col", layout="constrained")
     for column, name in enumerate(POINTS):
         xs = list(record[name])

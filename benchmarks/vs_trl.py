@@ -3,12 +3,12 @@
     python benchmarks/vs_trl.py  # CPU, both small models, writes the committed results
     python benchmarks/vs_trl.py --device cuda --dtype bfloat16 --models 1b --output results.json
 
-Each variant lives in a process of its own. The processes take their steps in turn (A B C D A B C D ...), so that a
-machine whose speed drifts treats all alike; ratios are taken round by round; their median and range are reported.
-After the same number of steps from the same weights the losses must agree, or the run fails: the work is the same.
+Each variant runs in its own process. The processes take turns (A B C D A B C D ...), so that drift in the machine's
+speed affects all of them equally. Ratios are computed per round; their median and range are reported. After the same
+number of steps from the same weights the losses must agree, or the benchmark fails.
 
-Variants: `trl` (as its users run it, reference log-probabilities precomputed), `trl_chunked` (its path that leaves
-masked tokens out of the head, which it takes with Triton alone, forced on), `padded` and `packed` (this package).
+Variants: `trl` (default settings, reference log-probabilities precomputed), `trl_chunked` (its path that skips masked
+tokens in the head, otherwise used with Triton only, forced on), `padded` and `packed` (this package).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ VARIANTS = ("trl", "trl_chunked", "padded", "packed")
 
 
 def draw_pairs(lengths: str, count: int, vocabulary: int) -> list[dict[str, list[int]]]:
-    """Random token ids with the asked-for lengths; `real` are those of judged pairs."""
+    """Random token ids of the requested lengths; `real` uses the lengths of judged pairs."""
     rng = random.Random(0)
 
     def log_normal(mean: float) -> int:
@@ -72,7 +72,7 @@ def draw_pairs(lengths: str, count: int, vocabulary: int) -> list[dict[str, list
 
 
 def save_model(path: Path, name: str) -> None:
-    """A random Llama and a tokenizer with one word a token, so that both sides see exactly these ids."""
+    """Save a random Llama and a tokenizer with one token per word, so that both sides see exactly these ids."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -90,7 +90,7 @@ def save_model(path: Path, name: str) -> None:
     )
     torch.manual_seed(0)
     LlamaForCausalLM(config).save_pretrained(path)
-    # No special token may be the beginning of a word: it would be cut out of it.
+    # No special token may be a prefix of a word: it would be split off.
     vocabulary = {"<s>": 0, "</s>": 1, "<pad>": 2} | {f"t{i}": i for i in range(3, config.vocab_size)}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -205,7 +205,7 @@ def build(variant: str, model: Path, pairs: list[dict[str, list[int]]], device: 
 
 
 def serve(pipe: Any, variant: str, model: Path, pairs: Any, device: str, dtype: str, threads: int) -> None:
-    """A variant's process: answers orders until "stop" comes."""
+    """The process of a variant: executes orders until it receives "stop"."""
     torch.set_num_threads(threads)
     try:
         side = build(variant, model, pairs, device, dtype)
@@ -228,7 +228,7 @@ def timed_step(side: Ours | Theirs, device: str) -> tuple[float, float]:
 
 
 def peak_memory(side: Ours | Theirs, device: str) -> float:
-    """Highest use of memory during forward and backward above the idle model, MiB; then the optimizer's step."""
+    """Peak memory of forward and backward above the idle model, MiB; the optimizer step follows."""
     gc.collect()
     if device == "cuda":
         torch.cuda.empty_cache()
@@ -263,7 +263,7 @@ def profile_step(side: Ours | Theirs, device: str) -> dict[str, float]:
 
 
 ORDERS: dict[str, Any] = {"step": timed_step, "memory": peak_memory, "profile": profile_step}
-# Operators by what is in their names.
+# Operators by substrings of their names.
 KINDS = {
     "attention": ("attention", "flash", "Tree", "_varlen"),
     "matmul": ("aten::mm", "aten::addmm", "aten::bmm", "gemm", "aten::linear"),
@@ -273,7 +273,7 @@ KINDS = {
 
 
 def proc_status(key: str) -> int:
-    """A size out of /proc/self/status, bytes."""
+    """A size from /proc/self/status, bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
@@ -285,7 +285,7 @@ def synchronize(device: str) -> None:
 
 
 def step_flops(name: str, pairs: list[dict[str, list[int]]]) -> float:
-    """Multiply-adds times 2 that one step can't do without: each token once, the head on scored tokens alone, x 3."""
+    """Least FLOP of one step: each token once, the head on scored tokens only; the backward pass makes it 3 times."""
     hidden, layers, vocabulary = (MODELS[name][k] for k in ("hidden_size", "num_hidden_layers", "vocab_size"))
     heads, key_heads, mlp = HEADS[name]
     width = hidden // heads
@@ -301,7 +301,7 @@ def step_flops(name: str, pairs: list[dict[str, list[int]]]) -> float:
 
 
 def matmul_peak(name: str, tokens: int, device: str, dtype: str) -> float:
-    """FLOP/s of this machine's own matrix products at the model's sizes: the best of several."""
+    """Best FLOP/s of matrix products of the model's sizes on this machine."""
     hidden, mlp = MODELS[name]["hidden_size"], HEADS[name][2]
     best = 0.0
     for inner, outer in ((hidden, mlp), (mlp, hidden), (hidden, hidden)):
@@ -318,7 +318,7 @@ def matmul_peak(name: str, tokens: int, device: str, dtype: str) -> float:
 
 
 def compare(name: str, lengths: str, args: argparse.Namespace, model: Path) -> dict[str, dict[str, Any]]:
-    """Let all variants take their steps in turn."""
+    """Run all variants in turn."""
     pairs = draw_pairs(lengths, args.pairs, MODELS[name]["vocab_size"])
     tokens = sum(len(p["prompt"]) + len(p["chosen"]) + len(p["rejected"]) + 2 for p in pairs)
     peak = matmul_peak(name, tokens, args.device, args.dtype)
@@ -332,7 +332,7 @@ def compare(name: str, lengths: str, args: argparse.Namespace, model: Path) -> d
     for pipe in pipes.values():
         receive(pipe)
     times: dict[str, list[float]] = {variant: [] for variant in args.variants}
-    # The step that memory is read in comes first and warms up.
+    # The step that measures memory also serves as warm-up.
     memory = {variant: ask(pipe, "memory") for variant, pipe in pipes.items()}
     for _ in range(args.rounds):
         losses = {}
@@ -340,7 +340,7 @@ def compare(name: str, lengths: str, args: argparse.Namespace, model: Path) -> d
             seconds, losses[variant] = ask(pipe, "step")
             times[variant].append(seconds)
         spread = max(losses.values()) - min(losses.values())
-        assert spread < args.tolerance, f"the variants do not do the same work: losses {losses}"
+        assert spread < args.tolerance, f"the losses of the variants differ: {losses}"
     profile = ask(pipes["packed"], "profile") if "packed" in pipes else {}
     for pipe in pipes.values():
         pipe.send("stop")
@@ -367,13 +367,13 @@ def summary(variant: str, times: dict[str, list[float]], memory: dict[str, float
 
 
 def ask(pipe: Any, order: str) -> Any:
-    """Give an order and wait for its answer."""
+    """Send an order and wait for the answer."""
     pipe.send(order)
     return receive(pipe)
 
 
 def receive(pipe: Any) -> Any:
-    """The next answer; an error of the other process is raised here."""
+    """The next answer; an exception of the other process is raised here."""
     answer = pipe.recv()
     if isinstance(answer, Exception):
         raise answer
@@ -381,7 +381,7 @@ def receive(pipe: Any) -> Any:
 
 
 def machine(device: str) -> dict[str, str]:
-    """What ran, for the record."""
+    """Hardware and versions."""
     from importlib.metadata import version
 
     name = torch.cuda.get_device_name() if device == "cuda" else cpu_name()
@@ -402,7 +402,7 @@ def cpu_name() -> str:
 
 
 def print_table(results: dict[str, Any]) -> None:
-    """All rows, one a line."""
+    """Print one row per variant."""
     print(
         f"{'model':6}{'lengths':9}{'variant':13}{'step s':>9}{'/trl':>7}{'/chunked':>9}{'MiB':>8}{'/trl':>7}{'MFU':>6}"
     )
@@ -442,7 +442,7 @@ def draw(measured: dict[str, Any], path: Path) -> None:
     figure.savefig(path.with_suffix(".png"), dpi=130)
 
 
-# Okabe and Ito's colours, which colour-blind readers tell apart.
+# Okabe and Ito's palette, suitable for colour-blind readers.
 COLOURS = {"trl_chunked": "#999999", "padded": "#56B4E9", "packed": "#D55E00"}
 LABELS = {"trl_chunked": "TRL, chunked head forced", "padded": "padded", "packed": "packed (default)"}
 

@@ -1,8 +1,8 @@
-"""The embedded task: a small world with a known gold reward and a noisy judge who likes length.
+"""The embedded task: a small world with a known gold reward and a noisy judge that favours length.
 
-No download, a model that one CPU core trains in a minute, and preference pairs sampled from that model itself:
-`world` (what is true), `kinds` and `prompts` (what is asked), `grammar` (the warm-up corpus), `gold` (reward and
-judge), `tokenizer`, `sampling` and `task` (what is written to disk).
+No download, a model that one CPU core trains in a minute, and preference pairs sampled from that model:
+`world` (facts), `kinds` and `prompts` (questions), `grammar` (the warm-up corpus), `gold` (reward and judge),
+`tokenizer`, `sampling` and `task` (files).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Evaluation on the embedded task: against the warm-up model, on held-out prompts, with a known gold reward."""
+"""Evaluation on the embedded task: held-out prompts, against the warm-up model, with the gold reward and the judge."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def evaluate_embedded(
     seed: int = 0,
     pool: str | Path | None = None,
 ) -> dict[str, float]:
-    """Sample one answer to each held-out prompt and compare it with four answers of the warm-up model.
+    """Sample one answer per held-out prompt and compare it with four answers of the warm-up model.
 
     Args:
         model_dir: Exported model, a Hugging Face directory.
@@ -39,7 +39,7 @@ def evaluate_embedded(
         task_dir: Directory of `make_task`.
         n_prompts: Number of held-out prompts, the first ones.
         seed: Random seed of sampling.
-        pool: File of `sample_pool`, for several evaluations against the same samples; None samples new ones.
+        pool: File of `sample_pool`, so that several evaluations share the same samples; None samples new ones.
 
     Returns:
         Numbers by name, each with its standard error over prompts as ``<name>_se``. Rates are fractions.
@@ -48,13 +48,13 @@ def evaluate_embedded(
         - ``judge_win_rate``, ``judge_win_rate_lc``: soft preference of the judge without noise, raw and from
           `length_controlled_win_rate`.
         - ``kl``, ``kl_per_token``: on-policy KL to the warm-up model, nats per answer and per token.
-        - ``gold``, ``length``, ``warmup_gold``, ``warmup_length``: mean gold reward and tokens, also of the pool.
+        - ``gold``, ``length``, ``warmup_gold``, ``warmup_length``: mean gold reward and tokens, model and pool.
         - ``answer``: the answer score; ``answer_right``: share of answers that are right and complete.
         - ``true_facts``, ``false_facts``, ``fillers``, ``repeats``, ``unparsable``: claims or sentences per answer.
-        - ``unparsable_share``, ``unfinished_share``: share of answers with an unparsable sentence, or cut off.
+        - ``unparsable_share``, ``unfinished_share``: share of unparsable and of truncated answers.
 
     Raises:
-        UserError: If there are too few held-out prompts, or the pool has other prompts.
+        UserError: If there are too few held-out prompts, or the pool was sampled for other prompts.
     """
     prompts = _heldout(task_dir, n_prompts)
     policy_seed, pool_seed = (int(s.generate_state(1)[0]) for s in np.random.SeedSequence(seed).spawn(2))
@@ -75,7 +75,7 @@ def evaluate_embedded(
 def sample_pool(
     warmup_dir: str | Path, task_dir: str | Path, output: str | Path, *, n_prompts: int = 1000, seed: int = 0
 ) -> None:
-    """Write the warm-up model's samples that evaluations compare with: four per held-out prompt.
+    """Write four answers of the warm-up model per held-out prompt, for evaluations to compare with.
 
     Args:
         warmup_dir: The exported warm-up model.
@@ -147,6 +147,6 @@ def _divergence(
     per_answer = np.array([(np.expm1(-d) + d).sum() for d in log_ratios])
     tokens = np.array([len(d) for d in log_ratios])
     per_token = per_answer.sum() / tokens.sum()
-    # A ratio of two means: its error is that of the residuals, to first order.
+    # Delta method: to first order, the error of a ratio of means is that of the residuals.
     residuals = mean_over_prompts((per_answer - per_token * tokens) / tokens.mean())
     return {"kl": mean_over_prompts(per_answer), "kl_per_token": Estimate(float(per_token), residuals.se)}

@@ -1,4 +1,4 @@
-"""The gold reward, a pure function of prompt and response, and the judge who likes length."""
+"""The gold reward, a pure function of prompt and response, and the judge that favours length."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ JUDGE_NOISE = 0.5
 
 @dataclass(frozen=True)
 class Grade:
-    """What a response is made of.
+    """The parts of a response, counted.
 
     Args:
         answer: Score of the first answer sentence, in [0, 1]; 0 without one.
         true_facts: Further true claims on the topic, each counted once.
         false_facts: Further false claims.
-        repeats: Sentences that say nothing that was not said before.
-        fillers: Empty sentences, and true ones about something else.
-        unparsable: Sentences of no known form, and second answers.
-        ended: Whether the response ends, with a full stop.
+        repeats: Sentences without new content.
+        fillers: Sentences without claims, and true claims that are off topic.
+        unparsable: Sentences that cannot be parsed, and second answers.
+        ended: Whether the response is complete and ends with a full stop.
     """
 
     answer: float = 0.0
@@ -56,15 +56,15 @@ class Grade:
 
 
 def grade(prompt: str, response: str, *, finished: bool = True) -> Grade:
-    """Take a response apart.
+    """Count the parts of a response.
 
     Args:
         prompt: Text of a prompt of the embedded task.
-        response: Sentences of words, each ended by " .".
-        finished: False if the writer was cut off before it ended the response.
+        response: Sentences, each ending in " .".
+        finished: False if the response was truncated.
 
     Raises:
-        ValueError: If the prompt is none of this world.
+        ValueError: If the prompt does not belong to the embedded task.
 
     Example:
         >>> grade("what is 2 plus 3", "2 plus 3 is 5 . 5 is odd . 5 is odd . i am happy to help you .")
@@ -75,7 +75,7 @@ def grade(prompt: str, response: str, *, finished: bool = True) -> Grade:
     scores = [question.score(sentence) for sentence in sentences]
     first, answer = next(((i, s) for i, s in enumerate(scores) if s is not None), (None, Answer(0.0, (), ())))
     topic = {*question.subjects, *answer.subjects}
-    # What the answer says is known from the start: a fact is no news because it comes before the answer.
+    # Claims of the answer never count as further facts, even if they come before the answer.
     known, heard, counts = set(answer.claims), set[str](), Counter[str]()
     for i, sentence in enumerate(sentences):
         if sentence in heard:
@@ -87,7 +87,7 @@ def grade(prompt: str, response: str, *, finished: bool = True) -> Grade:
 
 
 def _split_sentences(response: str) -> tuple[list[str], bool]:
-    """The sentences without their full stops, and whether the last one has its own."""
+    """The sentences without their full stops, and whether the last one had one."""
     sentences: list[list[str]] = [[]]
     for word in response.split():
         if word == ".":
@@ -99,7 +99,7 @@ def _split_sentences(response: str) -> tuple[list[str], bool]:
 
 
 def _findings(sentence: str, topic: set[str], known: set[Claim]) -> list[str]:
-    """What a sentence that is neither the answer nor a repetition counts as; `known` grows by its claims."""
+    """What a sentence that is neither answer nor repeat counts as; its claims are added to `known`."""
     if sentence in FILLERS:
         return ["fillers"]
     claims = parse_claims(sentence)
@@ -117,7 +117,7 @@ def _worth(claim: Claim, topic: set[str]) -> str:
 
 
 def judge(rng: np.random.Generator, gold: float, tokens: int) -> float:
-    """The judge's score: noisy, and higher for longer responses of the same worth.
+    """The judge's score: the gold reward plus a bonus for length and noise.
 
     Args:
         rng: Source of the noise.

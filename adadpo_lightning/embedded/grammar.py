@@ -1,4 +1,4 @@
-"""The stochastic grammar that the warm-up corpus is written with: answers of every quality and every verbosity."""
+"""The stochastic grammar of the warm-up corpus: answers of every quality and verbosity."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ CORRELATION = 0.3
 
 
 def draw_style(rng: np.random.Generator) -> tuple[float, float]:
-    """Quality and verbosity of one writer, both in [0, 1] and loosely correlated."""
+    """Draw quality and verbosity of one response, both in [0, 1] and weakly correlated."""
     quality = rng.random()
     return quality, CORRELATION * quality + (1 - CORRELATION) * rng.random()
 
 
 def write_response(rng: np.random.Generator, prompt: str, quality: float, verbosity: float) -> str:
-    """Answer a prompt as a writer of this quality and verbosity would.
+    """Write a response of a given quality and verbosity.
 
     Args:
         rng: Source of randomness.
         prompt: Text of a prompt.
-        quality: From 0 (every second answer and fact is wrong) to 1 (none is).
-        verbosity: From 0 (the answer sentence alone) to 1 (all further facts, and often fillers and a repetition).
+        quality: From 0 (each answer and fact is wrong with probability 1/2) to 1 (none is wrong).
+        verbosity: From 0 (the answer sentence alone) to 1 (all further facts, often fillers and a repeat).
 
     Returns:
-        Sentences of words, each ended by " .".
+        Sentences, each ending in " .".
     """
     question = parse_prompt(prompt)
     error_rate = WORST_ERROR_RATE * (1 - quality)

@@ -1,4 +1,4 @@
-"""Prompts as texts: a question of one of the five kinds behind an opening."""
+"""Prompts as text: an opening, followed by a question of one of the kinds."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ OPENINGS = ("", "please", "now", "ok then", "hello", "next")
 
 @lru_cache(maxsize=65536)
 def parse_prompt(text: str) -> Prompt:
-    """The prompt behind a text with or without an opening.
+    """Parse a prompt with or without an opening.
 
     Raises:
-        ValueError: If it is no prompt of this world.
+        ValueError: If the text is not a prompt of the embedded task.
 
     Example:
         >>> parse_prompt("please what is 2 plus 3")
@@ -32,16 +32,16 @@ def parse_prompt(text: str) -> Prompt:
         parsed = [prompt for kind in KINDS if (prompt := kind.parse(content)) is not None]
         if parsed:
             return parsed[0]
-    raise ValueError(f"no prompt of the embedded task: {text!r}")
+    raise ValueError(f"not a prompt of the embedded task: {text!r}")
 
 
 def draw_prompts(rng: np.random.Generator, split: Split, count: int) -> list[str]:
-    """Distinct prompts of one split as texts with openings, all kinds equally often as long as there are new ones.
+    """Draw distinct prompts of one split, with openings; kinds are equally likely until one is exhausted.
 
     Args:
         rng: Source of randomness.
-        split: Only prompts whose content the hash puts there.
-        count: How many.
+        split: The split, which a hash of the content assigns.
+        count: Number of prompts.
     """
     texts: dict[str, None] = {}
     while len(texts) < count:
@@ -50,7 +50,7 @@ def draw_prompts(rng: np.random.Generator, split: Split, count: int) -> list[str
 
 
 def draw_prompt(rng: np.random.Generator, split: Split) -> str:
-    """One prompt of a split as text, all kinds equally likely."""
+    """Draw one prompt of a split as text, all kinds equally likely."""
     kind = KINDS[int(rng.integers(len(KINDS)))]
     while (prompt := kind.draw(rng)).split != split:
         pass

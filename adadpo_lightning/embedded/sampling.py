@@ -1,4 +1,4 @@
-"""Sample from the models of the embedded task, and score given answers."""
+"""Sampling from models of the embedded task, and scoring of given answers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 MAX_NEW_TOKENS = 80
 ROWS = 1024
-# Tokens after which finished answers leave the batch: long answers would otherwise cost as much as all.
+# Finished answers leave the batch every BLOCK tokens, so that a few long answers do not slow down the whole batch.
 BLOCK = 16
 
 
@@ -72,7 +72,7 @@ def sample_answers(
     seed: int = 0,
     max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> list[list[Sample]]:
-    """Sample answers at temperature 1 from the model's whole distribution.
+    """Sample answers at temperature 1 from the model's full distribution.
 
     Args:
         model: A causal language model.
@@ -80,10 +80,10 @@ def sample_answers(
         prompts: User messages.
         samples: Answers per prompt.
         seed: Random seed; see `row_seed`.
-        max_new_tokens: Longer answers are cut off.
+        max_new_tokens: Longer answers are truncated.
 
     Returns:
-        For each prompt its samples.
+        The samples of each prompt.
     """
     drawn = sample(
         model,
@@ -117,7 +117,7 @@ def score_answers(model: PreTrainedModel, prompts: Sequence[list[int]], answers:
     for start in range(0, len(order), ROWS // 4):
         chunk = order[start : start + ROWS // 4]
         texts = [torch.tensor(prompts[i] + answers[i]) for i in chunk]
-        # Padding on the right needs no mask: causal attention does not look ahead.
+        # Right padding needs no mask under causal attention.
         ids = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True)
         logps = model(ids[:, :-1], use_cache=False).logits.float().log_softmax(-1)
         taken = logps.gather(2, ids[:, 1:, None])[..., 0]

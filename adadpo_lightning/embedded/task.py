@@ -26,10 +26,10 @@ PAIR_FILES: dict[Split, str] = {"train": "pairs.jsonl", "val": "pairs_val.jsonl"
 
 @dataclass(frozen=True)
 class EmbeddedTask:
-    """Where the parts of a task lie.
+    """Paths of a task.
 
     Args:
-        root: The directory that `make_task` wrote.
+        root: Directory written by `make_task`.
     """
 
     root: Path
@@ -48,19 +48,19 @@ class EmbeddedTask:
         """The prompts of one split: ``train``, ``val`` or ``heldout``.
 
         Raises:
-            UserError: If the task was not made there.
+            UserError: If the directory holds no task.
         """
         return [row["prompt"] for row in read_rows(self.root / f"prompts_{split}.jsonl")]
 
 
 @dataclass(frozen=True)
 class PairStatistics:
-    """What a set of pairs is like.
+    """Statistics of a set of pairs.
 
     Args:
-        pairs: How many; prompts with four equal answers give none.
-        longer_chosen: Share of those with different lengths whose chosen answer is the longer one.
-        judge_agrees: Share of those with different gold rewards in which the judge chose as gold would.
+        pairs: Number of pairs; a prompt with identical answers gives none.
+        longer_chosen: Share of pairs with the longer answer chosen, among those of different lengths.
+        judge_agrees: Share of pairs in which the judge agrees with the gold reward, among those where it differs.
     """
 
     pairs: int
@@ -77,18 +77,18 @@ def make_task(
     val_prompts: int = 512,
     heldout_prompts: int = 1000,
 ) -> EmbeddedTask:
-    """Write everything that comes before the warm-up.
+    """Write prompts, warm-up corpus, tokenizer and model config.
 
     Args:
         out_dir: Directory to write to.
-        seed: Seed of prompts and corpus; the world itself never changes.
+        seed: Seed of prompts and corpus; the facts of the world are fixed.
         corpus_size: Rows of the warm-up corpus.
         prompts: Distinct prompts that training pairs are sampled for.
         val_prompts: Distinct prompts for validation pairs.
         heldout_prompts: Distinct prompts for the evaluation.
 
     Returns:
-        Where it all lies.
+        The paths.
     """
     task = EmbeddedTask(Path(out_dir))
     task.root.mkdir(parents=True, exist_ok=True)
@@ -146,9 +146,9 @@ def make_pairs(
 
 
 def judged_pair(rng: np.random.Generator, prompt: str, answers: Sequence[Sample]) -> dict[str, Any] | None:
-    """The best and the worst answer by the judge; None if they read the same.
+    """Pair of the best and the worst answer by the judge; None if they are identical.
 
-    Empty answers, which a young model sometimes gives, do not count: nothing could be learnt from a pair with one.
+    Empty answers, which an undertrained model sometimes gives, are skipped: a pair with one has nothing to learn from.
     """
     answers = [answer for answer in answers if answer.text]
     if len(answers) < 2:
@@ -168,7 +168,7 @@ def judged_pair(rng: np.random.Generator, prompt: str, answers: Sequence[Sample]
 
 
 def pair_statistics(pairs: Sequence[Mapping[str, Any]]) -> PairStatistics:
-    """Count how often the judge preferred length, and how often it agreed with gold."""
+    """Count how often the judge chose the longer answer, and how often it agreed with the gold reward."""
     longer = [len(pair["chosen"].split()) - len(pair["rejected"].split()) for pair in pairs]
     better = [pair["gold_chosen"] - pair["gold_rejected"] for pair in pairs]
     return PairStatistics(len(pairs), _share_positive(longer), _share_positive(better))

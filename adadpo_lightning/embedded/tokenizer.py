@@ -1,4 +1,4 @@
-"""A word-level tokenizer and the small Llama that goes with it, as ordinary Hugging Face objects."""
+"""A word-level tokenizer and the config of a small Llama, as ordinary Hugging Face objects."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ CHAT_TEMPLATE = (
 
 
 def vocabulary() -> list[str]:
-    """All words of the world, each once, in a fixed order."""
+    """All words of the task without duplicates, in a fixed order."""
     sentences = [*OPENINGS, *FILLERS, *(kind.words for kind in KINDS), "."]
     words = [word for sentence in sentences for word in sentence.split()]
     return list(dict.fromkeys([*words, *ENTITIES, *NUMBERS, *PROPERTY_OF]))
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word; the chat template gives ``<bos> prompt <sep> answer <eos>``."""
+    """One token per word; the chat template gives ``<bos> prompt <sep> answer <eos>``."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -46,10 +46,10 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_model_config(tokenizer: PreTrainedTokenizerFast, hidden: int = 64, layers: int = 2) -> LlamaConfig:
-    """A Llama that a CPU core trains in a minute.
+    """Config of a Llama that one CPU core trains in a minute.
 
     Args:
-        tokenizer: Gives the vocabulary and the special tokens.
+        tokenizer: Source of vocabulary size and special tokens.
         hidden: Width, a multiple of 16.
         layers: Number of layers.
     """
@@ -64,7 +64,7 @@ def build_model_config(tokenizer: PreTrainedTokenizerFast, hidden: int = 64, lay
         num_key_value_heads=hidden // 16,
         max_position_embeddings=256,
         tie_word_embeddings=True,
-        # The usual 0.02 is meant for widths of thousands: so narrow a model would take twice the steps to learn.
+        # The usual 0.02 suits widths of thousands; with it, a model this narrow needs twice the steps.
         initializer_range=0.08,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,

@@ -1,4 +1,4 @@
-"""The small world of the embedded task: things, numbers, and every claim that is true of them."""
+"""The world of the embedded task: entities, numbers, and the claims that are true of them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CATEGORIES: dict[str, tuple[str, ...]] = {
 CATEGORY_OF = {entity: category for category, entities in CATEGORIES.items() for entity in entities}
 ENTITIES = tuple(CATEGORY_OF)
 NUMBERS = tuple(str(n) for n in range(28))
-# Values of different properties never share a word, so that a claim needs only its subject and its value.
+# Values of different properties are distinct, so that a value determines its property.
 ENTITY_PROPERTIES: dict[str, tuple[str, ...]] = {
     "size": ("tiny", "small", "big", "huge"),
     "colour": ("red", "green", "blue", "white", "black", "brown"),
@@ -43,22 +43,22 @@ PROPERTY_OF = {
 
 
 def stable_hash(text: str) -> int:
-    """A number that depends on `text` alone: the same in every process, on every machine, in every Python."""
+    """A hash that is the same in every process, on every machine and Python version."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
 def pick(rng: np.random.Generator, options: Sequence[str]) -> str:
-    """One of the options, all equally likely."""
+    """Draw one of the options uniformly."""
     return options[int(rng.integers(len(options)))]
 
 
 def properties_of(subject: str) -> dict[str, tuple[str, ...]]:
-    """The properties that an entity or a number has, each with its possible values."""
+    """Properties of an entity or a number, each with its possible values."""
     return ENTITY_PROPERTIES if subject in CATEGORY_OF else NUMBER_PROPERTIES
 
 
 def value_of(subject: str, prop: str) -> str:
-    """The true value.
+    """The true value of a property.
 
     Example:
         >>> value_of("cat", "category"), value_of("7", "parity")
@@ -73,13 +73,13 @@ def value_of(subject: str, prop: str) -> str:
 
 
 def other_value(rng: np.random.Generator, subject: str, prop: str) -> str:
-    """A value of the same property that is false of the subject."""
+    """Draw a false value of a property."""
     return pick(rng, [value for value in properties_of(subject)[prop] if value != value_of(subject, prop)])
 
 
 @dataclass(frozen=True)
 class Claim:
-    """That `subject`, an entity or a number, has `value`.
+    """The claim that `subject`, an entity or a number, has `value`.
 
     Example:
         >>> Claim("cat", "animals").is_true, Claim("8", "odd").is_true
@@ -91,17 +91,17 @@ class Claim:
 
     @property
     def is_true(self) -> bool:
-        """Whether the world is so."""
+        """Whether the claim is true."""
         return value_of(self.subject, PROPERTY_OF[self.value]) == self.value
 
     @property
     def phrase(self) -> str:
-        """How the value is said after "is"."""
+        """The words after "is"."""
         return {"origin": "from ", "category": "one of the "}.get(PROPERTY_OF[self.value], "") + self.value
 
 
 def say(claims: Sequence[Claim]) -> str:
-    """One sentence, without its full stop, that makes all claims about one subject.
+    """One sentence, without full stop, with all claims about one subject.
 
     Example:
         >>> say([Claim("cat", "tiny"), Claim("cat", "asia")])
@@ -116,7 +116,7 @@ def _values_by_phrase(subject: str) -> dict[str, str]:
 
 
 def parse_claims(sentence: str) -> tuple[Claim, ...] | None:
-    """The claims of a sentence; the inverse of `say`. None if it is no such sentence.
+    """Parse the claims of a sentence, the inverse of `say`; None if it does not have that form.
 
     Example:
         >>> parse_claims("cat is tiny and from asia")

@@ -1,4 +1,4 @@
-"""What one job of a study does: prepare a seed, or train and judge one cell by the ordinary commands."""
+"""One job of a study: prepare a seed, or train and judge one cell, with the ordinary commands."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from adadpo_lightning.study.grid import Job, StudyConfig
 
 COEFFICIENT = names.train(names.BALANCE_COEFFICIENT)
-FITTED = "fitted.json"  # says that training and export are finished
+FITTED = "fitted.json"  # marks finished training and export
 OF_AN_EARLIER_POLICY = (FITTED, "responses.jsonl", "responses.jsonl.settings.json", "evaluation.json")
 
 
@@ -40,7 +40,7 @@ def run_job(study: StudyConfig, job: Job, main: Command) -> None:
 
     Args:
         study: The study.
-        job: One of its jobs; the jobs that it needs are done.
+        job: One of its jobs; its dependencies are done.
         main: The command line; it takes arguments and returns an exit status.
 
     Raises:
@@ -49,7 +49,7 @@ def run_job(study: StudyConfig, job: Job, main: Command) -> None:
     """
     begun = time.monotonic()
     path = result_path(study, job)
-    first = log.is_rank_zero()  # the other ranks of a run only take part in `fit`
+    first = log.is_rank_zero()  # the other ranks take part in `fit` only
     with lock_directory(path.parent, "job") if first else nullcontext():
         made_under = fingerprint_of(study, job)
         if job.cell is None:
@@ -63,14 +63,14 @@ def run_job(study: StudyConfig, job: Job, main: Command) -> None:
 
 
 def prepare_seed(study: StudyConfig, seed: int, main: Command) -> dict[str, Any]:
-    """Make the embedded task of one seed: corpus, warm-up model, pairs, and the samples that policies are judged by."""
+    """Prepare the embedded task of one seed: corpus, warm-up model, pairs, and samples to compare policies with."""
     from adadpo_lightning.embedded import make_pairs, make_task
     from adadpo_lightning.embedded.evaluation import sample_pool
     from adadpo_lightning.shipped import find_config
 
     folder, size = seed_folder(study, seed), study.embedded
     for part in ("task", "warmup", "pairs"):
-        shutil.rmtree(folder / part, ignore_errors=True)  # from an attempt that was stopped
+        shutil.rmtree(folder / part, ignore_errors=True)  # from an interrupted attempt
     task = make_task(
         folder / "task",
         seed=seed,
@@ -141,7 +141,7 @@ def _fitted(folder: Path, made_under: dict[str, Any]) -> bool:
 
 
 def _remove_leftovers(study: StudyConfig, folder: Path) -> None:
-    """Remove what an interrupted attempt left; checkpoints stay, and `fit` resumes from them."""
+    """Remove files of an interrupted attempt, except checkpoints, from which `fit` resumes."""
     # A run of the embedded task takes seconds and writes no checkpoints.
     shutil.rmtree(folder / "run" if study.task == "embedded" else folder / "run" / "export", ignore_errors=True)
     for name in OF_AN_EARLIER_POLICY:
@@ -193,7 +193,7 @@ def judge_responses(study: StudyConfig, cell: Cell, folder: Path) -> dict[str, f
     report = folder / "evaluation.json"
     commands = judge_arguments(study, cell, folder / "run" / "export", folder / "responses.jsonl", report)
     for arguments in commands:
-        run(in_a_process, arguments)  # so that the memory of the trained model is free
+        run(in_a_process, arguments)  # its own process, so that the memory of the trained model is released
     if not commands:
         return {}
     found: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""The command lines that a cell runs, as a user would type them."""
+"""Command lines of a cell, as a user would type them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def run(main: Command, arguments: Sequence[str]) -> None:
 
 
 def in_a_process(arguments: Sequence[str]) -> int:
-    """Run a subcommand in a process of its own and return its status."""
+    """Run a subcommand in its own process and return its status."""
     command = [sys.executable, "-m", "adadpo_lightning", *arguments]
     return subprocess.run(command, check=False).returncode  # noqa: S603  # our own command line, no shell
 
@@ -74,7 +74,7 @@ def _embedded_arguments(study: StudyConfig, seed: int, output_dir: Path) -> list
 
 
 def quiet_trainer(output_dir: Path) -> list[str]:
-    """Options that leave a small run's curves to one CSV file."""
+    """Options of a small run: no progress bar, metrics in one CSV file."""
     return [
         "--trainer.enable_progress_bar=false",
         "--trainer.logger=lightning.pytorch.loggers.CSVLogger",

@@ -1,4 +1,4 @@
-"""Arms side by side: which are compared, and by how much they differ, paired by cell and judged over pipeline seeds."""
+"""Comparisons of arms: which arms, and their difference, paired by cell, with intervals over pipeline seeds."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two arms that the report sets side by side.
+    """Two arms that the report compares.
 
     Args:
-        arm: The one.
-        against: The other.
-        role: What the comparison is for, in a word or two.
+        arm: Name of an arm.
+        against: Name of the arm it is compared with.
+        role: Purpose of the comparison, in a word or two.
     """
 
     arm: str
@@ -31,18 +31,18 @@ class Comparison:
 
     @property
     def title(self) -> str:
-        """How the report names it."""
+        """Name in the report."""
         return f"{self.arm} - {self.against}"
 
 
 def twin_pairs(study: StudyConfig, results: Results) -> list[Comparison]:
-    """Each adaptive arm with its plain one, as far as both have results at some cell."""
+    """Pairs of an adaptive arm and its plain arm with results at a common cell."""
     pairs = [Comparison(name, arm.twin_of, "twin") for name, arm in study.arms.items() if arm.twin_of is not None]
     return [pair for pair in pairs if _present(results, pair)]
 
 
 def comparisons(study: StudyConfig, results: Results, pair: Comparison) -> list[Comparison]:
-    """The pair and what to see it beside: controls against the plain arm, and the twin against the static one."""
+    """The pair and its controls: each control against the plain arm, and the twin against the static arm."""
     found = [pair]
     for name, arm in study.arms.items():
         if arm.control is not None and (arm.against or pair.against) == pair.against:
@@ -79,7 +79,7 @@ class Effect:
 
     @property
     def separated(self) -> bool:
-        """Whether the interval leaves zero out."""
+        """Whether the interval excludes zero."""
         return self.low > 0 or self.high < 0
 
 
@@ -87,9 +87,9 @@ def effect(results: Results, arm: str, against: str, measure: str, points: Itera
     """Difference of a measure between `arm` and `against`.
 
     Args:
-        results: Of the study.
+        results: Results of the study.
         arm: Name of an arm.
-        against: Name of the other.
+        against: Name of the other arm.
         measure: A key of `MEASURES`.
         points: Cells to compare; None takes all that both have.
 
@@ -105,7 +105,7 @@ def effect(results: Results, arm: str, against: str, measure: str, points: Itera
 
 
 def effect_of_best(results: Results, arm: str, against: str, measure: str) -> Effect:
-    """Difference between each arm's own best cell, by its mean over seeds; one cell a seed."""
+    """Difference between the best cells of both arms, by their means over seeds; one cell per seed."""
     best = [results.of_arm(name, measure) for name in (arm, against)]
     one, other = (
         values.xs(best_point(results, name, measure), level=["lr", "strength"]) if len(values) else values

@@ -1,4 +1,4 @@
-"""What a study keeps on disk: ``study.yaml``, and for each job a result with the fingerprint of what it depends on."""
+"""A study on disk: ``study.yaml``, and for each job a result with a fingerprint of its inputs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OF_ARM = ("loss", "options", "strength", "coefficient_of", "training_seed")
 
 
 def result_path(study: StudyConfig, job: Job) -> Path:
-    """The file that a finished job writes."""
+    """Path of the result of a job."""
     folder = "cells" if job.cell is not None else "seeds"
     return study.root / folder / job.name / RESULT
 
@@ -44,7 +44,7 @@ def status_of(study: StudyConfig, job: Job) -> str:
 
 
 def save_study(study: StudyConfig) -> Path:
-    """Write ``study.yaml``, after checking that what the directory holds is the same study, perhaps a smaller one.
+    """Write ``study.yaml``, after checking that the directory holds the same study or a part of it.
 
     Raises:
         UserError: If the directory holds results of another task, other training or other configs, ``study.yaml``
@@ -68,7 +68,7 @@ def _read_study(path: Path) -> dict[str, Any]:
         problem = f"not valid YAML: {' '.join(str(error).split())}"
         raise UserError(str(path), problem, "remove it; it is written again") from error
     if not isinstance(saved, dict) or not isinstance(saved.get("arms", {}), dict):
-        raise UserError(str(path), "not a study: empty, cut short or overwritten", "remove it; it is written again")
+        raise UserError(str(path), "not a study: empty, truncated or overwritten", "remove it; it is written again")
     return saved
 
 
@@ -87,12 +87,12 @@ def _check_saved(study: StudyConfig, saved: dict[str, Any], document: dict[str, 
 
 
 def fingerprint_of(study: StudyConfig, job: Job, shared: dict[str, Any] | None = None) -> dict[str, Any]:
-    """What the result of a job depends on: contents of configs, data and models, not their names.
+    """Inputs of a job: the contents of configs, data and models, not their names.
 
     Args:
         study: The study.
         job: One of its jobs.
-        shared: As of `shared_fingerprint`, if it is known already.
+        shared: Result of `shared_fingerprint`, if already known.
     """
     if job.cell is None:
         own: dict[str, Any] = {"seed": job.seed}
@@ -103,7 +103,7 @@ def fingerprint_of(study: StudyConfig, job: Job, shared: dict[str, Any] | None =
 
 
 def shared_fingerprint(study: StudyConfig) -> dict[str, Any]:
-    """The part of the fingerprint that is the same for all jobs.
+    """The part of the fingerprint that all jobs share.
 
     Raises:
         UserError: If a config is not valid YAML.
@@ -132,14 +132,14 @@ def shared_fingerprint(study: StudyConfig) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON gives it back, so that stored and new fingerprints compare equal."""
+    """Round trip through JSON, so that stored and new fingerprints compare equal."""
     return json.loads(json.dumps(value, default=str))
 
 
 def _config(name: str) -> Any:
     path = Path(name)
     if not path.is_file():
-        return None  # `fit` reports it, by the name that the user gave
+        return None  # `fit` reports it under the name that the user gave
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (ValueError, yaml.YAMLError) as error:
@@ -175,10 +175,10 @@ def _content(name: str) -> Any:
 
 
 def check_results(study: StudyConfig) -> None:
-    """Check that the results of finished jobs were made under the study's present configs and data.
+    """Check that finished jobs ran with the current configs and data of the study.
 
     Raises:
-        UserError: If one was not; the error says what differs, from what to what.
+        UserError: If one did not; the error lists the differences.
     """
     unmarked, shared = 0, None
     for job in jobs_of(study):
@@ -192,7 +192,7 @@ def check_results(study: StudyConfig) -> None:
         if found := fingerprint.differences(result["fingerprint"], fingerprint_of(study, job, shared)):
             raise UserError(
                 str(path.parent),
-                f"was run under other settings: {'; '.join(found[:5])}{'; ...' if len(found) > 5 else ''}",
+                f"ran with other settings: {'; '.join(found[:5])}{'; ...' if len(found) > 5 else ''}",
                 "restore them, remove the directory to run it again, or choose another output_dir",
             )
     if unmarked:

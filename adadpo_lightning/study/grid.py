@@ -1,4 +1,4 @@
-"""A study as data: its arms, its grid, the cells of that grid, and an order in which they can be run."""
+"""The config of a study: arms and grid, and the cells and jobs that follow from them."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class StudyConfig:
     paper: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check everything that needs no run."""
+        """Check everything that can be checked without a run."""
         for name in ("learning_rates", "betas", "seeds", "arms"):
             if not getattr(self, name):
                 raise UserError(name, "expected at least one, got none")
@@ -169,7 +169,7 @@ class Cell:
 
 
 def exact(value: float) -> str:
-    """A number in six digits where these give it exactly, else in as many as it takes: no two share a name.
+    """Shortest text of a number in up to six digits if exact, else its full representation: names are unique.
 
     Example:
         >>> exact(0.0005), exact(1.0), exact(1.0000001e-5)
@@ -181,13 +181,13 @@ def exact(value: float) -> str:
 
 @dataclass(frozen=True)
 class Job:
-    """What one process does: prepare a seed's warm-up model and pairs, or run a cell.
+    """Work of one process: prepare warm-up model and pairs of a seed, or run a cell.
 
     Args:
-        name: Of the job, unique in the study.
+        name: Name, unique in the study.
         seed: Pipeline seed.
-        needs: Jobs that must have succeeded before.
-        cell: What to run; None prepares the seed.
+        needs: Names of jobs that must succeed first.
+        cell: Cell to run; None prepares the seed.
     """
 
     name: str
@@ -204,10 +204,10 @@ def cells_of(study: StudyConfig) -> Iterator[Cell]:
 
 
 def jobs_of(study: StudyConfig) -> list[Job]:
-    """All jobs in an order in which they can be run one after another.
+    """All jobs, each after its dependencies.
 
     Raises:
-        UserError: If an arm takes its coefficient from one that is not run at the same point.
+        UserError: If an arm takes its coefficient from an arm without a run at the same point.
     """
     prepare = {seed: Job(f"prepare_seed{seed}", seed) for seed in study.seeds} if study.task == "embedded" else {}
     plain: list[Job] = []
@@ -232,12 +232,12 @@ def source_cell(cell: Cell, arm: str) -> Cell:
 
 
 def as_document(study: StudyConfig) -> dict[str, Any]:
-    """The study in plain data: what ``study.yaml`` holds and ``--config`` reads again."""
+    """The study as plain data, the content of ``study.yaml``, which ``--config`` reads."""
     return asdict(study)
 
 
 def find_job(study: StudyConfig, name: str) -> Job:
-    """The job of that name.
+    """Find a job by name.
 
     Raises:
         UserError: If the study has no such job.

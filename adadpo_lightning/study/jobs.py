@@ -1,4 +1,4 @@
-"""Run a study's jobs side by side, each in its own process, and resume it where it was stopped."""
+"""Run the jobs of a study in parallel, each in its own process, and resume after an interruption."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Progress:
     """Progress of a study; prints one line for each job that ends.
 
     Args:
-        total: Jobs of the study.
-        done: Those that are finished, from earlier calls too.
-        workers: Jobs that run side by side.
+        total: Number of jobs of the study.
+        done: Number of finished jobs, including those of earlier calls.
+        workers: Number of parallel jobs.
     """
 
     total: int
@@ -38,7 +38,7 @@ class Progress:
     seconds: list[float] = field(default_factory=list)
 
     def report(self, job: Job, seconds: float, error: str | None) -> None:
-        """Print what has ended, and when the rest is expected to."""
+        """Print the job that ended and the estimated time left."""
         self.seconds.append(seconds)
         self.done, self.failed = self.done + (error is None), self.failed + (error is not None)
         left = self.total - self.done - self.failed
@@ -49,20 +49,20 @@ class Progress:
 
 
 def run_study(study: StudyConfig, workers: int, command: Sequence[str] | None = None) -> int:
-    """Run every job that is not done.
+    """Run all jobs that are not done.
 
-    SIGTERM, SIGINT and SIGHUP stop the running jobs too; they stay open and are resumed by the next call.
+    SIGTERM, SIGINT and SIGHUP also stop the running jobs; the next call resumes them.
 
     Args:
         study: The study; `save_study` has written it.
-        workers: Jobs that run side by side.
-        command: Command of a job, to which ``--job NAME`` is added; None takes this package's ``study``.
+        workers: Number of parallel jobs.
+        command: Command of a job, to which ``--job NAME`` is appended; None is this package's ``study``.
 
     Returns:
-        The number of jobs that failed or could not be started because one that they need has failed.
+        The number of jobs that failed or depend on a job that failed.
 
     Raises:
-        UserError: If another process runs the study, or a result cannot be read.
+        UserError: If another process is running the study, or a result cannot be read.
         SystemExit: If a signal stopped it.
     """
     saved = str(study.root / SAVED)
@@ -88,17 +88,17 @@ def schedule(
     start: Callable[[Job], str | None],
     report: Callable[[Job, float, str | None], None],
 ) -> list[Job]:
-    """Start each job once the jobs that it needs are done, at most `workers` at a time.
+    """Start each job once its dependencies are done, at most `workers` at a time.
 
     Args:
-        jobs: Jobs to run, in the order of preference.
-        finished: Names of jobs that are done already.
-        workers: How many run at one time.
-        start: Runs one job and returns None, or why it failed.
-        report: Called for each job that has ended: the job, its seconds, and why it failed.
+        jobs: Jobs to run, in order of preference.
+        finished: Names of jobs that are already done.
+        workers: Number of parallel jobs.
+        start: Runs one job and returns None or its error.
+        report: Called for each job that ended: the job, its seconds, and its error.
 
     Returns:
-        Jobs that failed, and those that wait for one that did.
+        Jobs that failed or depend on a job that failed.
     """
     waiting, done = list(jobs), set(finished)
     failed: list[Job] = []
@@ -124,11 +124,11 @@ def schedule(
 def run_in_process(
     command: Sequence[str], result: Path, environment: Mapping[str, str], job: Job, processes: Processes
 ) -> str | None:
-    """Run a job's command with its output in ``log.txt`` beside its result.
+    """Run the command of a job, with its output in ``log.txt`` next to its result.
 
     Returns:
-        None, or the last line of its output if it failed; the result file then says so too, unless `processes` was
-        stopped.
+        None, or the last line of its output if it failed; the failure is also written to the result file, unless
+        `processes` was stopped.
     """
     result.parent.mkdir(parents=True, exist_ok=True)
     result.unlink(missing_ok=True)
@@ -150,6 +150,6 @@ def run_in_process(
 
 
 def _environment(workers: int) -> dict[str, str]:
-    """Divide the threads among the jobs, unless the user has set their number."""
+    """Divide the threads among the jobs, unless the user set OMP_NUM_THREADS."""
     threads = str(max(1, (os.cpu_count() or 1) // workers))
     return {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false", **os.environ}

@@ -16,7 +16,7 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP"
 
 
 class Processes:
-    """Runs commands, each in a session of its own, and can stop all of them with their descendants."""
+    """Runs commands, each in its own session, and can stop all of them with their descendants."""
 
     def __init__(self) -> None:
         self.stopped = False
@@ -49,7 +49,7 @@ class Processes:
                 self._running.discard(process)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """Send a signal to all running commands, start no more of them, and return how many got it."""
+        """Send a signal to all running commands, prevent new ones, and return how many received it."""
         with self._lock:
             self.stopped = True
             for process in self._running:
@@ -60,10 +60,10 @@ class Processes:
 
 @contextmanager
 def stop_on_signals(processes: Processes) -> Iterator[None]:
-    """Stop `processes` when this process is told to stop; a second signal kills them.
+    """Stop `processes` when this process receives a signal; a second signal kills them.
 
     Raises:
-        SystemExit: With status 128 + signal, once a signal has come.
+        SystemExit: With status 128 + signal, after a signal.
     """
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may handle signals

@@ -1,4 +1,4 @@
-"""The results of a study's cells as one table: a row for each cell and seed, a column for each measure."""
+"""Results of a study as one table: a row per cell and seed, a column per measure."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ KEYS = ["arm", "lr", "strength", "seed"]
 
 @dataclass(frozen=True)
 class Measure:
-    """One number of a cell as the report shows it.
+    """A number of a cell in the report.
 
     Args:
-        label: What it is called.
-        unit: Its unit.
-        keys: Names under which a result may have it; the first one found counts.
-        scale: What the stored number is multiplied by.
+        label: Label.
+        unit: Unit in the report.
+        keys: Names of the metric in a result; the first one present is used.
+        scale: Factor from the stored number to `unit`.
         digits: Decimals shown.
     """
 
@@ -63,14 +63,14 @@ MEASURES = {
 
 @dataclass(frozen=True)
 class Results:
-    """What a study has measured.
+    """Results of a study.
 
     Args:
         table: Measures as columns, in the units of `MEASURES`; the index is arm, learning rate, strength and seed.
         failed: Names of cells that failed.
         missing: Names of cells that have no result yet.
-        seconds: Machine time of all finished cells.
-        folders: Directory of the run of each finished cell, by its index.
+        seconds: Total run time of all finished cells.
+        folders: Run directory of each finished cell, by index.
     """
 
     table: pd.DataFrame
@@ -84,11 +84,11 @@ class Results:
         return list(dict.fromkeys(self.table.index.get_level_values("arm")))
 
     def points(self, *arms: str) -> list[Point]:
-        """Points of the grid at which every one of `arms` has a result under some seed."""
+        """Grid points at which all of `arms` have a result under some seed."""
         return sorted(set.intersection(*(set(zip(*self._levels(arm, "lr", "strength"), strict=True)) for arm in arms)))
 
     def seeds(self, *arms: str) -> list[int]:
-        """Seeds under which every one of `arms` has a result."""
+        """Seeds under which all of `arms` have a result."""
         return sorted(set.intersection(*(set(self._levels(arm, "seed")[0]) for arm in arms)))
 
     def _levels(self, arm: str, *names: str) -> list[list[Any]]:
@@ -111,11 +111,11 @@ class Results:
 
 
 def read_results(study: StudyConfig) -> Results:
-    """Read what the cells of a study have written.
+    """Read the results of the cells of a study.
 
     Raises:
-        UserError: If no cell is finished, a result cannot be read or does not tell the unit of its rates, or two were
-            made under different configs or data.
+        UserError: If no cell is finished, a result cannot be read or does not tell the unit of its rates, or two cells
+            ran with different configs or data.
     """
     rows: dict[tuple[str, float, float, int], dict[str, float]] = {}
     folders: dict[tuple[str, float, float, int], Path] = {}
@@ -148,9 +148,9 @@ def read_results(study: StudyConfig) -> Results:
 
 
 def check_alike(one: Path, first: dict[str, Any], other: Path, second: dict[str, Any]) -> None:
-    """Refuse to compare cells that ran under different configs or data."""
+    """Check that two cells ran with the same configs and data."""
     if found := differences(first, second):
-        problem = f"{one} and {other} ran under different settings: {'; '.join(found[:5])}"
+        problem = f"{one} and {other} ran with different settings: {'; '.join(found[:5])}"
         raise UserError("study", problem, "remove the directory of one of them and run it again")
 
 
@@ -166,8 +166,8 @@ def write_table(results: Results, path: Path) -> None:
 
 
 def read_table(path: Path) -> Results:
-    """Read ``results.csv`` again."""
-    table = pd.read_csv(path, keep_default_na=False, na_values=[""])  # an arm may be called null
+    """Read ``results.csv``."""
+    table = pd.read_csv(path, keep_default_na=False, na_values=[""])  # an arm may be named null
     return Results(table.set_index(KEYS).reindex(columns=list(MEASURES)).astype("float64"))
 
 

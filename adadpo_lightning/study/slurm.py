@@ -1,4 +1,4 @@
-"""The same jobs as SLURM arrays: one array for each layer of jobs that need only those before."""
+"""Jobs as SLURM arrays: one array per layer of jobs whose dependencies are in earlier layers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def layers_of(jobs: list[Job], finished: set[str]) -> list[list[Job]]:
 
 
 def write_slurm(study: StudyConfig, script: str, python: str = "python") -> list[Path]:
-    """Write a script that submits every open job, and beside it one list of job names for each layer.
+    """Write a script that submits every open job, and one list of job names per layer next to it.
 
     Args:
         study: The study; `save_study` has written it.

@@ -1,4 +1,4 @@
-"""What the report of a study says: sentences and tables, as plain text."""
+"""Sentences and tables of the report, as plain text."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ HEADLINES = {
     "gold": "share of cells with higher gold WR",
 }
 EFFECTS = ("lc", "wr", "gold", "lc_wr", "kl", "length", "accuracy", "ratio", "chosen", "rejected")
-JUDGED_BY = ("lc", "gold")  # what the plain words are about
+JUDGED_BY = ("lc", "gold")  # measures of the statements
 
 
 def arm_table(study: StudyConfig) -> list[list[str]]:
-    """The ways to train."""
+    """Table of the arms."""
     lines = [["arm", "loss", "role", "learning rates", "strength", "options"]]
     for name, arm in study.arms.items():
         role = f"control: {arm.control}" if arm.control else (f"twin of {arm.twin_of}" if arm.twin_of else "plain")
@@ -49,9 +49,9 @@ def _list(values: Sequence[float]) -> str:
 
 
 def statements(results: Results, pair: Comparison, others: Sequence[Comparison]) -> list[str]:
-    """What the intervals say, in plain words."""
+    """Conclusions from the intervals, one sentence each."""
     said = []
-    # Without a judge, the validation pairs are all there is.
+    # Without a judge, only validation pairs are available.
     for measure in [name for name in JUDGED_BY if results.has(name)] or ["accuracy"]:
         for other in others:
             found = effect(results, other.arm, other.against, measure)
@@ -78,7 +78,7 @@ def _sentence(comparison: Comparison, label: str, found: Effect) -> str:
 
 
 def headlines(study: StudyConfig, results: Results, pair: Comparison, others: Sequence[Comparison]) -> list[list[str]]:
-    """The paper's numbers on this study's cells, the same counts for the controls beside them."""
+    """The headline numbers of the paper, for this study's twins and controls."""
     beside = [other for other in others if other.against == pair.against]
     paper = bool(study.paper) and {"dpo", "adadpo"} == {pair.arm, pair.against}
     head = ["", *(other.title for other in beside), *(["paper (8B, not ours)"] if paper else [])]

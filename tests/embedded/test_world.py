@@ -102,7 +102,7 @@ def test_every_prompt_is_read_as_it_was_asked(seed, kind, opening):
     "text", ["", "please", "list 3 tigers but not cat", "what is 3 plus", "sort 1 2", "what is x plus y"]
 )
 def test_what_is_no_prompt_is_refused(text):
-    with pytest.raises(ValueError, match="no prompt of the embedded task"):
+    with pytest.raises(ValueError, match="not a prompt of the embedded task"):
         parse_prompt(text)
 
 

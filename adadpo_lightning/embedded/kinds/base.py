@@ -22,8 +22,8 @@ class Answer(NamedTuple):
 
     Args:
         score: From 0, wrong, to 1, right and complete.
-        claims: What it says of the world, so that saying it again is no further fact.
-        subjects: Entities and numbers that it brings up.
+        claims: Claims it makes; repeating them counts as no further fact.
+        subjects: Entities and numbers that it mentions.
     """
 
     score: float
@@ -35,12 +35,12 @@ class Prompt(ABC):
     """One question, without its opening."""
 
     words: ClassVar[str]
-    """Words of question and answer that are no entities, values or numbers."""
+    """Words of question and answer other than entities, values and numbers."""
 
     @classmethod
     @abstractmethod
     def draw(cls, rng: np.random.Generator) -> Prompt:
-        """A random prompt of this kind."""
+        """Draw a random prompt of this kind."""
 
     @classmethod
     @abstractmethod
@@ -67,6 +67,6 @@ class Prompt(ABC):
 
     @property
     def split(self) -> Split:
-        """Where it belongs, by a hash of its content: one tenth is held out, one twentieth is for validation."""
+        """Split by a hash of the content: one tenth is held out, one twentieth is for validation."""
         bucket = stable_hash(self.text) % 20
         return "heldout" if bucket < 2 else "val" if bucket == 2 else "train"

@@ -26,13 +26,13 @@ class ComparePrompt(Prompt):
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> ComparePrompt:
-        """A random one of two different entities."""
+        """Draw a random prompt about two different entities."""
         first, second = (ENTITIES[i] for i in rng.permutation(len(ENTITIES))[:2])
         return cls(first, second, pick(rng, COMPARED))
 
     @classmethod
     def parse(cls, text: str) -> ComparePrompt | None:
-        """From its text."""
+        """Parse the question."""
         match = re.fullmatch(f"do ({ENTITY}) and ({ENTITY}) have the same ({'|'.join(COMPARED)})", text)
         return cls(match[1], match[2], match[3]) if match else None
 
@@ -47,7 +47,7 @@ class ComparePrompt(Prompt):
         return self.first, self.second
 
     def answer(self, rng: np.random.Generator, *, right: bool) -> str:
-        """A wrong one has a false claim about one of the two, and concludes from it."""
+        """A wrong answer makes a false claim about one entity and draws the conclusion from it."""
         values = [value_of(self.first, self.prop), value_of(self.second, self.prop)]
         if not right:
             i = int(rng.integers(2))
@@ -56,7 +56,7 @@ class ComparePrompt(Prompt):
         return f"{said} so {'yes' if values[0] == values[1] else 'no'}"
 
     def score(self, sentence: str) -> Answer | None:
-        """One third for each of both values and for the conclusion."""
+        """One third each for both values and for the conclusion."""
         match = re.fullmatch(r"(.+) and (.+) so (yes|no)", sentence)
         claims = (parse_claims(match[1]), parse_claims(match[2])) if match else (None, None)
         if match is None or claims[0] is None or claims[1] is None:

@@ -32,12 +32,12 @@ class FactsPrompt(Prompt):
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> FactsPrompt:
-        """A random one."""
+        """Draw a random prompt."""
         return cls(int(rng.integers(1, 4)), pick(rng, ENTITIES))
 
     @classmethod
     def parse(cls, text: str) -> FactsPrompt | None:
-        """From its text."""
+        """Parse the question."""
         match = re.fullmatch(f"tell me ([1-3]) facts about ({ENTITY})", text)
         return cls(int(match[1]), match[2]) if match else None
 
@@ -52,7 +52,7 @@ class FactsPrompt(Prompt):
         return (self.entity,)
 
     def answer(self, rng: np.random.Generator, *, right: bool) -> str:
-        """A wrong one has one false claim."""
+        """A wrong answer has one false claim."""
         properties = tuple(ENTITY_PROPERTIES)
         chosen = [properties[i] for i in rng.permutation(len(properties))[: self.count]]
         values = [value_of(self.entity, prop) for prop in chosen]
@@ -62,7 +62,7 @@ class FactsPrompt(Prompt):
         return say([Claim(self.entity, value) for value in values])
 
     def score(self, sentence: str) -> Answer | None:
-        """Share of the asked number that is true, less what is false or repeated."""
+        """Share of the requested number that is true, minus false and repeated claims."""
         claims = parse_claims(sentence)
         if claims is None or claims[0].subject != self.entity:
             return None

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ListPrompt(Prompt):
-    """List some entities of a category but not a certain one."""
+    """List some entities of a category except one."""
 
     count: int
     category: str
@@ -24,13 +24,13 @@ class ListPrompt(Prompt):
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> ListPrompt:
-        """A random one."""
+        """Draw a random prompt."""
         category = pick(rng, tuple(CATEGORIES))
         return cls(int(rng.integers(1, 5)), category, pick(rng, CATEGORIES[category]))
 
     @classmethod
     def parse(cls, text: str) -> ListPrompt | None:
-        """From its text."""
+        """Parse the question."""
         match = re.fullmatch(f"list ([1-4]) ({'|'.join(CATEGORIES)}) but not ({ENTITY})", text)
         return cls(int(match[1]), match[2], match[3]) if match else None
 
@@ -41,11 +41,11 @@ class ListPrompt(Prompt):
 
     @property
     def subjects(self) -> tuple[str, ...]:
-        """None: the listed ones are the topic, not the one to leave out."""
+        """Empty: the listed entities are the topic, not the excluded one."""
         return ()
 
     def answer(self, rng: np.random.Generator, *, right: bool) -> str:
-        """A wrong one has one entity of another category, or the excluded one."""
+        """A wrong answer contains one entity of another category, or the excluded one."""
         members = [entity for entity in CATEGORIES[self.category] if entity != self.excluded]
         items = [members[i] for i in rng.permutation(len(members))[: self.count]]
         if not right:
@@ -55,7 +55,7 @@ class ListPrompt(Prompt):
         return f"here are {' and '.join(items)}"
 
     def score(self, sentence: str) -> Answer | None:
-        """Share of the asked number that is right, less what is wrong, repeated or too much."""
+        """Share of the requested number that is correct, minus wrong, repeated and surplus items."""
         if not sentence.startswith("here are "):
             return None
         items = sentence.removeprefix("here are ").split(" and ")

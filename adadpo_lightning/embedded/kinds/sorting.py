@@ -23,12 +23,12 @@ class SortPrompt(Prompt):
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> SortPrompt:
-        """A random one."""
+        """Draw a random prompt."""
         return cls(tuple(int(n) for n in rng.permutation(LARGEST_SORTED + 1)[: int(rng.integers(3, 5))]))
 
     @classmethod
     def parse(cls, text: str) -> SortPrompt | None:
-        """From its text."""
+        """Parse the question."""
         match = re.fullmatch(r"sort((?: \d+){3,4})", text)
         return cls(tuple(int(n) for n in match[1].split())) if match else None
 
@@ -43,7 +43,7 @@ class SortPrompt(Prompt):
         return tuple(map(str, self.numbers))
 
     def answer(self, rng: np.random.Generator, *, right: bool) -> str:
-        """A wrong one has two neighbours swapped."""
+        """A wrong answer has two neighbours swapped."""
         numbers = sorted(self.numbers)
         if not right:
             i = int(rng.integers(len(numbers) - 1))
@@ -51,7 +51,7 @@ class SortPrompt(Prompt):
         return f"in order {' '.join(map(str, numbers))}"
 
     def score(self, sentence: str) -> Answer | None:
-        """Share of the places that hold the right number; 0 for too few or too many numbers."""
+        """Share of positions with the correct number; 0 for too few or too many numbers."""
         match = re.fullmatch(r"in order((?: \d+)+)", sentence)
         if match is None:
             return None

@@ -25,12 +25,12 @@ class SumPrompt(Prompt):
 
     @classmethod
     def draw(cls, rng: np.random.Generator) -> SumPrompt:
-        """A random one."""
+        """Draw a random prompt."""
         return cls(int(rng.integers(LARGEST_SUMMAND + 1)), int(rng.integers(LARGEST_SUMMAND + 1)))
 
     @classmethod
     def parse(cls, text: str) -> SumPrompt | None:
-        """From its text."""
+        """Parse the question."""
         match = re.fullmatch(r"what is (\d+) plus (\d+)", text)
         return cls(int(match[1]), int(match[2])) if match else None
 
@@ -45,7 +45,7 @@ class SumPrompt(Prompt):
         return str(self.a), str(self.b)
 
     def answer(self, rng: np.random.Generator, *, right: bool) -> str:
-        """A wrong one is off by one to three."""
+        """A wrong answer is off by one to three."""
         total = str(self.a + self.b)
         if not right:
             nearby = range(max(0, int(total) - 3), min(len(NUMBERS), int(total) + 4))
@@ -53,7 +53,7 @@ class SumPrompt(Prompt):
         return f"{self.a} plus {self.b} is {total}"
 
     def score(self, sentence: str) -> Answer | None:
-        """1 or 0."""
+        """1 if correct, else 0."""
         match = re.fullmatch(r"(\d+) plus (\d+) is (\d+)", sentence)
         if match is None:
             return None
