@@ -1,1 +1,1 @@
-"""Memory and work of a config, without a device."""
+"""Memory and compute of a config, estimated without a device."""

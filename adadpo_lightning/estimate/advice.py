@@ -1,4 +1,4 @@
-"""What to change in a run that does not fit."""
+"""Suggested changes for a run that does not fit."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Change:
     """One thing to change in a run.
 
     Args:
-        text: How, in the config.
-        apply: The run after it; None where it does not apply.
+        text: The change in the config.
+        apply: Returns the changed run, or None if it does not apply.
     """
 
     text: str
@@ -79,7 +79,7 @@ CHANGES = (
 
 
 def advice(run: RunShape, device_gib: float) -> list[str]:
-    """Each change that applies, with the memory of a run after it alone."""
+    """Each applicable change, with the memory of the run after this change alone."""
     lines = []
     for change in CHANGES:
         changed = change.apply(run)

@@ -1,4 +1,4 @@
-"""Sizes and work of an architecture, read off its forward pass over tensors that have shapes and no memory."""
+"""Sizes and FLOP of an architecture, from a forward pass over tensors without memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Lengths = Sequence[tuple[int, int, int]]
 
 @dataclass(frozen=True)
 class Measured:
-    """What an architecture needs, read off its forward pass over tensors without memory.
+    """Sizes and FLOP of an architecture.
 
     Args:
         weights: Bytes of all weights.
@@ -34,10 +34,10 @@ class Measured:
         parameters: Number of weights.
         trainable: Number of those trained.
         blocks: Number of decoder blocks.
-        block_activations: Bytes that one block keeps for the backward pass.
-        other_activations: The same of what lies around the blocks.
+        block_activations: Bytes that one block saves for the backward pass.
+        other_activations: Bytes that the rest of the model saves.
         block_input: Bytes of the hidden states that enter a block.
-        head: Bytes that the head needs at one time: logits of a chunk, and the gradient of its weight.
+        head: Peak bytes of the head: logits of a chunk and the gradient of its weight.
         flops: Floating-point operations of a forward pass.
     """
 
@@ -55,16 +55,16 @@ class Measured:
 
 
 def measure(policy: PolicyConfig, lengths: Lengths, autocast: bool, compute: torch.dtype | None = None) -> Measured:
-    """Run one and two blocks of the architecture over tensors that have shapes and no memory.
+    """Run one and two blocks of the architecture over tensors without memory.
 
     Args:
-        policy: The model; only its config is read.
+        policy: The model, of which only the config is read.
         lengths: Pairs of the micro-batch.
         autocast: Whether to compute in bfloat16 over float32 weights.
-        compute: Type that the weights are computed in where it is not their own.
+        compute: Dtype of the computation, if it differs from that of the weights.
 
     Raises:
-        UserError: If the architecture cannot be made from its config.
+        UserError: If the architecture cannot be built from its config.
     """
     config = _architecture(policy)
     rows = [
@@ -97,7 +97,7 @@ class _Saved:
 
 
 def _activations(model: Any, policy: PolicyConfig, rows: list[EncodedPair], *, autocast: bool) -> _Saved:
-    """Bytes that a forward pass keeps for the backward pass, weights left out."""
+    """Bytes that a forward pass saves for the backward pass, without weights."""
     from adadpo_lightning.models.policy import PolicyModel
 
     wrapped = PolicyModel(model, replace(policy, compile=False, offload_activations=False))
@@ -112,7 +112,7 @@ def _activations(model: Any, policy: PolicyConfig, rows: list[EncodedPair], *, a
     with half, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         hidden = _scored_states(wrapped, batch)
     own = {storage_key(p) for p in wrapped.parameters()}
-    # Copies of weights that autocast has made are counted with the weights.
+    # Autocast copies of weights are counted separately.
     shapes = {tuple(p.shape) for p in wrapped.parameters() if p.dim() == 2} if autocast else set()
     shapes |= {shape[::-1] for shape in shapes}
     saved = sum(
@@ -137,7 +137,7 @@ def _head_bytes(policy: PolicyConfig, config: Any, scored: int, *, half: bool) -
 
 
 def _forward_flops(model: nn.Module, config: Any, lengths: Lengths, scored: int) -> float:
-    """Matrix products: all tokens through the blocks, scored ones through the head, attention over what is seen."""
+    """FLOP of matrix products: blocks on all tokens, head on scored tokens, attention on visible tokens."""
     from adadpo_lightning.models.sharding import decoder_blocks
 
     tokens = sum(map(sum, lengths))
@@ -189,7 +189,7 @@ def _architecture(policy: PolicyConfig) -> Any:
 
 
 def _model(policy: PolicyConfig, config: Any, layers: int | None = None, compute: torch.dtype | None = None) -> Any:
-    """The architecture as it is loaded, without weights; `layers` cuts it short."""
+    """The architecture on the meta device, with `layers` blocks if given."""
     from adadpo_lightning.models.loading import load_model
     from adadpo_lightning.models.meta import parameters_on_meta
 
@@ -208,7 +208,7 @@ def _model(policy: PolicyConfig, config: Any, layers: int | None = None, compute
 
 
 def _with_shapes_alone(model: Any) -> Any:
-    """Give weights on the meta device a device to compute on; call it where tensors have no memory."""
+    """Replace meta weights by ones on a device; call it where tensors have no memory."""
     from adadpo_lightning.models.meta import replace_parameters
 
     replace_parameters(model, lambda p: True, lambda p: torch.empty(p.shape, dtype=p.dtype))

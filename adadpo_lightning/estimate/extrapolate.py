@@ -1,4 +1,4 @@
-"""From a few measured micro-batches to the time of a step and of an epoch."""
+"""Extrapolate the time of a step and an epoch from a few measured micro-batches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Rows = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Sizes:
-    """Pairs of three micro-batches of a plan, by number: the shortest, those of middle length, and the longest."""
+    """Pair indices of three micro-batches of a plan: the shortest pairs, those of medium length, and the longest."""
 
     shortest: Rows
     middle: Rows
@@ -27,13 +27,13 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Line:
-    """A cost that grows with the tokens of a micro-batch: ``fixed + per_token * tokens``; neither is negative."""
+    """Cost of a micro-batch: ``fixed + per_token * tokens``, both non-negative."""
 
     fixed: float
     per_token: float
 
     def at(self, tokens: float) -> float:
-        """The cost of a micro-batch of that many tokens."""
+        """Cost of a micro-batch of `tokens` tokens."""
         return self.fixed + self.per_token * tokens
 
 
@@ -46,7 +46,7 @@ class Duration:
 
 
 def sizes_of(plan: StepPlan) -> Sizes:
-    """Micro-batches as large as those of the plan, of its shortest, middle and longest pairs.
+    """Micro-batches of the plan's size, from its shortest, medium and longest pairs.
 
     With a fixed number of pairs, the last is an upper bound: the plan mixes long pairs with short ones.
     """
@@ -60,7 +60,7 @@ def _rows(plan: StepPlan, order: NDArray[np.int64]) -> Rows:
 
 
 def _count(plan: StepPlan, order: NDArray[np.int64]) -> int:
-    """How many of the first pairs make a micro-batch."""
+    """Number of leading pairs that fill a micro-batch."""
     if plan.max_tokens is None:
         return min(plan.micro_batch_size, len(order))
     fitting = int(np.searchsorted(np.cumsum(plan.lengths[order]), plan.max_tokens, side="right"))
@@ -68,7 +68,7 @@ def _count(plan: StepPlan, order: NDArray[np.int64]) -> int:
 
 
 def fit_line(tokens: Sequence[int], costs: Sequence[float]) -> Line:
-    """The line through the first and the last measurement; through the origin if it would be negative somewhere.
+    """Line through the first and the last measurement, or through the origin if a coefficient would be negative.
 
     Example:
         >>> fit_line([100, 300], [2.0, 4.0])
@@ -85,12 +85,12 @@ def fit_line(tokens: Sequence[int], costs: Sequence[float]) -> Line:
 
 
 def duration(plan: StepPlan, micro_batch: Line, update: float) -> Duration:
-    """The time that a plan takes.
+    """Estimated time of a plan.
 
     Args:
         plan: The plan.
         micro_batch: Seconds of forward and backward pass.
-        update: Seconds of the optimizer, once a step.
+        update: Seconds of the optimizer per step.
     """
     tokens = float(plan.lengths.sum()) / plan.ranks
     epoch = plan.steps * (plan.accumulate * micro_batch.fixed + update) + tokens * micro_batch.per_token

@@ -1,4 +1,4 @@
-"""What ``doctor`` reports: findings, and those about the installation."""
+"""Findings that ``doctor`` reports, and those about the installation."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Finding:
     status: Literal["ok", "info", "FAIL"] = "info"
 
     def __str__(self) -> str:
-        """As the terminal shows it."""
+        """Text for the terminal."""
         return f"{self.status:<4}  {self.what}: {self.detail}"
 
 

@@ -1,4 +1,4 @@
-"""Memory and work of a run before it starts, from its config: nothing is allocated and no weights are read."""
+"""Memory and FLOP of a run from its config: nothing is allocated and no weights are read."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class RunShape:
-    """What the memory of a run depends on.
+    """Properties of a run that determine its memory.
 
     Args:
         policy: The model.
         lengths: ``(prompt, chosen, rejected)`` tokens of each pair of the largest micro-batch on a rank.
         ranks: Processes, one device each.
-        shards: Ranks that share one copy of the weights; 1 where each has its own.
+        shards: Number of ranks that share one copy of the weights; 1 if each has its own.
         reference: One of the modes of `adadpo_lightning.reference.modes`; a ``path`` counts as a copy of the policy.
-        autocast: Whether float32 weights compute in half precision, as ``bf16-mixed`` has it.
-        gathered_dtype: Type in which shards are gathered (FSDP2's ``param_dtype``); None is that of the weights.
-        accumulation: Micro-batches an optimizer step on each rank.
-        ddp: Whether gradients have buckets of their own beside them.
+        autocast: Whether float32 weights compute in half precision, as with ``bf16-mixed``.
+        gathered_dtype: Dtype of gathered shards (``param_dtype`` of FSDP2); None is that of the weights.
+        accumulation: Micro-batches per optimizer step on each rank.
+        ddp: Whether DDP holds gradient buckets in addition to the gradients.
         cpu_offload: Whether shards, gradients and optimizer state are in CPU memory.
     """
 
@@ -47,15 +47,15 @@ class RunShape:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Peak memory on a rank by what it is for, and the work of a step.
+    """Peak memory of a rank by purpose, and FLOP of a step.
 
     Args:
         gib: GiB on the device, by name.
         host_gib: GiB in CPU memory, with offload.
         parameters: Number of weights.
         trainable: Number of those trained.
-        tokens: Tokens that the largest micro-batch runs through the policy.
-        step_flops: Floating-point operations of an optimizer step over all ranks, the reference's included, when all
+        tokens: Tokens of the largest micro-batch.
+        step_flops: Floating-point operations of an optimizer step over all ranks, including the reference, if all
             micro-batches are as large as the largest.
     """
 
@@ -75,8 +75,8 @@ class Estimate:
 def estimate(run: RunShape) -> Estimate:
     """Peak memory of a training step on each rank, after the first optimizer step.
 
-    The peak is where the backward pass begins, when all activations are there, or where it ends, when all gradients
-    are. What the allocator leaves unused between blocks, the CUDA context and NCCL's buffers come on top.
+    The peak is at the beginning of the backward pass, when all activations exist, or at its end, when all gradients
+    exist. Allocator fragmentation, the CUDA context and NCCL buffers are not included.
 
     Args:
         run: The run's shape.
@@ -90,11 +90,11 @@ def estimate(run: RunShape) -> Estimate:
         activations = m.other_activations + m.blocks * (m.block_input + kept) + m.block_activations
     else:
         activations = m.other_activations + m.blocks * m.block_activations
-    # Autocast keeps its half-precision copies of float32 weights for the length of the forward pass and, where the
-    # backward pass needs them, until then.
+    # Autocast keeps half-precision copies of float32 weights during the forward pass, and until the backward pass
+    # if that needs them.
     copies = m.weights // 2 if run.autocast else 0
     gradients = m.trained * shard * (2 if run.ddp else 1)
-    # Gradients of earlier micro-batches are there from the beginning; in the first one they grow as activations go.
+    # Gradients of earlier micro-batches exist from the start; in the first, they grow as activations are freed.
     begin, end = activations + copies + m.head, (0.0 if run.accumulation > 1 else gradients)
     state = {"weights": m.weights * shard, "optimizer": 2 * m.trained * shard}
     step = {
@@ -119,14 +119,14 @@ def estimate(run: RunShape) -> Estimate:
     )
 
 
-# What selective checkpointing keeps of a block's activations: 0.26 to 0.28 in Llama-like and GPT-2-like blocks.
+# Share of a block's activations that selective checkpointing keeps: 0.26 to 0.28 in Llama-like and GPT-2-like blocks.
 SELECTIVE_SHARE = 0.27
 SECOND_MODEL = ("frozen", "path", "synced")
 OFFLOADED = ("weights", "optimizer", "gradients", "reference")
 
 
 def _gathered(m: Measured, run: RunShape) -> float:
-    """Whole weights of the root and of two blocks, one of them fetched ahead, and the gradients of root and block."""
+    """Full weights of the root and two blocks (one prefetched), and full gradients of the root and one block."""
     block = (m.weights - m.outside) / m.blocks
     size = 1.0
     if run.gathered_dtype is not None:

@@ -1,8 +1,8 @@
-"""A callback that tries a run on a few micro-batches and stops it before its first step.
+"""A callback that probes a run with a few micro-batches and stops it before its first step.
 
-It checks what a first run would otherwise find out late: whether the rewards are 0 at step 0, whether the gradient is
-finite, and whether a cached reference agrees with a live one. It measures time and memory on a micro-batch of the
-shortest and one of the longest pairs, and extrapolates to a step and an epoch.
+It checks that the rewards are 0 at step 0, that the gradient is finite, and that a cached reference agrees with a live
+one. It measures time and memory on a micro-batch of the shortest and one of the longest pairs, and extrapolates to a
+step and an epoch.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ if TYPE_CHECKING:
     from adadpo_lightning.training.module import PreferenceLitModule
     from adadpo_lightning.types import PreferenceBatch, StepOutput
 
-# A loss of the same pairs: what is left of a difference is rounding.
+# Losses of the same pairs differ by rounding only.
 LOSS_TOLERANCE = 1e-3
-# Nats a token between policy and reference, which run the same forward pass over the same weights.
+# Nats per token between policy and reference with the same weights.
 RATIO_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 GIB = 2**30
 
 
 @dataclass
 class Measurement:
-    """What one micro-batch has cost.
+    """Cost of one micro-batch.
 
     Args:
         tokens: Its tokens: prompts and both answers.
-        seconds: Of its forward and backward pass.
-        peak: Most bytes that were in use until its end, on the GPU or in the process.
+        seconds: Time of its forward and backward pass.
+        peak: Peak bytes so far, on the GPU or in the process.
     """
 
     tokens: int
@@ -60,12 +60,12 @@ class Measurement:
 
 @dataclass
 class Probe(Callback):
-    """Tries a run in `on_train_start`, reports each finding at once, and stops the run.
+    """Probes a run in `on_train_start`, reports each finding immediately, and stops the run.
 
     Args:
         folder: Directory for a trial cache of the reference; nothing else is written.
         report: Called with each finding.
-        budget: Seconds that the measurements may take; a micro-batch that would exceed them is extrapolated.
+        budget: Time limit of the measurements in seconds; a micro-batch that would exceed it is extrapolated.
     """
 
     folder: Path
@@ -74,12 +74,12 @@ class Probe(Callback):
     findings: list[Finding] = field(default_factory=list)
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Take a live reference where the run would fill a cache over all of its pairs first."""
+        """Use a live reference if the run would first fill a cache over all pairs."""
         if pl_module.reference_mode == "cached":
             pl_module.reference_mode = source_of(pl_module.policy_config, pl_module.reference_path)
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Run the checks while policy and optimizer are untouched."""
+        """Run the checks before policy and optimizer change."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]  # Lightning attaches it
         plan, pairs = data.plan, data.prepared["train"].pairs
         batches = MicroBatches(
@@ -108,11 +108,11 @@ class Probe(Callback):
     def _measure(
         self, trainer: Trainer, module: PreferenceLitModule, plan: StepPlan, batches: MicroBatches, sizes: list[Rows]
     ) -> None:
-        """Measure the shortest and the longest; the middle where the longest would take too long."""
+        """Measure the shortest and the longest, or the medium if the longest would take too long."""
         shortest, middle, longest = sizes
         begun, update, measured = time.perf_counter(), 0.0, [self._time(trainer, module, plan, batches, shortest)]
         update = _update_seconds(trainer)
-        measured[0].peak = peak_bytes()  # with the optimizer's state, which every later step has
+        measured[0].peak = peak_bytes()  # including the optimizer state, as in every later step
         for rows in (longest, middle):
             tokens = int(plan.lengths[list(rows)].sum())
             expected = measured[0].seconds * tokens / measured[0].tokens
@@ -157,16 +157,16 @@ class Probe(Callback):
 
 
 def batch_of(batches: MicroBatches, rows: Rows, plan: StepPlan) -> PreferenceBatch:
-    """A micro-batch that is a whole step of its own."""
+    """A micro-batch that is a complete step."""
     chosen = int(plan.chosen_lengths[list(rows)].sum())
     return batches[MicroBatch(rows=rows, step=0, step_pairs=len(rows), step_chosen_tokens=chosen)]
 
 
 def forward_backward(trainer: Trainer, module: PreferenceLitModule, batch: PreferenceBatch) -> tuple[StepOutput, float]:
-    """One training step without its update.
+    """One training step without the update.
 
     Returns:
-        What callbacks would read, and the norm of the gradient over all ranks.
+        The step output that callbacks read, and the gradient norm over all ranks.
     """
     optimizer = trainer.optimizers[0]
     optimizer.zero_grad(set_to_none=True)
@@ -178,7 +178,7 @@ def forward_backward(trainer: Trainer, module: PreferenceLitModule, batch: Prefe
 
 
 def _update_seconds(trainer: Trainer) -> float:
-    """Time of one optimizer step; the first makes the optimizer's state."""
+    """Time of one optimizer step, after a first one that creates the optimizer state."""
     seconds = 0.0
     for _ in range(2):
         begun = _now()
@@ -188,7 +188,7 @@ def _update_seconds(trainer: Trainer) -> float:
 
 
 def starting_loss(trainer: Trainer, module: PreferenceLitModule, output: StepOutput, batch: PreferenceBatch) -> Finding:
-    """Whether rewards are 0 at step 0, and the loss what it is there."""
+    """Check that rewards are 0 at step 0 and that the loss has the corresponding value."""
     what, pairs = "loss at step 0", output.pairs
     if pairs.ref_chosen is None or pairs.ref_rejected is None:
         return Finding(what, f"{float(output.share):.4f}; the loss has no reference to agree with")
@@ -210,7 +210,7 @@ def starting_loss(trainer: Trainer, module: PreferenceLitModule, output: StepOut
 
 
 def gradient_finding(norm: float, pairs: int) -> Finding:
-    """Whether a gradient can train."""
+    """Check that a gradient is finite and not 0."""
     detail = f"norm {norm:.4g} over {pairs} pairs"
     return Finding("gradient of the first step", detail, "ok" if 0 < norm < float("inf") else "FAIL")
 
@@ -218,7 +218,7 @@ def gradient_finding(norm: float, pairs: int) -> Finding:
 def cached_against_live(
     trainer: Trainer, module: PreferenceLitModule, batches: MicroBatches, rows: Rows, plan: StepPlan, folder: Path
 ) -> Finding:
-    """Write a micro-batch to a trial cache, read it back, and compute its pairs live, one at a time."""
+    """Compare a micro-batch, written to a trial cache and read back, with its pairs computed live one at a time."""
     chosen = plan.chosen_lengths[list(rows)]
     lengths = [batches.pair(row) for row in rows]
     rejected = chosen.copy()
@@ -233,7 +233,7 @@ def cached_against_live(
 
     def live(batch: PreferenceBatch) -> Tensor:
         with torch.no_grad():
-            # Without a live reference it is the policy, which nothing has changed yet.
+            # Without a live reference, the unchanged policy is the reference.
             reference = module.live_reference
             return module.built_policy(batch) if reference is None else reference(batch)
 
@@ -254,10 +254,10 @@ def cached_against_live(
 
 
 def peak_bytes() -> int:
-    """Most memory in use so far: on the GPU, or of this process where there is no GPU."""
+    """Peak memory so far, on the GPU or, without one, of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    # The kernel counts in KiB, macOS in bytes.
+    # ru_maxrss is in KiB on Linux and in bytes on macOS.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
@@ -269,7 +269,7 @@ def _now() -> float:
 
 
 def shown(seconds: float) -> str:
-    """A duration for people.
+    """A duration as text.
 
     Example:
         >>> shown(0.5), shown(90), shown(7200)

@@ -25,11 +25,11 @@ def report(
     Args:
         run: The run's shape.
         result: Its estimate.
-        source: Where the lengths come from.
+        source: Source of the lengths.
         device_gib: Memory of a device.
-        global_batch: Pairs an optimizer step.
-        epoch: Pairs and tokens an epoch, if they are known.
-        notes: What was assumed, a sentence each.
+        global_batch: Pairs per optimizer step.
+        epoch: Pairs and tokens per epoch, if known.
+        notes: Assumptions, one sentence each.
     """
     lines = [
         *notes,
@@ -52,7 +52,7 @@ def report(
             f"an epoch: {steps} steps, {tokens} tokens ({tokens / steps:.0f} a step), "
             f"at most {steps * result.step_flops / 1e15:.3g} PFLOP"
         )
-    # The allocator's gaps, the CUDA context and NCCL's buffers are not in the table.
+    # The table excludes allocator fragmentation, the CUDA context and NCCL buffers.
     if result.total <= 0.9 * device_gib:
         return [*lines, "", "fits, with a tenth to spare"]
     return [*lines, "", "does not fit with a tenth to spare. What would change that:", *advice(run, device_gib)]

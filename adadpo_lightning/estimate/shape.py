@@ -1,4 +1,4 @@
-"""What the memory of a run depends on, read from its module, datamodule and Trainer options."""
+"""The shape of a run, from its module, datamodule and Trainer options."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from adadpo_lightning.estimate.architecture import Lengths
     from adadpo_lightning.training.module import PreferenceLitModule
 
-ALL_DEVICES = ("auto", "-1")  # the Trainer's names for every device of the machine
+ALL_DEVICES = ("auto", "-1")  # Trainer values for all devices of the machine
 
 
 def ranks_of(trainer: dict[str, Any]) -> int:
-    """Number of ranks of a run: devices x nodes; where the options leave the devices open, those of this machine.
+    """Number of ranks of a run: devices x nodes; unspecified devices are those of this machine.
 
     Example:
         >>> ranks_of({"devices": 4, "num_nodes": 2}), ranks_of({"devices": "0,1"})
@@ -39,12 +39,12 @@ def ranks_of(trainer: dict[str, Any]) -> int:
 
 
 def devices_here(trainer: dict[str, Any]) -> int:
-    """Devices of this machine that the Trainer would take; 1 on a machine without GPUs."""
+    """Number of devices that the Trainer would use on this machine; 1 without GPUs."""
     return 1 if trainer.get("accelerator") == "cpu" else max(1, torch.cuda.device_count())
 
 
 def assumptions(trainer: dict[str, Any]) -> list[str]:
-    """What `ranks_of` assumed, a sentence each."""
+    """Assumptions of `ranks_of`, one sentence each."""
     devices = trainer.get("devices", "auto")
     if str(devices) not in ALL_DEVICES:
         return []
@@ -56,7 +56,7 @@ def assumptions(trainer: dict[str, Any]) -> list[str]:
 def longest_pairs(
     module: PreferenceLitModule, data: PreferenceDataModule, given: tuple[int, int, int] | None
 ) -> tuple[Lengths, str, tuple[int, int] | None]:
-    """Pairs of the largest micro-batch, where they come from, and how many pairs and tokens an epoch has.
+    """Pairs of the largest micro-batch, their source, and the number of pairs and tokens per epoch.
 
     Raises:
         UserError: If there are no training pairs to read.
@@ -86,12 +86,12 @@ def longest_pairs(
 def run_shape(
     module: PreferenceLitModule, data: PreferenceDataModule, trainer: dict[str, Any], ranks: int, lengths: Lengths
 ) -> RunShape:
-    """What the memory of a config depends on.
+    """Shape of a configured run.
 
     Args:
         module: The module.
         data: The datamodule.
-        trainer: The trainer's options as they were parsed.
+        trainer: Parsed Trainer options.
         ranks: Number of devices.
         lengths: Pairs of the largest micro-batch.
     """

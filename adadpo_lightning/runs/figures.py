@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from adadpo_lightning.runs.logs import Curve, Run
 
-# Okabe and Ito's palette, told apart with any colour vision; without its yellow and black.
+# Okabe and Ito's palette for colour-blind readers, without its yellow and black.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 INK, PALE = "#444444", "#DDDDDD"
 STAGES = ("train", "val")
@@ -26,15 +26,15 @@ DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.5)))
 
 @dataclass(frozen=True)
 class Chart:
-    """What one figure shows.
+    """The content of a figure.
 
     Args:
         title: Title.
         unit: Label of the vertical axis.
-        series: Label and tag, without its stage, of what is drawn of each run; the first solid, the next dashed.
+        series: Label and tag (without stage) of each line; the first is solid, the next dashed.
         log: Whether the vertical axis is logarithmic.
-        mark: A value to draw a line at.
-        optional: Labels of `series` that need not be there.
+        mark: Value of a horizontal line.
+        optional: Labels of `series` that may be missing.
     """
 
     title: str
@@ -66,19 +66,19 @@ CHARTS = {
 
 
 def choose_charts(runs: Sequence[Run], metrics: Sequence[str]) -> dict[str, Chart]:
-    """The charts by name of their file.
+    """Select charts, keyed by file name.
 
     Args:
-        runs: What there is to draw.
-        metrics: Names of `CHARTS`, or tags with or without their stage; none means all charts that a run has data for.
+        runs: The runs.
+        metrics: Names of `CHARTS`, or tags with or without stage; empty selects all charts with data.
 
     Raises:
-        UserError: If a metric is unknown to all runs.
+        UserError: If no run has a metric.
     """
     if not metrics:
         found = {name: chart for name, chart in CHARTS.items() if any(_has(run, chart) for run in runs)}
         if not found:
-            raise UserError("runs", f"none has logged what a chart shows ({', '.join(CHARTS)})", "name metrics")
+            raise UserError("runs", f"no run has metrics of a chart ({', '.join(CHARTS)})", "name metrics")
         return found
     tags = {tag.partition("/")[2] for run in runs for tag in run.curves if tag.startswith(PREFIXES)}
     charts: dict[str, Chart] = {}
@@ -99,7 +99,7 @@ def _has(run: Run, chart: Chart) -> bool:
 
 
 def draw(runs: Sequence[Run], chart: Chart) -> Figure:
-    """One chart of all runs, on a figure of its own."""
+    """Draw one chart of all runs on its own figure."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
@@ -110,7 +110,7 @@ def draw(runs: Sequence[Run], chart: Chart) -> Figure:
 
 
 def overview(runs: Sequence[Run], charts: Sequence[Chart]) -> Figure:
-    """All charts side by side, with one legend."""
+    """Draw all charts on one figure with one legend."""
     from matplotlib.figure import Figure
 
     rows = -(-len(charts) // 3)
@@ -124,7 +124,7 @@ def overview(runs: Sequence[Run], charts: Sequence[Chart]) -> Figure:
 
 
 def draw_chart(axes: Axes, runs: Sequence[Run], chart: Chart) -> None:
-    """Training as a thin line, validation as a line with points; a run has one colour throughout."""
+    """Draw training as a thin line and validation as a line with markers, in one colour per run."""
     for run, colour in zip(runs, colours(len(runs)), strict=True):
         for stage, dash, label, curve in _curves(run, chart):
             style: dict[str, Any] = {"color": colour, "linestyle": dash, "label": f"{run.name} {stage} {label}"}
@@ -156,12 +156,12 @@ def _dress(axes: Axes, chart: Chart) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if chart.log:
         axes.set_yscale("log")
-        # Not matplotlib's own limits, which are two decades around a curve that stays where it is.
+        # matplotlib's own limits span two decades around a constant curve.
         low, high = axes.dataLim.minposy, axes.dataLim.intervaly[1]
         space = (high / low) ** 0.05
         low, high = min(low / space, 0.8), max(high * space, 1.25)
         axes.set_ylim(low, high)
-        # Decades alone would leave a narrow range without a number.
+        # With decades only, a narrow range would have no tick label.
         subs = (1.0,) if high > 1e3 * low else (1.0, 2.0, 5.0)
         axes.yaxis.set_major_locator(MaxNLocator(5) if high < 5 * low else LogLocator(subs=subs))
         axes.yaxis.set_minor_locator(NullLocator())
@@ -176,7 +176,7 @@ def _dress(axes: Axes, chart: Chart) -> None:
 
 
 def legend(runs: Sequence[Run], charts: Sequence[Chart]) -> list[Any]:
-    """A line for each run that is drawn, by its colour, then what the styles mean as far as they occur."""
+    """Legend entries: the colour of each run, then the line styles in use."""
     from matplotlib.lines import Line2D
 
     coloured = zip(runs, colours(len(runs)), strict=True)
@@ -195,7 +195,7 @@ def legend(runs: Sequence[Run], charts: Sequence[Chart]) -> list[Any]:
 
 
 def colours(count: int) -> list[Any]:
-    """That many colours; beyond the palette from dark to light, which any colour vision tells apart as well."""
+    """Distinct colours: the palette, or a scale from dark to light if there are more runs than colours."""
     if count <= len(COLOURS):
         return list(COLOURS[:count])
     from matplotlib import colormaps
@@ -213,15 +213,15 @@ def save(figure: Figure, output: Path, name: str) -> list[Path]:
 
 
 def plot_runs(paths: Sequence[str], output: str, metrics: Sequence[str] = ()) -> list[Path]:
-    """Draw runs and write the figures, with an ``overview`` where there are several charts.
+    """Draw runs and write the figures, plus an ``overview`` of several charts.
 
     Args:
         paths: Output directories of runs, or directories that hold several.
         output: Directory to write to.
-        metrics: As of `choose_charts`.
+        metrics: As for `choose_charts`.
 
     Returns:
-        The files.
+        The files written.
 
     Raises:
         UserError: If matplotlib is missing, a path holds no logs, or a metric is unknown.

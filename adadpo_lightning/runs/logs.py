@@ -1,4 +1,4 @@
-"""Read the curves of runs back from TensorBoard event files or CSV logs."""
+"""Read the curves of runs from TensorBoard event files or CSV logs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from adadpo_lightning.errors import UserError
 
 EVENTS = "events.out.tfevents.*"
 TABLE = "metrics.csv"
-Points = list[tuple[int, float]]  # step and value, each step once, rising
+Points = list[tuple[int, float]]  # step and value; steps increase strictly
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Curve:
     """One metric over a run.
 
     Args:
-        steps: Optimizer steps, rising.
-        values: The metric at these steps, finite.
+        steps: Optimizer steps, strictly increasing.
+        values: Finite values of the metric at these steps.
     """
 
     steps: tuple[int, ...]
@@ -34,8 +34,8 @@ class Run:
     """One run.
 
     Args:
-        name: Name that tells it from the others.
-        curves: By tag, such as ``train/loss``; none is empty.
+        name: Unique name.
+        curves: Non-empty curves by tag, such as ``train/loss``.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Run:
 
 
 def read_runs(paths: Sequence[str]) -> list[Run]:
-    """Read runs, each from its TensorBoard event files, or from its CSV logs where it has none.
+    """Read runs from their TensorBoard event files, or from their CSV logs if there are none.
 
     Args:
         paths: Output directories of runs, or directories that hold several.
@@ -56,10 +56,10 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
 
 
 def run_folders(path: str) -> list[Path]:
-    """The directories of the runs at or below `path`, in order of name.
+    """Directories of the runs at or below `path`, sorted by name.
 
     Raises:
-        UserError: If there is no such directory, or no logs in it.
+        UserError: If the directory does not exist or holds no logs.
     """
     root = Path(path).resolve()
     if not root.is_dir():
@@ -72,19 +72,18 @@ def run_folders(path: str) -> list[Path]:
             "holds no logs: neither TensorBoard event files nor csv/version_*/metrics.csv",
             "give the output_dir of a run that has logged",
         )
-    # A logger's own directory stands for its run.
     return sorted(folders)
 
 
 def _run_of(logs: Path) -> Path:
-    """The run's directory, of the directory of one of its logs: <run>/tensorboard or <run>/csv/version_0."""
+    """Directory of the run that wrote a log directory: <run>/tensorboard or <run>/csv/version_0."""
     if re.fullmatch(r"version_\d+", logs.name):
         logs = logs.parent
     return logs.parent if logs.name in ("tensorboard", "csv") else logs
 
 
 def short_names(folders: Sequence[Path]) -> list[str]:
-    """The last parts of the paths, as many as are needed to tell them apart.
+    """The shortest path endings that are unique.
 
     Example:
         >>> short_names([Path("runs/a/dpo"), Path("runs/b/dpo")]), short_names([Path("runs/dpo")])
@@ -101,7 +100,7 @@ def _curves(folder: Path) -> dict[str, Curve]:
     points = read_events(folder) or read_tables(folder)
     curves = {tag: curve for tag, values in points.items() if (curve := _curve(values)).steps}
     if not curves:
-        raise UserError(str(folder), "has logs but no metric in them yet", "leave it out, or wait for its first step")
+        raise UserError(str(folder), "its logs hold no metric yet", "leave it out, or wait for its first step")
     return curves
 
 
@@ -111,16 +110,16 @@ def _curve(points: Points) -> Curve:
 
 
 def merge(points: Iterable[tuple[str, int, float]]) -> dict[str, Points]:
-    """Join what a run and its resumes have logged.
+    """Merge the logs of a run and its resumes.
 
-    A resume starts from a checkpoint and repeats the steps after it, so that one metric may have several values at one
-    step. The value written last is kept: it belongs to the run that continued.
+    A resume repeats the steps after its checkpoint, so that a metric may have several values at one step. The last one
+    written is kept: it belongs to the run that continued.
 
     Args:
-        points: Tag, step and value, in the order in which they were written.
+        points: Tag, step and value, in the order of writing.
 
     Returns:
-        From each tag to its points in the order of steps, each step once.
+        Points of each tag, sorted by step, without duplicates.
 
     Example:
         >>> merge([("loss", 1, 0.9), ("loss", 2, 0.8), ("loss", 2, 0.7), ("loss", 3, 0.6)])
@@ -157,7 +156,7 @@ def read_events(folder: Path) -> dict[str, Points]:
 def read_tables(folder: Path) -> dict[str, Points]:
     """All metrics of a run's CSV logs (``csv/version_*/metrics.csv``), merged by `merge`; a resume adds a version.
 
-    Values may be NaN or infinite. A last row that was cut off when the run was killed is left out.
+    Values may be NaN or infinite. An incomplete last row of a killed run is skipped.
 
     Args:
         folder: Output directory of one run.
@@ -189,7 +188,7 @@ def _first_line(error: Exception) -> str:
 
 
 def read_metrics(run: str | Path, names: Sequence[str]) -> dict[str, list[float]]:
-    """The values of some metrics that a run has logged to CSV, in the order of its steps.
+    """Values of some metrics in the CSV logs of a run, sorted by step.
 
     Args:
         run: The run's output directory.
@@ -207,5 +206,5 @@ def read_metrics(run: str | Path, names: Sequence[str]) -> dict[str, list[float]
 
 
 def last_metrics(run: str | Path) -> dict[str, float]:
-    """Each metric at the last step at which a run logged it to CSV; empty if it has no log."""
+    """The last value of each metric in the CSV logs of a run; empty without logs."""
     return {name: points[-1][1] for name, points in read_tables(Path(run)).items()}

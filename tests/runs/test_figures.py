@@ -168,7 +168,7 @@ def test_any_logged_metric_can_be_drawn_and_a_ratio_is_on_a_log_axis():
         choose_charts(found, ["grad_norm/rato"])
     with pytest.raises(UserError, match=r"metric: no run has 'kl'"):
         choose_charts(found, ["kl"])
-    with pytest.raises(UserError, match=r"none has logged what a chart shows"):
+    with pytest.raises(UserError, match=r"no run has metrics of a chart"):
         choose_charts(found, [])
 
 
@@ -190,7 +190,7 @@ def test_the_command_writes_png_and_svg(tmp_path, capsys):
         ("nosuch", r"nosuch: expected the output directory of a run, found nothing"),
         ("file", r"file: expected the output directory of a run, found a file"),
         ("empty", r"empty: holds no logs: neither TensorBoard event files nor csv"),
-        ("started", r"started: has logs but no metric in them yet"),
+        ("started", r"started: its logs hold no metric yet"),
     ],
 )
 def test_paths_that_hold_no_run_are_user_errors(tmp_path, capsys, path, message):
