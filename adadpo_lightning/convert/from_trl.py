@@ -23,11 +23,11 @@ from adadpo_lightning.errors import UserError, did_you_mean
 
 
 def convert(given: dict[str, Any], ranks: int = 1) -> Converted:
-    """Translate the keys of a TRL config (DPOConfig, ModelConfig and ScriptArguments in one mapping).
+    """Convert a TRL config (DPOConfig, ModelConfig and ScriptArguments in one mapping).
 
     Args:
         given: The config.
-        ranks: Devices that it is run on, for the global batch.
+        ranks: Number of devices, for the global batch size.
 
     Returns:
         The config of this package, and notes.
@@ -82,10 +82,10 @@ def from_trl_file(path: str, ranks: int = 1) -> tuple[str, Converted]:
 
     Args:
         path: YAML or JSON.
-        ranks: As of `convert`.
+        ranks: As for `convert`.
 
     Returns:
-        YAML of this package, with what was left out as comments, and the parts.
+        The config as YAML, with omitted keys as comments, and the conversion.
 
     Raises:
         UserError: If the file is not a mapping, a key is unknown, or a loss has no counterpart.

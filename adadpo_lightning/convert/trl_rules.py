@@ -10,19 +10,19 @@ from typing import Any
 from adadpo_lightning.convert.trl_keys import LOSSES, SCHEDULERS
 from adadpo_lightning.errors import UserError
 
-# TRL's null for "never truncate"; no text has that many tokens.
+# Stands for TRL's null, "never truncate": no text has that many tokens.
 NO_LIMIT = 2**31 - 1
 
 
 @dataclass
 class Converted:
-    """A config of this package, and what became of the keys that are not in it.
+    """A converted config, and the keys of the source without a place in it.
 
     Args:
-        config: Nested, as YAML has it.
-        dropped: Keys of the given config without a counterpart, and why.
-        needless: Keys that need none, and why.
-        differs: What means something else here, a sentence each.
+        config: The nested config.
+        dropped: Keys without a counterpart, with the reason.
+        needless: Keys that need no counterpart, with the reason.
+        differs: Differences in meaning, one sentence each.
     """
 
     config: dict[str, Any] = field(default_factory=dict)

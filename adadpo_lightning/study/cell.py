@@ -174,7 +174,7 @@ def last_values(run_dir: Path) -> dict[str, float]:
 
 
 def judge_embedded(study: StudyConfig, cell: Cell, folder: Path) -> dict[str, float]:
-    """Gold and judged win rates over the warm-up model's samples, the same for all cells of a seed."""
+    """Gold and judged win rates against samples of the warm-up model, which all cells of a seed share."""
     from adadpo_lightning.embedded.evaluation import evaluate_embedded
 
     seed = seed_folder(study, cell.seed)
@@ -189,7 +189,7 @@ def judge_embedded(study: StudyConfig, cell: Cell, folder: Path) -> dict[str, fl
 
 
 def judge_responses(study: StudyConfig, cell: Cell, folder: Path) -> dict[str, float]:
-    """Answers to the study's prompts and their win rates, by ``generate`` and ``evaluate``."""
+    """Win rates of answers to the prompts of the study, from ``generate`` and ``evaluate``."""
     report = folder / "evaluation.json"
     commands = judge_arguments(study, cell, folder / "run" / "export", folder / "responses.jsonl", report)
     for arguments in commands:

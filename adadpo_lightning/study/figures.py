@@ -34,15 +34,15 @@ CURVES = {
 
 
 def draw_figures(results: Results, groups: Mapping[Comparison, Sequence[Comparison]], output: Path) -> dict[str, str]:
-    """Draw what the results have data for.
+    """Draw the figures for which the results have data.
 
     Args:
-        results: Of the study.
-        groups: Each pair of twins, and what to see it beside.
+        results: Results of the study.
+        groups: Each pair of twins, and its comparisons.
         output: Directory to write to.
 
     Returns:
-        From the name of each figure's file to its caption.
+        The caption of each figure by file name.
 
     Raises:
         UserError: If matplotlib is missing.
@@ -77,7 +77,7 @@ def draw_figures(results: Results, groups: Mapping[Comparison, Sequence[Comparis
 
 
 def heat_maps(results: Results, pair: Comparison, measure: str) -> Figure:
-    """Plain, twin, and their difference over learning rate and strength."""
+    """Heat maps of plain arm, twin, and their difference over learning rate and strength."""
     from matplotlib.figure import Figure
 
     points = results.points(pair.arm, pair.against)
@@ -100,7 +100,7 @@ def heat_maps(results: Results, pair: Comparison, measure: str) -> Figure:
 
 
 def grid_of(results: Results, arm: str, measure: str, points: Sequence[Point]) -> NDArray[np.float64]:
-    """Seed means over (strength, learning rate); NaN where a cell is missing."""
+    """Means over seeds, shape (strengths, learning rates); NaN for missing cells."""
     rates, betas = sorted({p[0] for p in points}), sorted({p[1] for p in points})
     grid = np.full((len(betas), len(rates)), np.nan)
     for rate, beta in points:

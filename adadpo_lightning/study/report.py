@@ -1,4 +1,4 @@
-"""The report of a study: Markdown from a Jinja template, its figures, and one CSV row for each cell."""
+"""The report of a study: Markdown from a Jinja template, its figures, and one CSV row per cell."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def write_report(study: StudyConfig, output: Path) -> Path:
     """Write ``report.md``, ``results.csv`` and the figures.
 
     Args:
-        study: The study, of which at least one cell is finished.
+        study: A study with at least one finished cell.
         output: Directory to write to.
 
     Returns:
@@ -45,7 +45,7 @@ def render(study: StudyConfig, results: Results, figures: dict[str, str]) -> str
     Args:
         study: The study.
         results: Its results.
-        figures: From the name of each figure's file to its caption.
+        figures: The caption of each figure by file name.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
@@ -69,7 +69,7 @@ def render(study: StudyConfig, results: Results, figures: dict[str, str]) -> str
 
 
 def section(study: StudyConfig, results: Results, pair: Comparison) -> dict[str, Any]:
-    """Everything about one plain loss and its twin."""
+    """Template values of one plain loss and its twin."""
     others = comparisons(study, results, pair)
     judged = any(results.has(measure) for measure in HEADLINES)
     return {

@@ -32,7 +32,7 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, flo
 
 
 def sign_flip(values: Sequence[float]) -> float:
-    """Two-sided p of the sign-flip test: how often random signs give a mean at least as far from zero.
+    """Two-sided p of the sign-flip test: the share of sign patterns with a mean at least as far from zero.
 
     Example:
         >>> sign_flip([1.0, 2.0, 1.5, 3.0, 0.5])
@@ -50,13 +50,13 @@ def sign_flip(values: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class Count:
-    """How many cells one arm wins against another.
+    """Number of cells in which one arm beats another.
 
     Args:
         wins: Cells with a difference above zero.
         cells: Cells compared.
         low: Lower end of the 95 % Clopper-Pearson interval of the share.
-        high: Its upper end.
+        high: Upper end of the interval.
     """
 
     wins: int
@@ -66,7 +66,7 @@ class Count:
 
 
 def count_wins(differences: Sequence[float]) -> Count:
-    """Count differences above zero, with the interval that independent cells would have."""
+    """Count differences above zero, with an interval that assumes independent cells."""
     wins, cells = sum(d > 0 for d in differences), len(differences)
     if not cells:
         return Count(0, 0, math.nan, math.nan)
