@@ -127,7 +127,7 @@ def _label_grid(axes: Axes, points: Sequence[Point], values: NDArray[np.float64]
 
 
 def forest(results: Results, others: Sequence[Comparison], measures: Sequence[str]) -> Figure:
-    """Effects of every comparison, one panel a measure."""
+    """Effects of all comparisons, one panel per measure."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 0.5 * len(others) + 1.3), layout="constrained")
@@ -151,7 +151,7 @@ def forest(results: Results, others: Sequence[Comparison], measures: Sequence[st
 
 
 def frontier(results: Results) -> Figure:
-    """Gold win rate against KL, one dot a run."""
+    """Gold win rate against KL, one dot per run."""
     from matplotlib.figure import Figure
 
     runs = results.table[["kl", "gold"]].dropna()
@@ -172,7 +172,7 @@ def frontier(results: Results) -> Figure:
 
 
 def training_curves(results: Results, arms: Sequence[str], point: Point) -> Figure:
-    """What training looked like at one cell, for every arm that was run there."""
+    """Training curves of all arms with runs at one grid point."""
     from matplotlib.figure import Figure
 
     logs = {arm: _logs(results, arm, point) for arm in arms}
@@ -204,7 +204,7 @@ def _logs(results: Results, arm: str, point: Point) -> list[dict[str, list[tuple
 def mean_curve(
     runs: Sequence[dict[int, float]],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Steps that all runs have logged, with mean and standard deviation over the runs."""
+    """Steps logged by all runs, with mean and standard deviation over the runs."""
     if not runs:
         return np.array([]), np.array([]), np.array([])
     steps = sorted(set.intersection(*(set(run) for run in runs)))
