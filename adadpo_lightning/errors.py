@@ -23,7 +23,8 @@ class UserError(ValueError):
         self.field = field
         self.problem = problem
         self.fix = fix
-        super().__init__(f"{field}: {problem}" + (f"; {fix}" if fix else ""))
+        separator = "" if problem.endswith("\n") else "; "  # after a list of lines the fix is a line of its own
+        super().__init__(f"{field}: {problem}" + (f"{separator}{fix}" if fix else ""))
 
     def __reduce__(self) -> tuple[type[UserError], tuple[str, str, str]]:
         """Rebuild from the three parts, so that the error survives a worker process."""

@@ -244,7 +244,7 @@ def check_base(record: Mapping[str, Any], config: PolicyConfig) -> None:
         lines = "\n  ".join(changed)
         raise UserError(
             "checkpoint",
-            f"the model at {config.path} is not the one that training started from:\n  {lines}\n ",
+            f"the model at {config.path} is not the one that training started from:\n  {lines}\n",
             "restore it, or give its place as --base",
         )
 

@@ -123,7 +123,7 @@ class RunRecord:
         if not self.allow_changed:
             raise UserError(
                 "ckpt_path",
-                f"the checkpoint is of a run with other options or inputs:\n  {lines}\n ",
+                f"the checkpoint is of a run with other options or inputs:\n  {lines}\n",
                 "restore what the run was started with, or continue with the new ones by --allow_changed_config true",
             )
         log.info(f"Continuing with other options or inputs than before (allow_changed_config):\n  {lines}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from lightning.pytorch import Callback
 
 from adadpo_lightning.callbacks.tensorboard import log_config
+from adadpo_lightning.checkpoints.finished import unmark
 from adadpo_lightning.checkpoints.history import CONFIG, save_config
 
 if TYPE_CHECKING:
@@ -35,8 +36,9 @@ class SaveRunConfig(Callback):
             self._save(trainer, replace=False)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write it for a fit."""
+        """Write it for a fit, which from here on changes the run: it is no longer finished."""
         if trainer.is_global_zero:
+            unmark(trainer.default_root_dir)
             self._save(trainer, replace=True)
 
     def _save(self, trainer: Trainer, *, replace: bool) -> None:

@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from adadpo_lightning import log
 from adadpo_lightning.callbacks import RunSummary
-from adadpo_lightning.checkpoints.finished import finished_step, mark_finished, reached_its_end, unmark
+from adadpo_lightning.checkpoints.finished import finished_step, mark_finished, reached_its_end
 from adadpo_lightning.checkpoints.resume import PASSED_ON, resolve_checkpoint
 from adadpo_lightning.checkpoints.settings import settings
 from adadpo_lightning.cli.fit_options import Method, method_options
@@ -90,7 +90,6 @@ def _fit_alone(trainer: Trainer, built: Namespace, config: Namespace, *, is_new:
     with lock_directory(config.output_dir, "output_dir") if log.is_rank_zero() else nullcontext():
         # Again: the run that held the lock until now may have ended in the meantime.
         check_output_dir(config.output_dir, resuming=config.ckpt_path is not None or config.auto_resume)
-        unmark(config.output_dir)
         try:
             trainer.fit(built.model, datamodule=built.data, **method_options(built, "fit"))
         except UserError:

@@ -47,6 +47,16 @@ def test_a_second_run_is_refused_until_the_first_is_killed(holder, tmp_path, mod
     assert "out holds a finished run of 1 steps: nothing to do." in capsys.readouterr().err
     assert len(list((tmp_path / "out/csv").iterdir())) == 1
 
+    whole = pairs.read_text()
+    write_rows(pairs, make_rows(12)[4:])
+    assert run([a for a in args if "auto_resume" not in a] + ["--ckpt_path=last"]) == 2  # other data
+    error = capsys.readouterr().err
+    assert "data.train.token_ids: " in error
+    assert "\nrestore what the run was started with" in error
+    pairs.write_text(whole)
+    assert run(args) == 0
+    assert "nothing to do" in capsys.readouterr().err  # a refused attempt leaves the run finished
+
 
 def test_the_lock_of_this_process_is_kept_and_released(tmp_path):
     with lock_directory(tmp_path, "output"):
