@@ -1,4 +1,4 @@
-"""The LightningDataModule: sources to loaders of micro-batches, in the order of the step plan."""
+"""The LightningDataModule: turns sources into loaders of micro-batches, in the order of the step plan."""
 
 from __future__ import annotations
 
@@ -29,39 +29,39 @@ Sources = str | SourceConfig | list[str | SourceConfig]
 
 
 class PreferenceDataModule(LightningDataModule):
-    """Preference pairs from files or the hub to micro-batches whose split never changes the gradient.
+    """Loads preference pairs from files or the hub into micro-batches; the split never changes the gradient.
 
     Args:
         train: Training pairs: a path or hub id, a source with options, or a list of these to mix.
-        val: Validation pairs; null and `val_size` 0 for none.
+        val: Validation pairs; null with `val_size` 0 means no validation.
         test: Test pairs.
-        predict: Pairs to score with ``predict``; null takes those of `test`, else of `val`.
-        val_size: Hold out this many training pairs (or this share, if below 1) for validation; no prompt is in both.
-        tokenizer: Directory or hub id; null takes the policy's.
-        chat_template: Jinja template, or a file that holds one, in place of the tokenizer's own.
-        chat: ``auto`` renders the chat template where there is one, ``always`` demands it, ``never`` joins texts as is.
+        predict: Pairs to score with ``predict``; null means those of `test`, otherwise of `val`.
+        val_size: Number (or fraction, if below 1) of training pairs to hold out for validation, split by prompt.
+        tokenizer: Directory or hub id; null means the policy's.
+        chat_template: Jinja template or path of a template file, which replaces the tokenizer's.
+        chat: ``auto`` uses the chat template if there is one, ``always`` requires it, ``never`` joins plain texts.
         max_length: Maximum number of tokens of the prompt plus the longer answer.
-        max_prompt_length: Tokens of the prompt at most; null for no bound of its own.
+        max_prompt_length: Maximum number of prompt tokens; null means no separate limit.
         truncation: For pairs that are too long: ``drop`` them; ``keep_start`` of their answers (a prompt that leaves no
             room is a bad row); ``keep_end`` of their prompt.
         on_bad_row: ``error`` stops at the first unusable row, ``drop`` drops and counts them. Pairs with identical
             answers are always dropped and counted.
-        global_batch_size: Pairs an optimizer step, over all ranks.
-        micro_batch_size: Pairs a forward pass on one rank; ``trainer.accumulate_grad_batches`` follows from it.
-        max_tokens: Tokens a forward pass on one rank at most: as many pairs as fit, in place of `micro_batch_size`.
-        eval_batch_size: Pairs a forward pass in validation, test and predict; null takes `micro_batch_size`.
+        global_batch_size: Number of pairs per optimizer step, over all ranks.
+        micro_batch_size: Number of pairs per forward pass and rank; determines ``trainer.accumulate_grad_batches``.
+        max_tokens: Maximum number of tokens per forward pass and rank; replaces `micro_batch_size`.
+        eval_batch_size: The same for validation, test and predict; null means `micro_batch_size`.
         seed: Seed of the order of pairs, of splits and of source weights.
-        shuffle: Draw a new order in each epoch.
-        drop_last: Leave out the last step of an epoch if it is not full.
-        num_workers: Processes that collate ahead.
-        num_proc: Processes that tokenise.
+        shuffle: Shuffle the pairs in each epoch.
+        drop_last: Drop the last step of an epoch if it is incomplete.
+        num_workers: Number of worker processes that collate batches.
+        num_proc: Number of processes that tokenize.
         special_tokens: Special tokens that the data spell out: ``text`` keeps them as text, ``parse`` reads them as
             tokens, ``auto`` decides for each column (see `adadpo_lightning.data.special.decide`).
         chat_template_kwargs: Variables of the chat template, such as ``enable_thinking``; a column of that name takes
             precedence.
 
     Raises:
-        UserError: If an option is out of its range; in `setup`, if the data cannot serve.
+        UserError: If an option is out of its range; in `setup`, if the data are not usable.
 
     Example:
         To look at the data without a trainer (``PATH`` is a tokenizer's directory)::

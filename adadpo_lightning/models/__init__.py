@@ -1,1 +1,1 @@
-"""Policies and references: how they are loaded, and how a batch becomes token log-probabilities."""
+"""Loading of policies and references, and computation of token log-probabilities."""

@@ -18,14 +18,14 @@ TRAINED, REFERENCE = "default", "reference"
 
 
 def add_reference_adapter(model: Any) -> None:
-    """Put a frozen copy of the trained adapter beside it.
+    """Add a frozen copy of the trained adapter to the model.
 
     Args:
-        model: A peft model whose adapter has its starting weights; it is changed in place. Its base model may be on
+        model: A peft model whose adapter has its initial weights; modified in place. Its base model may be on
             the meta device.
     """
     config = copy.deepcopy(model.peft_config[TRAINED])
-    config.init_lora_weights = False  # some initialisations change the base model; these weights are replaced anyway
+    config.init_lora_weights = False  # some initializations modify the base model; these weights are replaced anyway
     config.inference_mode = True
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     with stand_ins(model), torch.random.fork_rng():
@@ -38,7 +38,7 @@ def add_reference_adapter(model: Any) -> None:
 
 
 def paired_adapters(model: nn.Module) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
-    """Each parameter of the trained adapter with its counterpart in the reference adapter."""
+    """Pairs of each trained adapter parameter and its counterpart in the reference adapter."""
     parameters = dict(model.named_parameters())
     for name, parameter in parameters.items():
         counterpart = re.sub(rf"\.{TRAINED}(?=\.|$)", f".{REFERENCE}", name)

@@ -1,4 +1,4 @@
-"""Build a policy or its reference, sharded: each rank reads its own rows of the safetensors files and nothing else."""
+"""Build a policy or its reference. When sharded, each rank reads only its own rows of the safetensors files."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ def build_policy(
     frozen: bool = False,
     reference_adapter: bool = False,
 ) -> PolicyModel:
-    """Load a policy, whole or sharded.
+    """Load a policy, on one device or sharded.
 
     Args:
-        config: What to load.
-        tokenizer: Its tokenizer, for a check of the vocabulary.
-        sharding: Over which ranks; None loads it whole.
-        frozen: For a reference.
-        reference_adapter: Put a frozen copy of the adapter beside it; see `adadpo_lightning.models.adapters`.
+        config: The model to load.
+        tokenizer: Tokenizer of the policy, to check the size of its vocabulary.
+        sharding: How to shard the model; None loads all of it.
+        frozen: Whether the model is a reference, which has no backward pass.
+        reference_adapter: Add a frozen copy of the adapter; see `adadpo_lightning.models.adapters`.
 
     Raises:
-        UserError: If it cannot be loaded.
+        UserError: If the model cannot be loaded.
     """
     model: Any
     if sharding is None:
@@ -52,7 +52,7 @@ def build_policy(
     model = None if folder is None else load_model(config, tokenizer, empty=True)
     reason = "its weights are random" if folder is None else unstreamable_reason(model, folder)
     if reason is not None:
-        log.warn(f"model.policy: {reason}; each rank builds the whole model before it is sharded")
+        log.warn(f"model.policy: {reason}; each rank builds the full model before it is sharded")
         model = load_model(config, tokenizer)
     if config.lora is not None:
         _same_on_all_ranks(model)
@@ -70,10 +70,10 @@ def build_policy(
 
 
 def weights_folder(config: PolicyConfig) -> Path | None:
-    """Where the safetensors files of a policy lie; those of a hub id are downloaded. None for random weights.
+    """Folder with the safetensors files of a policy, downloaded for a hub id. None for random weights.
 
     Raises:
-        UserError: If the hub cannot be reached and nothing is in its cache.
+        UserError: If the hub is not reachable and its cache does not contain the files.
     """
     if config.path is None or Path(config.path).is_dir():
         return None if config.path is None else Path(config.path)
@@ -86,13 +86,13 @@ def weights_folder(config: PolicyConfig) -> Path | None:
     except (OSError, ValueError) as error:
         raise UserError(
             "model.policy.path",
-            f"no weights could be downloaded for {config.path!r}: {first_line(error)}",
-            "give a directory with config.json and safetensors weights, or a hub id that can be reached",
+            f"cannot download weights for {config.path!r}: {first_line(error)}",
+            "use a directory with config.json and safetensors weights, or an accessible hub id",
         ) from error
 
 
 def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Name and shape of each tensor in the safetensors files of a folder; only their headers are read."""
+    """Name and shape of each tensor in the safetensors files of a folder, read from their headers."""
     from safetensors import safe_open
 
     shapes = {}
@@ -104,7 +104,7 @@ def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def base_name(name: str) -> str:
-    """The name that a parameter has in the base model's own checkpoint.
+    """The name of a parameter in the checkpoint of the base model.
 
     Example:
         >>> base_name("base_model.model.model.layers.0.mlp.up_proj.base_layer.weight")
@@ -114,11 +114,11 @@ def base_name(name: str) -> str:
 
 
 def unstreamable_reason(model: Any, folder: Path) -> str | None:
-    """Why the files of a folder cannot be read straight into a model on the meta device; None if they can."""
+    """Why the files of a folder cannot be loaded directly into a model on the meta device; None if they can."""
     stored = stored_shapes(folder)
     base = model.get_base_model() if hasattr(model, "peft_config") else model
     if getattr(base.config, "quantization_config", None):
-        return "its weights are quantised"
+        return "its weights are quantized"
     wanted = {base_name(name): tuple(p.shape) for name, p in model.named_parameters() if p.is_meta}
     odd = [name for name, shape in wanted.items() if stored.get(name) != shape]
     if odd:
@@ -127,7 +127,7 @@ def unstreamable_reason(model: Any, folder: Path) -> str | None:
 
 
 def _same_on_all_ranks(model: nn.Module) -> None:
-    """Give every rank the adapters of rank zero: new ones are drawn by each rank's own random numbers."""
+    """Broadcast the adapters of rank zero, because each rank initializes new ones from its own random state."""
     import torch.distributed as dist
 
     adapters = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -139,7 +139,7 @@ def _same_on_all_ranks(model: nn.Module) -> None:
 
 
 def _place(policy: PolicyModel, sharding: Sharding) -> None:
-    """Make room for this rank's shards of the weights that are on the meta device."""
+    """Allocate this rank's shards of the weights that are on the meta device."""
     device = torch.device("cpu") if sharding.cpu_offload else sharding.device
 
     def place(tensor: Tensor) -> Tensor:
@@ -152,7 +152,7 @@ def _place(policy: PolicyModel, sharding: Sharding) -> None:
 
 
 def _read(policy: PolicyModel, folder: str) -> None:
-    """Fill each rank's shards from its rows of the files."""
+    """Load each rank's shards from its rows of the files."""
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.state_dict_loader import load
 

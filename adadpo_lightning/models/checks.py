@@ -1,4 +1,4 @@
-"""What is checked and changed of every model that is loaded."""
+"""Checks and changes that apply to every loaded model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from adadpo_lightning.errors import UserError
 
 
 def check_vocabulary(tokens: int, embeddings: int) -> None:
-    """Every token id must have an embedding.
+    """Check that every token id has an embedding.
 
     Raises:
         UserError: If the tokenizer is larger than the embedding.
@@ -17,13 +17,13 @@ def check_vocabulary(tokens: int, embeddings: int) -> None:
     if tokens > embeddings:
         raise UserError(
             "model.policy.tokenizer",
-            f"the tokenizer has {tokens} tokens and the model's embedding only {embeddings} rows",
-            "give the tokenizer that belongs to the model, or resize the model's embedding",
+            f"the tokenizer has {tokens} tokens and the model's embedding has only {embeddings} rows",
+            "use the tokenizer that belongs to the model, or resize the model's embedding",
         )
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Set every dropout to 0: policy and reference must agree at step 0, and log-ratios must carry no noise."""
+    """Set every dropout to 0: policy and reference must agree at step 0, and log-ratios must not be noisy."""
     changed = set()
     for holder in (*model.modules(), getattr(model, "config", None)):
         for name, value in list(vars(holder).items()) if holder is not None else []:

@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class LoraOptions:
-    """Low-rank adapters through peft (extra ``lora``).
+    """Low-rank adapters from peft (extra ``lora``).
 
     Args:
         r: Rank.
         alpha: Scale; the update is multiplied by alpha / r.
-        dropout: Dropout on the adapters' input; above 0 the rewards are noisy, because the reference has none.
+        dropout: Dropout on the input of the adapters. Above 0, rewards are noisy, because the reference has no dropout.
         target_modules: Names of the modules to adapt, or ``all-linear``.
         adapter: Directory of a trained adapter to continue from; null starts a new one.
-        quantize: ``nf4`` holds the frozen base model in 4 bits (QLoRA, arXiv 2305.14314), on CUDA and with the extra
-            ``qlora``; null keeps the policy's dtype.
+        quantize: ``nf4`` stores the frozen base model in 4 bits (QLoRA, arXiv 2305.14314); requires CUDA and the extra
+            ``qlora``. null keeps the policy's dtype.
     """
 
     r: int = 16
@@ -44,30 +44,29 @@ class LoraOptions:
 class PolicyConfig:
     """Which model to train and how to load it.
 
-    The metadata ``resume`` of a field says how a resume treats it; see `adadpo_lightning.checkpoints.settings`.
+    The metadata ``resume`` of a field defines how resuming treats it; see `adadpo_lightning.checkpoints.settings`.
 
     Args:
-        path: Local Hugging Face directory or hub id; weights from safetensors.
+        path: Local Hugging Face directory or hub id, with safetensors weights.
         revision: Revision of the hub id.
-        config: For random weights and no `path`: a Hugging Face config as a mapping with ``model_type``, or the path
-            of a ``config.json`` or its directory.
+        config: For random weights, instead of `path`: a Hugging Face config as a mapping with ``model_type``, or the
+            path of a ``config.json`` or its directory.
         init_seed: Seed of random weights.
         tokenizer: Directory or hub id of the tokenizer; null means that of `path`.
-        dtype: Type of the weights; ``auto`` is that of the checkpoint.
-        attn_implementation: Attention of the padded layout; null takes transformers' choice for the architecture.
-        layout: ``packed`` (no padding, each prompt computed once), ``padded``, or ``auto``: packed where the
-            architecture can be served.
-        packed_attention: Attention of the packed layout: ``segments`` and ``tree`` run anywhere, ``varlen`` and
-            ``flex`` on CUDA; ``auto`` chooses by the device.
-        head_chunk_size: Tokens for which logits exist at one time.
-        token_entropy: Take the entropy of each prediction from the logits while they are there, for ``entropy/...``;
-            not with an adapter on the head.
-        gradient_checkpointing: Recompute each block's activations in the backward pass to save memory; ``selective``
-            keeps attention's results and every second matrix product, which are dear to recompute.
+        dtype: Data type of the weights; ``auto`` means that of the checkpoint.
+        attn_implementation: Attention of the padded layout; null means transformers' default for the architecture.
+        layout: ``packed`` (no padding, each prompt computed once), ``padded``, or ``auto``: packed if the architecture
+            supports it.
+        packed_attention: Attention of the packed layout. ``segments`` runs anywhere, ``tree`` on the CPU, ``varlen``
+            and ``flex`` on CUDA; ``auto`` selects one for the device.
+        head_chunk_size: Maximum number of tokens whose logits are in memory at the same time.
+        token_entropy: Compute the entropy of each prediction for ``entropy/...``; not with an adapter on the head.
+        gradient_checkpointing: Recompute the activations of each block in the backward pass to save memory;
+            ``selective`` keeps attention outputs and every second matrix product, which are expensive to recompute.
         offload_activations: Keep activations in CPU memory until the backward pass.
-        compile: Compile the decoder blocks with `torch.compile`, once for all lengths; attention stays as it is.
-            Rewards at step 0 are then 0 up to rounding and no longer exactly.
-        lora: Train adapters and not the whole model.
+        compile: Compile the decoder blocks with `torch.compile`, once for all lengths; attention is not compiled.
+            Rewards at step 0 are then 0 only up to rounding.
+        lora: Train adapters instead of the full model.
         trust_remote_code: Run code that comes with the model. Only for models whose authors you trust.
     """
 
@@ -93,7 +92,7 @@ class PolicyConfig:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        """Check what can be checked without loading anything."""
+        """Validate the options that do not require loading the model."""
         if (self.path is None) == (self.config is None):
             raise UserError(
                 "model.policy.path",
@@ -105,10 +104,10 @@ class PolicyConfig:
 
     @property
     def tokenizer_path(self) -> str:
-        """Where the tokenizer is loaded from.
+        """Path from which the tokenizer is loaded.
 
         Raises:
-            UserError: If nothing says where.
+            UserError: If no path is set.
         """
         path = self.tokenizer or self.path or (self.config if isinstance(self.config, str) else None)
         if path is None:
@@ -120,7 +119,7 @@ def load_tokenizer(config: PolicyConfig) -> PreTrainedTokenizerBase:
     """Load the policy's tokenizer.
 
     Raises:
-        UserError: If it cannot be loaded.
+        UserError: If the tokenizer cannot be loaded.
     """
     path = config.tokenizer_path
     if path == config.path:
@@ -136,12 +135,12 @@ def load_tokenizer(config: PolicyConfig) -> PreTrainedTokenizerBase:
 def load_model(
     config: PolicyConfig, tokenizer: PreTrainedTokenizerBase | None = None, *, empty: bool = False
 ) -> PreTrainedModel:
-    """Load or initialise the policy, without dropout, with adapters if asked for.
+    """Load or initialize the policy, without dropout, and with adapters if configured.
 
     Args:
-        config: What to load.
-        tokenizer: Its vocabulary is checked against the embedding, if given.
-        empty: Leave the base model's weights on the meta device; buffers and adapters are real.
+        config: The model to load.
+        tokenizer: If given, its vocabulary is checked against the embedding.
+        empty: Keep the base model's weights on the meta device; buffers and adapters are allocated.
 
     Raises:
         UserError: If the model cannot be loaded, or the tokenizer has more tokens than the embedding.
@@ -159,7 +158,7 @@ def load_model(
     if config.lora is not None:
         model = with_adapter(model, config.lora)
         if config.lora.dropout == 0:
-            disable_dropout(model)  # that of an adapter from a directory
+            disable_dropout(model)  # dropout of an adapter loaded from a directory
     if config.gradient_checkpointing:
         enable_checkpointing(model, selective=config.gradient_checkpointing == "selective")
     return model

@@ -1,4 +1,4 @@
-"""Log-probabilities of given tokens without ever holding the logits of all of them."""
+"""Log-probabilities of given tokens without materializing all logits."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ if TYPE_CHECKING:
 
 
 class LogitTransform(NamedTuple):
-    """What an architecture does to its logits: ``softcap * tanh(scale * logits / softcap)``.
+    """Transform that an architecture applies to its logits: ``softcap * tanh(scale * logits / softcap)``.
 
     Args:
         scale: Factor on the logits (Cohere's ``logit_scale``, the inverse of Granite's ``logits_scaling``).
-        softcap: Bound of the logits (Gemma 2's ``final_logit_softcapping``); None for no bound.
+        softcap: Bound on the logits (Gemma 2's ``final_logit_softcapping``); None for no bound.
     """
 
     scale: float = 1.0
     softcap: float | None = None
 
     def apply_(self, logits: Tensor) -> Tensor:
-        """Transform in place; `logits` is the caller's own buffer."""
+        """Transform the logits in place."""
         if self.scale != 1.0:
             logits.mul_(self.scale)
         if self.softcap is not None:
@@ -31,7 +31,7 @@ class LogitTransform(NamedTuple):
         return logits
 
     def slope(self, transformed: Tensor) -> Tensor | None:
-        """Derivative of the soft-capping at its results, as a new tensor; None where there is no soft-capping."""
+        """Derivative of the soft-capping, given its outputs, as a new tensor; None without soft-capping."""
         return None if self.softcap is None else 1.0 - (transformed / self.softcap).square_()
 
 
@@ -47,22 +47,21 @@ def token_logps(
 ) -> Tensor:
     """Log-probability of each target under ``softmax(transform(hidden @ weight.T + bias))``.
 
-    Logits exist for `chunk_size` tokens at a time, in the forward and in the backward pass. The backward pass computes
-    them again, because the gradient of the head's weight needs the gradient of the loss by each token first; only the
-    last chunk is still there. The softmax is taken in float32 or wider, and the gradient of the weight is summed over
-    chunks in float32 or wider.
+    Logits exist for `chunk_size` tokens at a time, in both the forward and the backward pass. The backward pass
+    recomputes them, because the gradient of the head's weight requires the gradient of the loss for each token; only
+    the last chunk is kept. The softmax and the sum of the weight gradient over chunks use float32 or wider.
 
-    The weight has to be whole. Under FSDP call this inside the forward of the module that gathers it, and do not call
-    the head as a module.
+    The weight must not be sharded. Under FSDP, call this inside the forward of the module that gathers it, and do not
+    call the head as a module.
 
     Args:
         hidden: Hidden states that predict the targets, shape (N, D).
         weight: The head's weight, shape (V, D).
         targets: Token ids, int64, shape (N,).
         bias: The head's bias, shape (V,).
-        chunk_size: Tokens a chunk.
-        transform: What the architecture does to its logits.
-        entropies: Filled with the entropy of each softmax in nats, shape (N,), type of the result; without gradient.
+        chunk_size: Number of tokens per chunk.
+        transform: Transform that the architecture applies to its logits.
+        entropies: Output buffer for the entropy of each softmax in nats, shape (N,), dtype of the result; no gradient.
 
     Returns:
         Log-probabilities in nats, shape (N,), float32 or, for float64 input, float64.
@@ -77,7 +76,7 @@ def token_logps(
         dtype = torch.get_autocast_dtype(device)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
-    result: Tensor = _ChunkedLogps.apply(  # type: ignore[no-untyped-call]  # torch types Function.apply as untyped
+    result: Tensor = _ChunkedLogps.apply(  # type: ignore[no-untyped-call]  # untyped in torch
         hidden, weight, bias, targets, chunk_size, transform or LogitTransform(), entropies
     )
     return result
@@ -88,14 +87,14 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 
 
 def _wide_product(a: Tensor, b: Tensor) -> Tensor:
-    """The product in float32 or wider; of halves, computed as such where the device has a kernel for it."""
+    """Matrix product in float32 or wider. CUDA has a kernel for it with half-precision inputs."""
     if a.dtype == _wide(a.dtype):
         return a @ b
     return torch.mm(a, b, out_dtype=torch.float32) if a.is_cuda else (a @ b).float()
 
 
 class _Chunks:
-    """The logits of one chunk after the other; float32 and wider ones all in the same memory."""
+    """Computes the logits chunk by chunk; in float32 and wider, all chunks share one buffer."""
 
     def __init__(
         self, hidden: Tensor, weight: Tensor, bias: Tensor | None, chunk_size: int, transform: LogitTransform
@@ -142,7 +141,7 @@ class _ChunkedLogps(torch.autograd.Function):
                 entropies[part] = torch.special.entr(logits.exp()).sum(-1)
         ctx.save_for_backward(hidden, weight, bias, targets)
         ctx.chunk_size, ctx.transform = chunk_size, transform
-        # The last chunk and its memory stay: the backward pass begins with it and goes on in the same place.
+        # Keep the last chunk and its buffer: the backward pass starts with this chunk and reuses the buffer.
         ctx.last = logits if transform.softcap is None else None
         ctx.buffer = chunks.buffer
         return logps
@@ -155,8 +154,8 @@ class _ChunkedLogps(torch.autograd.Function):
         wide = _wide(hidden.dtype)
         chunks = _Chunks(hidden, weight, bias, ctx.chunk_size, ctx.transform)
         chunks.buffer, ctx.buffer = ctx.buffer, None
-        # d logp / d logits is onehot - softmax. Its negative is formed in the memory of the logits; the sign and each
-        # token's gradient are multiplied into the narrow side of the products.
+        # d logp / d logits is onehot - softmax. Its negative overwrites the logits; the sign and the gradient of each
+        # token are multiplied into the smaller factor of the products.
         factor = grad.to(wide)[:, None] * -ctx.transform.scale
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         grad_weight = weight.new_zeros(weight.shape, dtype=wide) if needs_weight else None

@@ -1,4 +1,4 @@
-"""Low-rank adapters on a base model, which may be held in 4 bits."""
+"""Low-rank adapters on a base model, which may be stored in 4 bits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def with_adapter(model: PreTrainedModel, options: LoraOptions) -> Any:
-    """Put new or trained adapters on a model.
+    """Add new or trained adapters to a model.
 
     Raises:
         UserError: If peft is not installed, or the options do not fit the model.
@@ -55,22 +55,22 @@ def _trained_adapter(model: PreTrainedModel, path: str) -> Any:
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
             "model.policy.lora.adapter",
-            f"no adapter could be loaded from {path!r}: {first_line(error)}",
-            "give a directory with adapter_config.json and LoRA weights that fit the model",
+            f"cannot load an adapter from {path!r}: {first_line(error)}",
+            "use a directory with adapter_config.json and LoRA weights that match the model",
         ) from error
 
 
 def quantization_config(config: PolicyConfig) -> Any:
-    """How the base model below adapters is held in 4 bits; None where it is not.
+    """Quantization config of a base model in 4 bits; None without quantization.
 
     Raises:
-        UserError: Where 4 bits can't serve: without CUDA, without bitsandbytes, or for random weights.
+        UserError: If CUDA or bitsandbytes is not available.
     """
     if config.lora is None or config.lora.quantize is None:
         return None
     field = "model.policy.lora.quantize"
     if not torch.cuda.is_available():
-        raise UserError(field, "4-bit weights need a CUDA device, none found", "set it to null")
+        raise UserError(field, "4-bit weights need a CUDA device, but none was found", "set it to null")
     if not find_spec("bitsandbytes"):
         raise UserError(
             field, "needs the package bitsandbytes, which is not installed", "pip install 'adadpo-lightning[qlora]'"
@@ -84,10 +84,10 @@ def quantization_config(config: PolicyConfig) -> Any:
 
 
 def check_whole(config: PolicyConfig) -> None:
-    """4-bit weights are made as they are loaded, whole and on one device."""
+    """Reject quantization of random or sharded weights: quantization happens while a full model is loaded."""
     if config.lora is not None and config.lora.quantize is not None:
         raise UserError(
             "model.policy.lora.quantize",
-            "4 bits need weights to load (model.policy.path) and each rank a copy of its own",
-            "set it to null, or take the strategy single or ddp",
+            "4-bit weights need a model to load (model.policy.path), and a full copy on each rank",
+            "set it to null, or use the strategy single or ddp",
         )

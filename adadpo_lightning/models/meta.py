@@ -1,4 +1,4 @@
-"""Models whose weights are still to be read: they have shapes and take no memory."""
+"""Models on the meta device: their weights have shapes but take no memory."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 @contextmanager
 def parameters_on_meta() -> Iterator[None]:
-    """Within this context each new parameter goes to the meta device before anything is written to it.
+    """Context in which new parameters are moved to the meta device before they are initialized.
 
-    Not ``torch.device("meta")``: that would lose the buffers, which no checkpoint holds.
+    ``torch.device("meta")`` would also drop the values of buffers, which checkpoints do not contain.
 
     Example:
         >>> with parameters_on_meta():
@@ -26,7 +26,7 @@ def parameters_on_meta() -> Iterator[None]:
     def on_meta(_module: nn.Module, _name: str, parameter: nn.Parameter) -> nn.Parameter | None:
         return None if parameter.is_meta else nn.Parameter(parameter.to("meta"), parameter.requires_grad)
 
-    # torch annotates the hook as returning None; its documentation lets it return a new parameter.
+    # torch annotates the hook as returning None, but documents that it may return a new parameter.
     hook = register_module_parameter_registration_hook(on_meta)  # type: ignore[arg-type]
     try:
         yield
@@ -36,9 +36,9 @@ def parameters_on_meta() -> Iterator[None]:
 
 @contextmanager
 def stand_ins(model: nn.Module) -> Iterator[None]:
-    """Within this context parameters on the meta device are CPU tensors of one element, expanded to their shape.
+    """Context in which parameters on the meta device are replaced by one-element CPU tensors, expanded to their shape.
 
-    Peft puts an adapter on the device of the layer that it adapts; one on the meta device would lose its values.
+    Peft creates an adapter on the device of its layer; on the meta device it would lose its values.
     """
     replaced = replace_parameters(model, lambda p: p.is_meta, lambda p: torch.zeros((), dtype=p.dtype).expand(p.shape))
     try:
@@ -50,7 +50,7 @@ def stand_ins(model: nn.Module) -> Iterator[None]:
 def replace_parameters(
     model: nn.Module, chosen: Callable[[nn.Parameter], bool], change: Callable[[Tensor], Tensor]
 ) -> set[nn.Parameter]:
-    """Exchange parameters and give the new ones; tied ones stay tied."""
+    """Replace parameters and return the new ones; tied parameters stay tied."""
     changed: dict[nn.Parameter, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):

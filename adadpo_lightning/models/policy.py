@@ -1,4 +1,4 @@
-"""The policy: a micro-batch to the log-probability of each scored token, in one forward of one module."""
+"""The policy: maps a micro-batch to the log-probability of each scored token in one forward pass."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 
 class PolicyModel(nn.Module):
-    """A Hugging Face causal language model that answers a `PreferenceBatch` with token log-probabilities.
+    """Wraps a Hugging Face causal language model to map a `PreferenceBatch` to token log-probabilities.
 
-    The backbone runs without its head; the head is applied here, in chunks, to the hidden states of scored tokens only.
-    All of it happens in this module's `forward`, because under sharding the head's weight is whole only there.
+    The backbone runs without its head. The head is applied here, in chunks, to the hidden states of scored tokens only.
+    Both run in this module's `forward`, because a sharded head weight is gathered only there.
 
     Args:
         model: The causal language model, with or without peft adapters.
@@ -42,7 +42,7 @@ class PolicyModel(nn.Module):
 
     def __init__(self, model: Any, config: PolicyConfig) -> None:
         super().__init__()
-        # transformers loads in eval mode, where gradient checkpointing is off; dropout is off anyway.
+        # transformers loads in eval mode, which disables gradient checkpointing; dropout is disabled anyway.
         self.model = model.train()
         self.head_chunk_size = config.head_chunk_size
         self.packed_attention = config.packed_attention
@@ -50,7 +50,7 @@ class PolicyModel(nn.Module):
         self.compiled = config.compile
         self.transform = logit_transform(self.causal_lm.config)
         self.layout: Literal["packed", "padded"] = choose_layout(config.layout, self.causal_lm)
-        # Called in the backward pass with the batch and the gradient at each scored token's hidden state, (N, D).
+        # Called in the backward pass with the batch and the gradient at the hidden state of each scored token, (N, D).
         self.gradient_observer: Callable[[PreferenceBatch, Tensor], None] | None = None
         self.token_entropy = config.token_entropy
         self._entropies: Tensor | None = None
@@ -61,40 +61,40 @@ class PolicyModel(nn.Module):
         if self.causal_lm.config.model_type not in attention.SERVED:
             check_forward(self)
         if config.compile:
-            # Block by block: one graph serves all of them and all lengths, and the head's loop stays out of it.
+            # Block by block: one graph serves all blocks and lengths, and excludes the loop over head chunks.
             for block in decoder_blocks(self.causal_lm):
                 block.compile(dynamic=True)
 
     @property
     def causal_lm(self) -> Any:
-        """The model without its peft wrapper; adapters stay inside."""
+        """The model without its peft wrapper; adapters remain active."""
         return self.model.get_base_model() if hasattr(self.model, "peft_config") else self.model
 
     @contextmanager
     def adapter_off(self) -> Iterator[None]:
-        """Within this context the policy is its base model."""
+        """Context in which the adapters are disabled."""
         with adapter_in_use(self.model, None):
             yield
 
     @contextmanager
     def reference_adapter(self) -> Iterator[None]:
-        """Within this context the policy computes with its frozen reference adapter."""
+        """Context in which the policy uses its frozen reference adapter."""
         with adapter_in_use(self.model, REFERENCE):
             yield
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
-        """Within this context the model can be called without `forward`, also if it is sharded.
+        """Context in which a sharded model can also be called without `forward`.
 
-        What lies outside the blocks (embedding, norm, head) is whole then; blocks gather themselves when they run. All
-        ranks have to enter, and to make the same calls.
+        Weights outside the blocks (embedding, norm, head) are gathered; blocks gather their own when they run. All
+        ranks must enter the context and make the same calls.
         """
         from torch.distributed.fsdp import FSDPModule
 
         if not isinstance(self, FSDPModule):
             yield
             return
-        # Else a block that runs before `forward` ever did would take itself for the root.
+        # Otherwise a block that runs before the first `forward` would consider itself the root.
         start_fsdp_root(self)
         self.unshard()
         try:
@@ -104,7 +104,7 @@ class PolicyModel(nn.Module):
 
     @contextmanager
     def plain_attention(self) -> Iterator[Any]:
-        """Within this context the model attends as transformers has it, for generation; gives the model itself."""
+        """Context in which the model uses the attention of transformers, for generation; yields the model."""
         current = attention_of(self.causal_lm.config)
         self.causal_lm.set_attn_implementation(self._plain_attention)
         try:
@@ -118,11 +118,11 @@ class PolicyModel(nn.Module):
         hidden = self.hidden_states(batch).flatten(0, 1).index_select(0, batch.predict)
         if self.gradient_observer is not None and hidden.requires_grad:
             hook = partial(self.gradient_observer, batch)
-            hidden.register_hook(hook)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            hidden.register_hook(hook)  # type: ignore[no-untyped-call]  # untyped in torch
         return self._logps(hidden, batch.targets)
 
     def take_entropies(self) -> Tensor | None:
-        """Entropies of the last forward's predictions, nats, (N,), once; None if they were not asked for."""
+        """Return and clear the entropies of the last forward pass, nats, (N,); None if they are disabled."""
         entropies, self._entropies = self._entropies, None
         return entropies
 
@@ -132,7 +132,7 @@ class PolicyModel(nn.Module):
             layout = PackedLayout(batch.segments, self.packed_attention, batch.input_ids.device)
             options = {"position_ids": batch.position_ids, "packed": layout}
         else:
-            # Its positions are those that a model counts by itself, and not every architecture takes any.
+            # No position ids: models compute these positions themselves, and some architectures do not accept any.
             options = {"attention_mask": batch.attention_mask}
         with offloading(self.offload_activations, batch.input_ids.device):
             output = self.causal_lm.base_model(input_ids=batch.input_ids, use_cache=False, **options)
@@ -154,7 +154,7 @@ class PolicyModel(nn.Module):
                 transform=self.transform,
                 entropies=self._entropies,
             )
-        # A head with an adapter on it is no plain matrix: run the module itself, chunk by chunk.
+        # A head with an adapter is more than one matrix: run the module itself, chunk by chunk.
         size = self.head_chunk_size
         chunks = zip(torch.split(hidden, size), torch.split(targets, size), strict=True)
         return torch.cat([checkpoint(self._module_logps, head, h, t, use_reentrant=False) for h, t in chunks])
@@ -166,10 +166,10 @@ class PolicyModel(nn.Module):
 
 
 def choose_layout(asked: Literal["auto", "packed", "padded"], model: Any) -> Literal["packed", "padded"]:
-    """Packed where the architecture can be served; ``auto`` falls back with a warning.
+    """Choose the layout: packed if the architecture supports it; ``auto`` falls back to padded with a warning.
 
     Raises:
-        UserError: If ``packed`` is asked for and can't be served.
+        UserError: If ``packed`` is requested but not supported.
     """
     if asked == "padded":
         return "padded"
@@ -183,7 +183,7 @@ def choose_layout(asked: Literal["auto", "packed", "padded"], model: Any) -> Lit
 
 
 def logit_transform(config: Any) -> LogitTransform:
-    """What the architecture does to its logits. The same name does not mean the same in all of them."""
+    """The logit transform of an architecture. The same config key differs in meaning between architectures."""
     kind = config.model_type
     scale = 1.0
     if kind.startswith("cohere"):

@@ -1,4 +1,4 @@
-"""An architecture that no test covers is held against its own forward before it is trained."""
+"""Compares an architecture without test coverage with its own forward pass before training."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
     from adadpo_lightning.models.policy import PolicyModel
     from adadpo_lightning.types import PreferenceBatch
 
-# Largest mean difference of log-probabilities in nats. What an unknown head does to its logits (a scale, a cap, a layer
-# before the head) moves them by far more; the order of sums moves them by far less.
+# Largest mean difference of log-probabilities in nats. An unsupported head (scale, cap, extra layer) makes it much
+# larger, the order of summation only much less.
 TOLERANCE = {torch.float64: 1e-3, torch.float32: 1e-2, torch.float16: 0.1, torch.bfloat16: 0.3}
 PAIRS = (EncodedPair([1, 2, 3], [4, 5], [6], 0), EncodedPair([7], [2], [3, 1, 8], 1))
 
 
 def check_forward(policy: PolicyModel) -> None:
-    """Compare the padded forward with the architecture's own on a few tokens.
+    """Compare the padded forward pass with the architecture's own on a few tokens.
 
     Args:
-        policy: A policy in the padded layout. On the meta device there is nothing to compare.
+        policy: A policy in the padded layout. The check is skipped on the meta device.
 
     Raises:
-        UserError: If they differ: then the architecture does to its logits what `logit_transform` does not know.
+        UserError: If they differ, because the architecture transforms its logits in an unsupported way.
     """
     like = next(policy.parameters())
     if like.is_meta:
@@ -38,14 +38,14 @@ def check_forward(policy: PolicyModel) -> None:
         difference = _difference(policy, batch)
     except (AttributeError, RuntimeError, TypeError) as error:
         raise UserError(
-            "model.policy", f"the architecture {kind!r} can't be run: {error}", "take a causal language model"
+            "model.policy", f"the architecture {kind!r} cannot be run: {error}", "use a causal language model"
         ) from error
     if not difference <= TOLERANCE[like.dtype]:
         raise UserError(
             "model.policy",
             f"log-probabilities of the architecture {kind!r} differ from those of its own forward by "
-            f"{difference:.2g} nats: it does to its logits what this package does not know, or is random",
-            "take another architecture",
+            f"{difference:.2g} nats: it transforms its logits in an unsupported way, or is not deterministic",
+            "use another architecture",
         )
 
 

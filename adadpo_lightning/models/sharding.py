@@ -1,4 +1,4 @@
-"""One function that shards a policy of any architecture by its repeated block."""
+"""Shards a policy of any architecture by its repeated block."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Sharding:
     """How to shard a model.
 
     Args:
-        mesh: One dimension: ranks that share one copy. Two: replicas x ranks that share one copy (HSDP).
-        device: Where this rank computes.
-        param_dtype: Type of the gathered weights and of the computation; None is that of the stored weights.
-        reduce_dtype: Type in which gradients are summed over ranks; None is that of `param_dtype`.
+        mesh: One dimension: the ranks to shard over. Two dimensions: replicas x ranks to shard over (HSDP).
+        device: Device of this rank.
+        param_dtype: Data type of the gathered weights and of the computation; None means that of the stored weights.
+        reduce_dtype: Data type in which gradients are summed over ranks; None means `param_dtype`.
         cpu_offload: Keep shards, gradients and optimizer state in CPU memory.
     """
 
@@ -36,10 +36,10 @@ class Sharding:
 
 
 def decoder_blocks(model: nn.Module) -> list[nn.Module]:
-    """The repeated block of an architecture: the items of that module list which holds most parameters.
+    """The repeated blocks of an architecture: the items of the module list with the most parameters.
 
     Raises:
-        UserError: If there is no such list.
+        UserError: If the model has no module list.
 
     Example:
         >>> model = nn.ModuleDict({"embed": nn.Embedding(9, 4), "layers": nn.ModuleList(nn.Linear(4, 4) for _ in "ab")})
@@ -49,9 +49,9 @@ def decoder_blocks(model: nn.Module) -> list[nn.Module]:
     lists: list[nn.Module] = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m)]
     if not lists:
         raise UserError(
-            "trainer.strategy", f"{type(model).__name__} has no list of blocks to shard by", "take another architecture"
+            "trainer.strategy", f"{type(model).__name__} has no list of blocks to shard by", "use another architecture"
         )
-    # Lists inside a block, such as experts, hold less than the list of blocks; of equals, `max` takes the outer one.
+    # Lists inside a block, for example of experts, are smaller; on ties `max` returns the outer list.
     return list(max(lists, key=_parameters).children())
 
 
@@ -60,15 +60,15 @@ def _parameters(module: nn.Module) -> int:
 
 
 def shard(policy: PolicyModel, sharding: Sharding, *, frozen: bool = False) -> None:
-    """Shard each block, then everything else as one: embedding, final norm and head.
+    """Shard each block, then everything else as one unit: embedding, final norm and head.
 
-    The head's weight is read in `PolicyModel.forward`, so that it has to belong to the root, and with tied embeddings
-    it is the embedding's. Weights on the meta device stay there; others are cut from this rank's copy.
+    `PolicyModel.forward` reads the head's weight, so it must belong to the root, as must an embedding tied to it.
+    Weights on the meta device stay there; other weights are sharded from this rank's copy.
 
     Args:
-        policy: The model; it is changed in place.
-        sharding: Over which ranks, and in which types.
-        frozen: For a model without a backward pass: then the root, too, is resharded after its forward.
+        policy: The model; modified in place.
+        sharding: Mesh, data types and offloading.
+        frozen: Whether the model has no backward pass; the root is then also resharded after its forward pass.
     """
     from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
@@ -81,5 +81,5 @@ def shard(policy: PolicyModel, sharding: Sharding, *, frozen: bool = False) -> N
     }
     for block in decoder_blocks(policy.causal_lm):
         fully_shard(block, **options, reshard_after_forward=True)
-    # None keeps the root gathered until its backward pass, which comes right after its forward.
+    # None keeps the root gathered until its backward pass, which directly follows its forward pass.
     fully_shard(policy, **options, reshard_after_forward=True if frozen else None)

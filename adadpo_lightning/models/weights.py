@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 def random_model(config: PolicyConfig) -> PreTrainedModel:
-    """Random weights from a config, drawn from `init_seed`.
+    """A model with random weights from a config, seeded by `init_seed`.
 
     Raises:
-        UserError: If the config is not that of a causal language model.
+        UserError: If the config does not define a causal language model.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -33,9 +33,11 @@ def random_model(config: PolicyConfig) -> PreTrainedModel:
         architecture = AutoConfig.for_model(**values)
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(
-            "model.policy.config", f"is no Hugging Face config: {first_line(error)}", "set model_type to a known one"
+            "model.policy.config",
+            f"is not a Hugging Face config: {first_line(error)}",
+            "set model_type to a known type",
         ) from error
-    # Forked: the seed of the weights must not move the run's own random numbers.
+    # Forked, so that the seed of the weights does not affect the random state of the run.
     with torch.random.fork_rng():
         torch.manual_seed(config.init_seed)
         dtype = torch.float32 if config.dtype == "auto" else getattr(torch, config.dtype)
@@ -44,14 +46,16 @@ def random_model(config: PolicyConfig) -> PreTrainedModel:
                 architecture, dtype=dtype, attn_implementation=config.attn_implementation
             )
         except (ValueError, ImportError) as error:
-            raise UserError("model.policy.config", f"makes no causal language model: {first_line(error)}") from error
+            raise UserError(
+                "model.policy.config", f"does not define a causal language model: {first_line(error)}"
+            ) from error
 
 
 def config_values(source: dict[str, Any] | str | None) -> dict[str, Any]:
-    """The Hugging Face config of random weights: given as it is, or read from a file or its directory.
+    """The Hugging Face config of random weights: a mapping, or read from a file or its directory.
 
     Raises:
-        UserError: If it cannot be read, or names no architecture.
+        UserError: If it cannot be read or lacks ``model_type``.
     """
     if isinstance(source, dict):
         values = dict(source)
@@ -62,7 +66,9 @@ def config_values(source: dict[str, Any] | str | None) -> dict[str, Any]:
             values = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise UserError(
-                "model.policy.config", f"{path} cannot be read as JSON: {first_line(error)}", "give a config.json"
+                "model.policy.config",
+                f"{path} cannot be read as JSON: {first_line(error)}",
+                "use the path of a config.json",
             ) from error
     if "model_type" not in values:
         raise UserError("model.policy.config", f"expected a key model_type, got the keys {sorted(values)}")
@@ -70,10 +76,10 @@ def config_values(source: dict[str, Any] | str | None) -> dict[str, Any]:
 
 
 def pretrained_model(config: PolicyConfig) -> PreTrainedModel:
-    """The weights at `path`.
+    """The pretrained model at `path`.
 
     Raises:
-        UserError: If they cannot be loaded, or some are missing.
+        UserError: If weights cannot be loaded or are missing.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
@@ -95,7 +101,7 @@ def pretrained_model(config: PolicyConfig) -> PreTrainedModel:
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise UserError(
             "model.policy.path",
-            f"no model could be loaded from {path!r}: {first_line(error)}",
+            f"cannot load a model from {path!r}: {first_line(error)}",
             _remedy(error),
         ) from error
     if report["missing_keys"]:
@@ -103,13 +109,13 @@ def pretrained_model(config: PolicyConfig) -> PreTrainedModel:
         raise UserError(
             "model.policy.path",
             f"{path!r} lacks {len(report['missing_keys'])} of the model's weights, which would be random: {some}",
-            "give the weights of a causal language model",
+            "use the weights of a causal language model",
         )
     return model
 
 
 def empty_model(config: PolicyConfig) -> PreTrainedModel:
-    """The architecture at `path`, for a caller that reads the weights itself."""
+    """The architecture at `path` without weights, for callers that load the weights themselves."""
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
     path = str(config.path)
@@ -126,10 +132,10 @@ def empty_model(config: PolicyConfig) -> PreTrainedModel:
     except (OSError, ValueError, ImportError) as error:
         raise UserError(
             "model.policy.path",
-            f"no model could be made from {path!r}: {first_line(error)}",
+            f"cannot create a model from {path!r}: {first_line(error)}",
             _remedy(error),
         ) from error
-    # As `from_pretrained` does: a model without a generation config has the defaults.
+    # Like `from_pretrained`: a model without a generation config uses the defaults.
     with suppress(OSError):
         model.generation_config = GenerationConfig.from_pretrained(path, revision=config.revision)
     return model
@@ -141,12 +147,12 @@ def _dtype(config: PolicyConfig) -> torch.dtype | str:
 
 
 def _remedy(error: BaseException) -> str:
-    """What to do about a model that does not load."""
+    """How to fix a model that fails to load."""
     if needs_remote_code(error):
-        return "read that code, and if you trust it set model.policy.trust_remote_code: true"
+        return "review that code, and if you trust it, set model.policy.trust_remote_code: true"
     if has_mismatched_sizes(error):
-        return "weights and config.json differ in size, in the table above: give those that belong together"
-    return "give a directory with config.json and safetensors weights that fit it, or a hub id that can be reached"
+        return "the sizes of weights and config.json differ (see the table above): use files that belong together"
+    return "use a directory with config.json and matching safetensors weights, or an accessible hub id"
 
 
 def _check_directory(path: str) -> None:
@@ -154,11 +160,9 @@ def _check_directory(path: str) -> None:
     if (local / "adapter_config.json").exists() and not (local / "config.json").exists():
         raise UserError(
             "model.policy.path",
-            f"{path} holds a LoRA adapter and no model",
-            "give its base model as path and this directory as model.policy.lora.adapter",
+            f"{path} contains a LoRA adapter, not a model",
+            "set path to its base model and model.policy.lora.adapter to this directory",
         )
     if local.is_dir() and not (local / "config.json").exists():
-        raise UserError(
-            "model.policy.path", f"the directory {path} has no config.json", "give a Hugging Face directory"
-        )
+        raise UserError("model.policy.path", f"the directory {path} has no config.json", "use a Hugging Face directory")
     check_exists(path, "model.policy.path")

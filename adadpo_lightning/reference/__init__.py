@@ -1,1 +1,1 @@
-"""Everything that yields reference log-probabilities."""
+"""Reference log-probabilities: live references and caches."""

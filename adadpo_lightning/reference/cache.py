@@ -1,10 +1,10 @@
-"""Reference log-probabilities on disk: computed once, reused by every run over the same weights and the same pairs.
+"""Reference log-probabilities on disk, computed once and reused by every run with the same reference and pairs.
 
-A cache is a folder named by a hash of everything that its numbers depend on: the reference's weights, config, layout
-and attention, the precision, the device, library versions, and every token id of every pair (and so the tokenizer, the
-template and the truncation). What does not match has another name and is never found. Inside, ``values`` holds one
-number per scored token, ``done`` one flag per pair, and ``complete.json`` is written last: a killed run resumes where
-its flags end.
+A cache is a folder named by a hash of everything that its values depend on: weights, config, layout and attention of
+the reference, the precision, the device, library versions, and all token ids of all pairs (which reflect tokenizer,
+template and truncation). A stale cache therefore has a different name and is never used. In the folder, ``values``
+contains one number per scored token and ``done`` one flag per pair. ``complete.json`` is written last; an interrupted
+run resumes with the pairs whose flag is not set.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def default_folder() -> Path:
-    """Where caches live unless the config says otherwise."""
+    """Default folder of reference caches."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "adadpo_lightning" / "reference"
 
@@ -41,10 +41,10 @@ class ReferenceCache:
     """Log-probabilities of every scored token of a dataset.
 
     Args:
-        folder: The cache's own folder; made if it is missing.
-        chosen: Scored tokens of each chosen answer, shape (pairs,).
-        rejected: Scored tokens of each rejected answer, shape (pairs,).
-        dtype: Type of the numbers, float32 or float64.
+        folder: Folder of this cache; created if missing.
+        chosen: Number of scored tokens of each chosen answer, shape (pairs,).
+        rejected: Number of scored tokens of each rejected answer, shape (pairs,).
+        dtype: Data type of the values, float32 or float64.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class ReferenceCache:
         self._files: dict[str, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without open files: a worker process opens its own."""
+        """Drop open files, which worker processes open themselves."""
         return self.__dict__ | {"_files": {}}
 
     def __len__(self) -> int:
@@ -65,7 +65,7 @@ class ReferenceCache:
         return len(self.chosen)
 
     def create(self) -> None:
-        """Make the folder and its files where they are missing or of another size."""
+        """Create the folder and files that are missing or have the wrong size."""
         self.folder.mkdir(parents=True, exist_ok=True)
         sizes = {"values": int(self._starts[-1]) * self.dtype.itemsize, "done": len(self)}
         for name, size in sizes.items():
@@ -75,41 +75,41 @@ class ReferenceCache:
                     file.truncate(size)
 
     def missing(self) -> NDArray[np.int64]:
-        """Numbers of the pairs that are not computed yet."""
+        """Indices of the pairs that are not computed yet."""
         return np.flatnonzero(np.asarray(self._file("done", np.dtype("uint8"))) == 0)
 
     def write(self, numbers: Sequence[int], logps: Tensor) -> None:
         """Store the pairs of a micro-batch.
 
         Args:
-            numbers: Their numbers in the dataset.
-            logps: Log-probabilities in a batch's flat order (chosen answers first), shape (N,).
+            numbers: Indices of the pairs in the dataset.
+            logps: Log-probabilities in the flat order of a batch (chosen answers first), shape (N,).
         """
         flat = logps.detach().cpu().numpy().astype(self.dtype, copy=False)
         values, done = self._file("values", self.dtype), self._file("done", np.dtype("uint8"))
         for target, part in zip(self._slices(numbers), self._split(numbers, flat), strict=True):
             values[target] = part
-        # The numbers must be on disk before the flag that vouches for them.
+        # The values must be on disk before the flags that mark them as valid.
         values.flush()
         done[list(numbers)] = 1
         done.flush()
 
     def read(self, numbers: Sequence[int]) -> Tensor:
-        """The pairs of a micro-batch, in its flat order, shape (N,)."""
+        """Log-probabilities of a micro-batch, in its flat order, shape (N,)."""
         values = self._file("values", self.dtype)
         return torch.from_numpy(np.concatenate([values[part] for part in self._slices(numbers)]))
 
     def finish(self) -> None:
-        """Declare the cache complete."""
+        """Mark the cache as complete."""
         partial = self.folder / f"complete.{os.getpid()}"
         partial.write_text(json.dumps({"checksum": self._checksum()}), encoding="utf-8")
         partial.replace(self.folder / "complete.json")
 
     def is_complete(self) -> bool:
-        """Whether all of it is there.
+        """Whether the cache is complete.
 
         Raises:
-            UserError: If its numbers are not the ones that were stored.
+            UserError: If its checksum does not match.
         """
         path = self.folder / "complete.json"
         if not path.exists():
@@ -129,7 +129,7 @@ class ReferenceCache:
         return self._files[name]
 
     def _slices(self, numbers: Sequence[int]) -> Iterator[slice]:
-        """Where the answers of a micro-batch are stored: those of a pair side by side, chosen first."""
+        """Slices of the answers of a micro-batch; those of a pair are stored next to each other, chosen first."""
         for n in numbers:
             yield slice(self._starts[n], self._starts[n] + self.chosen[n])
         for n in numbers:
@@ -150,18 +150,18 @@ def fill(
     progress: Any = None,
     in_step: Callable[[list[bool]], list[bool]] | None = None,
 ) -> None:
-    """Compute the micro-batches of a plan that the cache lacks.
+    """Compute the micro-batches of a plan that are missing in the cache.
 
     Args:
-        cache: Where to put them.
-        plan: This rank's micro-batches. Those of the first epoch make cached numbers those of a live reference to the
-            last bit: how rows are batched shows in the rounding.
-        collate: From a micro-batch of the plan to a `PreferenceBatch`.
+        cache: Cache to fill.
+        plan: This rank's micro-batches. With those of the first epoch, cached values equal those of a live reference
+            bit by bit, because batching affects rounding.
+        collate: Turns a micro-batch of the plan into a `PreferenceBatch`.
         reference: The live reference.
-        device: Where it computes.
-        progress: Called with the number of pairs just done.
-        in_step: For a sharded reference, which all ranks have to run together: from which of its micro-batches this
-            rank lacks to which any rank lacks.
+        device: Device of the reference.
+        progress: Called with the number of pairs just computed.
+        in_step: For a sharded reference, which all ranks must run together: maps the flags of micro-batches missing on
+            this rank to the flags of those missing on any rank.
     """
     missing = set(cache.missing().tolist())
     lacking = [not micro_batch.filler and not missing.isdisjoint(micro_batch.rows) for micro_batch in plan]
@@ -177,7 +177,7 @@ def fill(
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One run at a time fills a cache; others wait and then find it."""
+    """Hold the lock of a cache folder; other runs wait."""
     from filelock import FileLock
 
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Live references: a second model, or the policy itself with another adapter or none."""
+"""Live references: a second model, or the policy with a different adapter or none."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ if TYPE_CHECKING:
 
 
 class Reference(Protocol):
-    """Anything that gives reference log-probabilities."""
+    """Interface of reference log-probabilities."""
 
     def __call__(self, batch: PreferenceBatch) -> Tensor:
         """Log-probability of each scored token of the batch under the reference, nats, shape (N,), no gradient."""
 
 
 class FrozenReference:
-    """A second model: a copy of the policy as it is at step 0, or another one.
+    """A second model: a copy of the policy at step 0, or a different model.
 
-    It moves to the policy's device at its first use. A copy is loaded by the policy's own config, so that the same
-    computation gives rewards of exactly 0 at step 0.
+    It moves to the policy's device on first use. A copy is loaded with the policy's config, so that rewards are
+    exactly 0 at step 0.
 
     Args:
-        model: The second model; its parameters are frozen here.
-        policy: The model whose device it follows.
+        model: The second model; its parameters are frozen.
+        policy: The policy, whose device is used.
     """
 
     def __init__(self, model: PolicyModel, policy: PolicyModel) -> None:
@@ -50,7 +50,7 @@ class FrozenReference:
     def __call__(self, batch: PreferenceBatch) -> Tensor:
         """See `Reference`."""
         if not self._placed:
-            # Not the dtype: `to` would round the rotary embedding's buffers, which stay float32 in any model.
+            # Not the dtype: `to` would round the buffers of rotary embeddings, which must stay float32.
             self.model.to(next(self.policy.parameters()).device)
             self._placed = True
         with torch.no_grad():
@@ -59,7 +59,7 @@ class FrozenReference:
 
 
 class AdapterOffReference:
-    """The policy itself with its adapters switched off: no second model in memory.
+    """The policy with its adapters disabled; no second model in memory.
 
     Args:
         policy: A policy with adapters.
@@ -76,7 +76,7 @@ class AdapterOffReference:
 
 
 class AdapterReference:
-    """The policy with a frozen second adapter in place of the trained one: no second base model in memory.
+    """The policy with a frozen second adapter instead of the trained one; no second base model in memory.
 
     Args:
         policy: A policy built with ``reference_adapter=True``.
@@ -101,19 +101,19 @@ def build_reference(
     *,
     path: str | None = None,
 ) -> Reference | None:
-    """Make the reference of a policy.
+    """Build the reference of a policy.
 
     Args:
-        mode: What yields the reference log-probabilities; see `adadpo_lightning.reference.modes`. ``cached`` and
-            ``none`` make no live reference.
-        policy: The policy as it is before training.
-        config: What the policy was loaded by.
-        tokenizer: Its tokenizer, for the same checks.
-        sharding: How to shard a second model; None keeps it whole.
-        path: Directory or hub id of the reference; for the mode ``path``.
+        mode: Source of the reference log-probabilities; see `adadpo_lightning.reference.modes`. ``cached`` and
+            ``none`` have no live reference.
+        policy: The policy before training.
+        config: Config that the policy was loaded with.
+        tokenizer: Tokenizer of the policy, to check the vocabulary.
+        sharding: How to shard a second model; None does not shard it.
+        path: Directory or hub id of the reference, for the mode ``path``.
 
     Raises:
-        UserError: If the second model cannot be loaded or has another vocabulary.
+        UserError: If the second model cannot be loaded or its vocabulary differs.
     """
     if mode in ("none", "cached"):
         return None
@@ -128,24 +128,24 @@ def build_reference(
 
 
 def check_same_vocabulary(path: str, tokenizer: Any) -> None:
-    """Token ids must mean the same to policy and reference. A reference without a tokenizer cannot be checked.
+    """Check that policy and reference share a vocabulary. A reference without a tokenizer is accepted with a warning.
 
     Raises:
-        UserError: If the reference's tokenizer numbers a token of the policy differently.
+        UserError: If the reference's tokenizer lacks a token of the policy or assigns it a different id.
     """
     from transformers import AutoTokenizer
 
     try:
         own = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError):
-        log.warn(f"model.reference_path: {path} has no tokenizer; its vocabulary is taken to be the policy's")
+        log.warn(f"model.reference_path: {path} has no tokenizer; assuming the vocabulary of the policy")
         return
     vocabulary, theirs = tokenizer.get_vocab(), own.get_vocab()
     differ = [token for token, number in vocabulary.items() if theirs.get(token) != number]
     if differ:
         raise UserError(
             "model.reference_path",
-            f"expected the vocabulary of the policy's tokenizer; {path} lacks or numbers differently {len(differ)} of "
-            f"{len(vocabulary)} tokens, among them {sorted(differ)[:3]}",
-            "give a model of the same family",
+            f"expected the vocabulary of the policy's tokenizer; in {path}, {len(differ)} of {len(vocabulary)} "
+            f"tokens are missing or have different ids, for example {sorted(differ)[:3]}",
+            "use a model of the same family",
         )

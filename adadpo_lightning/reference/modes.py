@@ -1,4 +1,4 @@
-"""Which reference a run takes: the modes, and what ``auto`` makes of a policy and a loss."""
+"""Reference modes, and how ``auto`` selects one for a policy and a loss."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ AskedMode = Literal["auto", "none", "frozen", "path", "adapter_off", "adapter", 
 def resolve_reference(
     asked: AskedMode, loss: PreferenceLoss, policy: PolicyConfig, reference_path: str | None = None
 ) -> ReferenceMode:
-    """Choose what yields the reference log-probabilities.
+    """Choose the source of the reference log-probabilities.
 
-    ``auto`` takes ``path`` if `reference_path` is given, ``adapter`` for a policy that starts from a trained adapter,
+    ``auto`` selects ``path`` if `reference_path` is given, ``adapter`` for a policy that starts from a trained adapter,
     ``adapter_off`` for one with a new adapter, and ``frozen`` for a full model. Except for ``path``, rewards are then
     exactly 0 at step 0.
 
@@ -37,7 +37,7 @@ def resolve_reference(
         'none'
     """
     if not loss.needs_reference:
-        # A reference that the loss does not read would cost memory and time for nothing.
+        # An unused reference would waste memory and time.
         return "none"
     _check_path(asked, reference_path)
     if asked == "auto":
@@ -46,7 +46,7 @@ def resolve_reference(
         raise UserError(
             "model.reference",
             f"{type(loss).__name__} needs a reference, got none",
-            "set it to auto, frozen, adapter_off or cached, or take a loss without a reference: simpo, cpo, orpo",
+            "set it to auto, frozen, adapter_off or cached, or use a loss without a reference: simpo, cpo, orpo",
         )
     if asked in ("adapter_off", "adapter") and policy.lora is None:
         raise UserError(
@@ -56,7 +56,7 @@ def resolve_reference(
 
 
 def source_of(policy: PolicyConfig, reference_path: str | None) -> ReferenceMode:
-    """The live reference of ``auto``, and what ``cached`` computes its numbers with."""
+    """The live reference of ``auto``, which also computes the values of ``cached``."""
     if reference_path is not None:
         return "path"
     if policy.lora is None:
@@ -65,14 +65,14 @@ def source_of(policy: PolicyConfig, reference_path: str | None) -> ReferenceMode
 
 
 def uses_reference_adapter(mode: ReferenceMode, policy: PolicyConfig, reference_path: str | None = None) -> bool:
-    """Whether the policy must carry a frozen second adapter beside the trained one."""
+    """Whether the policy needs a frozen second adapter in addition to the trained one."""
     if mode == "cached":
         mode = source_of(policy, reference_path)
     return mode == "adapter" or (mode == "synced" and policy.lora is not None)
 
 
 def starts_at_zero(mode: ReferenceMode, policy: PolicyConfig, reference_path: str | None = None) -> bool:
-    """Whether rewards must be 0 at step 0: the reference is then the policy as it starts."""
+    """Whether rewards must be 0 at step 0, because the reference equals the initial policy."""
     if mode == "cached":
         mode = source_of(policy, reference_path)
     if mode == "adapter_off":
@@ -81,25 +81,27 @@ def starts_at_zero(mode: ReferenceMode, policy: PolicyConfig, reference_path: st
 
 
 def reference_note(mode: ReferenceMode, policy: PolicyConfig, reference_path: str | None = None) -> str | None:
-    """What to tell the user of a reference that is not the policy as it starts; None for one that is.
+    """Note for the user if the reference differs from the initial policy, otherwise None.
 
     Example:
         >>> from adadpo_lightning.models.loading import PolicyConfig
         >>> reference_note("path", PolicyConfig("model"), "other")
-        'the reference is other, not the policy as it starts: rewards at step 0 are not 0'
+        'the reference is other, not the initial policy: rewards at step 0 are not 0'
     """
     if mode == "none" or starts_at_zero(mode, policy, reference_path):
         return None
     what = reference_path if mode != "adapter_off" else "the base model without its trained adapter"
-    return f"the reference is {what}, not the policy as it starts: rewards at step 0 are not 0"
+    return f"the reference is {what}, not the initial policy: rewards at step 0 are not 0"
 
 
 def _check_path(asked: AskedMode, reference_path: str | None) -> None:
     if asked == "path" and reference_path is None:
-        raise UserError("model.reference_path", "expected a directory or hub id, got null", "name the reference model")
+        raise UserError(
+            "model.reference_path", "expected a directory or hub id, got null", "set it to the reference model"
+        )
     if reference_path is not None and asked not in ("auto", "path", "cached"):
         raise UserError(
             "model.reference_path",
-            f"is given, and model.reference is {asked}, which does not read it",
+            f"is set, but model.reference is {asked}, which does not use it",
             "set model.reference to path or cached, or remove reference_path",
         )

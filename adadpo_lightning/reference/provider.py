@@ -1,4 +1,4 @@
-"""Before the first step of a run: find its reference caches, or compute them with a reference that is freed again."""
+"""Load the reference caches of a run before its first step, or compute them with a temporary reference."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ def provide_cached_reference(
     folder: Path,
     trainer: Trainer,
 ) -> dict[str, ReferenceCache]:
-    """Find the caches of some datasets, and compute what they lack.
+    """Load the caches of datasets, and compute missing values.
 
     Args:
-        datasets: What to score, by name.
+        datasets: Datasets to score, by name.
         policy: The policy of the run.
-        config: How it was loaded.
-        tokenizer: Its tokenizer.
-        path: The reference model, if it is not the policy as it is before training.
+        config: Config that the policy was loaded with.
+        tokenizer: Tokenizer of the policy.
+        path: The reference model, if it is not the initial policy.
         folder: Folder of all caches.
-        trainer: Says where and how precisely to compute, and which rank writes.
+        trainer: Trainer, which provides device, precision and ranks.
 
     Returns:
         A complete cache for each dataset.
@@ -59,7 +59,7 @@ def provide_cached_reference(
     """
     if not datasets:
         return {}
-    # One live reference for all datasets; with adapters it is the policy itself and no second model.
+    # One live reference for all datasets; with adapters it is the policy itself, not a second model.
     mode = source_of(config, path)
     sharding = sharding_of(trainer.strategy)
     reference = build_reference(mode, policy, config, tokenizer, sharding, path=path)
@@ -83,9 +83,9 @@ def provide_cached_reference(
 
 
 def reference_fingerprint(reference: Any) -> dict[str, Any]:
-    """What the numbers of a live reference depend on: weights, model config, layout and attention.
+    """Everything that the values of a live reference depend on: weights, model config, layout and attention.
 
-    Adapters that the reference does not compute with do not count.
+    Adapters that the reference does not use are excluded.
     """
     policy: PolicyModel = reference.model if isinstance(reference, FrozenReference) else reference.policy
     model = policy.causal_lm
@@ -107,14 +107,14 @@ def reference_fingerprint(reference: Any) -> dict[str, Any]:
 
 
 def _whole(parameter: Tensor) -> Tensor:
-    """A sharded parameter gathered; all ranks call this for the same parameters in the same order."""
+    """Gather a sharded parameter; all ranks must call this for the same parameters in the same order."""
     return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 
 
 def _complete(
     cache: ReferenceCache, name: str, pairs: PairsToScore, reference: Reference, trainer: Trainer
 ) -> ReferenceCache:
-    """The cache with every pair of it computed, by this run or an earlier one."""
+    """Complete a cache, unless an earlier run already has."""
     if trainer.is_global_zero:
         with locked(cache.folder):
             cache.create()
@@ -127,7 +127,7 @@ def _complete(
 
 
 def _any_rank(device: torch.device, flags: list[bool]) -> list[bool]:
-    """For each position whether the flag of any rank is set; all ranks have equally many."""
+    """For each position, whether the flag is set on any rank; all ranks have the same number of flags."""
     import torch.distributed as dist
 
     joined = torch.tensor(flags, dtype=torch.int32, device=device)

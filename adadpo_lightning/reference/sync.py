@@ -19,25 +19,25 @@ if TYPE_CHECKING:
 
 @dataclass
 class SyncOptions:
-    """When and how far a ``synced`` reference moves to the policy.
+    """Updates of a ``synced`` reference.
 
     Args:
-        alpha: Share of the policy in ``ref <- alpha * policy + (1 - alpha) * ref``, in (0, 1]; 1 copies it.
-        every_n_steps: Optimizer steps between two updates.
+        alpha: Weight of the policy in ``ref <- alpha * policy + (1 - alpha) * ref``, in (0, 1]; 1 copies the policy.
+        every_n_steps: Number of optimizer steps between updates.
     """
 
     alpha: float = 0.6
     every_n_steps: int = 512
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
+        """Check the values."""
         if not 0 < self.alpha <= 1:
             raise UserError("model.sync.alpha", f"expected a number in (0, 1], got {self.alpha}", "the paper uses 0.6")
         if self.every_n_steps < 1:
             raise UserError("model.sync.every_n_steps", f"expected at least 1, got {self.every_n_steps}")
 
     def check(self, policy: PolicyConfig) -> None:
-        """Adapters cannot be mixed: a mixture of two products of factors is not the product of mixed factors.
+        """Reject mixing of adapters: the mean of two low-rank products is not the product of their mean factors.
 
         Raises:
             UserError: For a policy with LoRA and an `alpha` below 1.
@@ -51,17 +51,17 @@ class SyncOptions:
             )
 
     def due(self, step: int) -> bool:
-        """Whether the reference moves after this optimizer step, counted from 1."""
+        """Whether the reference is updated after this optimizer step, counted from 1."""
         return step % self.every_n_steps == 0
 
 
 def sync(policy: PolicyModel, reference: PolicyModel | None, alpha: float) -> None:
-    """Move the reference to the policy, in place.
+    """Update the reference towards the policy, in place.
 
     Args:
-        policy: The policy, sharded or whole.
-        reference: Its frozen copy, sharded alike; None moves the policy's own reference adapter.
-        alpha: Share of the policy.
+        policy: The policy, sharded or not.
+        reference: Its frozen copy, sharded identically; None updates the policy's reference adapter.
+        alpha: Weight of the policy.
     """
     pairs = (
         paired_adapters(policy.model)
@@ -74,7 +74,7 @@ def sync(policy: PolicyModel, reference: PolicyModel | None, alpha: float) -> No
 
 
 def _local(parameter: Tensor) -> Tensor:
-    """This rank's shard; policy and reference are sharded alike."""
+    """This rank's shard; policy and reference are sharded identically."""
     from torch.distributed.tensor import DTensor
 
     return parameter.to_local() if isinstance(parameter, DTensor) else parameter

@@ -169,7 +169,7 @@ def test_weights_of_another_shape(broken):
     [
         ({"hidden_size": 8}, r"expected a key model_type, got the keys \['hidden_size'\]"),
         ({"model_type": "lama"}, r"model\.policy\.config: is no Hugging Face config"),
-        ({"model_type": "t5"}, "makes no causal language model"),
+        ({"model_type": "t5"}, "does not define a causal language model"),
         ("nowhere/config.json", "cannot be read as JSON"),
     ],
 )
@@ -209,7 +209,7 @@ def test_prompt_tuning_is_no_adapter(model_dir, tmp_path):
     base = load_model(PolicyConfig(path=str(model_dir)))
     get_peft_model(base, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)).save_pretrained(tmp_path)
     refused(
-        "prompt learning.*give a directory with adapter_config.json and LoRA weights",
+        "prompt learning.*use a directory with adapter_config.json and LoRA weights",
         path=str(model_dir),
         lora=LoraOptions(adapter=str(tmp_path)),
     )
@@ -219,7 +219,7 @@ def test_four_bits_are_refused_where_they_cannot_serve(model_dir):
     lora = LoraOptions(quantize="nf4")
     with pytest.raises(UserError, match=r"lora\.quantize: 4-bit weights need a CUDA device"):
         load_model(PolicyConfig(path=str(model_dir), lora=lora))
-    with pytest.raises(UserError, match="need weights to load"):
+    with pytest.raises(UserError, match="need a model to load"):
         load_model(PolicyConfig(config=GPT2, tokenizer=str(model_dir), lora=lora))
     with patch("torch.cuda.is_available", return_value=True), pytest.raises(UserError, match="package bitsandbytes"):
         quantization_config(PolicyConfig(path=str(model_dir), lora=lora))

@@ -105,7 +105,7 @@ def test_two_trained_adapters_have_two_caches(model_dir, pairs_file, adapter_dir
 @pytest.mark.parametrize("mode", ["auto", "path", "cached"])
 def test_a_path_is_another_model(model_dir, other_dir, pairs_file, tmp_path, capsys, mode):
     module, rewards, _ = train(model_dir, pairs_file, tmp_path, reference=mode, reference_path=str(other_dir))
-    assert "not the policy as it starts: rewards at step 0 are not 0" in capsys.readouterr().err
+    assert "not the initial policy: rewards at step 0 are not 0" in capsys.readouterr().err
     assert module.reference_mode in ("path", "cached")
     assert rewards[0].abs().max() > 1e-3
     _, itself, _ = train(model_dir, pairs_file, tmp_path, reference=mode, reference_path=str(model_dir))

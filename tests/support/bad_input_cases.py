@@ -268,7 +268,7 @@ CASES = [
     Case("no weights", {P + "path": model_with(without("model.safetensors"))}, "model.policy.path", "safetensors"),
     Case("pickled weights", {P + "path": model_with(pickled_weights)}, "model.policy.path", "safetensors"),
     Case("truncated weights", {P + "path": model_with(truncate_weights)}, "model.policy.path", ""),
-    Case("wrong shape", {P + "path": model_with(wrong_shape)}, "model.policy.path", "differ in size"),
+    Case("wrong shape", {P + "path": model_with(wrong_shape)}, "model.policy.path", "sizes of weights"),
     Case("missing weight", {P + "path": model_with(missing_weight)}, "model.policy.path", "up_proj"),
     Case("missing shard", {P + "path": model_with(missing_shard)}, "model.policy.path", "00002-of-00002"),
     Case(

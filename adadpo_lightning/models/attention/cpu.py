@@ -1,4 +1,4 @@
-"""The ``tree`` backend: all pairs of a row in one autograd node, over the CPU's flash kernel."""
+"""The ``tree`` backend: all pairs of a row in one autograd node, based on the CPU flash kernel."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from adadpo_lightning.models.attention.layout import AttentionRule, PackedLayout, Run
 
-# Queries a kernel call. The kernel does the work of masked keys too, so a block gets only the keys up to its last
-# query. Between 64 and 192 the time is flat.
+# Queries per kernel call. The kernel also processes masked keys, so a block gets only the keys up to its last query.
+# Sizes between 64 and 192 are equally fast.
 BLOCK = 128
 
 
@@ -27,13 +27,13 @@ def tree(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, rule: 
         query: (1, heads, T, d).
         key: (1, key heads, T, d).
         value: As `key`.
-        layout: The row's layout.
-        rule: Scale and window; soft-capping is not for this kernel.
+        layout: Layout of the row.
+        rule: Scale and window; this kernel does not support soft-capping.
 
     Returns:
         The output, (1, heads, T, d).
     """
-    output: Tensor = _Tree.apply(query, key, value, layout, rule)  # type: ignore[no-untyped-call]  # torch's own
+    output: Tensor = _Tree.apply(query, key, value, layout, rule)  # type: ignore[no-untyped-call]  # untyped in torch
     return output
 
 
@@ -43,7 +43,7 @@ class _Tree(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, rule: AttentionRule
     ) -> Tensor:
         _, heads, length, width = query.shape
-        # The row's own order in memory, so that the caller's transposition costs nothing.
+        # Memory order of the row, so that the caller's transpose does not copy.
         out = query.new_empty(1, length, heads, width).transpose(1, 2)
         wide = torch.promote_types(query.dtype, torch.float32)
         lse = query.new_empty(1, length, heads, dtype=wide).transpose(1, 2)
@@ -66,7 +66,7 @@ class _Tree(torch.autograd.Function):
         layout: PackedLayout = ctx.layout
         rule: AttentionRule = ctx.rule
         d_query = torch.empty_like(query)
-        # A key's gradient is a sum over blocks, which halves would round each time.
+        # The gradient of a key is a sum over blocks, which half precision would round repeatedly.
         wide = torch.promote_types(query.dtype, torch.float32)
         d_key, d_value = torch.zeros_like(key, dtype=wide), torch.zeros_like(value, dtype=wide)
         for run in layout.runs:
@@ -85,7 +85,7 @@ class _Tree(torch.autograd.Function):
                 d_k[:, :, keys] += parts[1]
                 d_v[:, :, keys] += parts[2]
             if len(run.keys) > 1:
-                # These were gathered as copies, which hold what their prompt has from the chosen answer already.
+                # Gathered keys are copies, which already include the prompt's gradient from the chosen answer.
                 _put_back(d_key, d_k, run.keys)
                 _put_back(d_value, d_v, run.keys)
         return d_query, d_key.to(key.dtype), d_value.to(value.dtype), None, None
@@ -106,7 +106,7 @@ class _Block(NamedTuple):
 
 
 def _blocks(run: Run, longest: int, window: int | None) -> Iterator[_Block]:
-    """Blocks of a run's queries, the keys that they see, and where their mask lies in the band."""
+    """Blocks of a run's queries, the keys visible to them, and the position of their mask in the band."""
     queries, keys = run.lengths
     for start in range(0, queries, BLOCK):
         stop = min(start + BLOCK, queries)
@@ -120,10 +120,10 @@ def _blocks(run: Run, longest: int, window: int | None) -> Iterator[_Block]:
 
 
 def _band(longest: int, window: int | None, dtype: torch.dtype) -> Tensor:
-    """The additive mask of a block, for any place of the block: row i sees columns up to ``longest + i``.
+    """The additive mask that contains those of all blocks: row i sees columns up to ``longest + i``.
 
-    A block whose first query has n keys before it uses the columns from ``longest - n`` on, so that every block's mask
-    is a view of this one.
+    A block whose first query is preceded by n keys uses the columns from ``longest - n``, so that the mask of every
+    block is a view of this one.
     """
     behind = torch.arange(BLOCK)[:, None] + longest - torch.arange(longest + BLOCK)
     visible = behind >= 0 if window is None else (behind >= 0) & (behind < window)

@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 
     from adadpo_lightning.models.attention.layout import AttentionRule, PackedLayout
 
-# Side of flex attention's blocks; its kernels expect this one unless they are told otherwise.
+# Block size of flex attention; this is the default of its kernels.
 BLOCK = 128
 
 
 def varlen(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, rule: AttentionRule) -> Tensor:
-    """Attention of a packed row by one flash call with unlike numbers of queries and keys.
+    """Attention of a packed row in one flash call with different numbers of queries and keys.
 
     Args:
         query: (1, heads, T, d), float16 or bfloat16.
         key: (1, key heads, T, d).
         value: As `key`.
-        layout: The row's layout.
-        rule: Scale and window; soft-capping is not for this kernel.
+        layout: Layout of the row.
+        rule: Scale and window; this kernel does not support soft-capping.
 
     Returns:
         The output, (1, heads, T, d).
@@ -35,7 +35,7 @@ def varlen(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, rule
     from torch.nn.attention.varlen import varlen_attn
 
     index = layout.once("varlen", lambda: _varlen_index(layout))
-    # Flash takes (tokens, heads, d). A rejected answer's keys are those of its prompt and its own.
+    # Flash expects (tokens, heads, d). The keys of a rejected answer are those of its prompt and its own.
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     k, v = k.index_select(0, index.keys), v.index_select(0, index.keys)
     out = varlen_attn(
@@ -47,16 +47,16 @@ def varlen(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, rule
         index.most_queries,
         index.most_keys,
         scale=rule.scale,
-        # A right bound of 0 is causal. With fewer queries than keys flash aligns them to the end, where answers are.
+        # A right bound of 0 is causal. Flash aligns fewer queries than keys to the end, where the answers are.
         window_size=(-1 if rule.window is None else rule.window - 1, 0),
         **_grouped_option(),
     )
-    return out.transpose(0, 1)[None]  # type: ignore[union-attr]  # a tuple only if auxiliary outputs are asked for
+    return out.transpose(0, 1)[None]  # type: ignore[union-attr]  # a tuple only if auxiliary outputs are requested
 
 
 @cache
 def _grouped_option() -> dict[str, Any]:
-    """Newer versions want to be told that several query heads may share one key head; older ones just do it."""
+    """Option that lets query heads share a key head; older torch versions do this without an option."""
     from torch.nn.attention.varlen import varlen_attn
 
     return {"enable_gqa": True} if "enable_gqa" in signature(varlen_attn).parameters else {}
@@ -83,13 +83,13 @@ def _varlen_index(layout: PackedLayout) -> _VarlenIndex:
 
 
 def flex(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, rule: AttentionRule) -> Tensor:
-    """Attention of a packed row by compiled, block-sparse attention; knows windows and soft-capping.
+    """Attention of a packed row with compiled, block-sparse attention; supports windows and soft-capping.
 
     Args:
         query: (1, heads, T, d).
         key: (1, key heads, T, d).
         value: As `key`.
-        layout: The row's layout.
+        layout: Layout of the row.
         rule: Scale, window and soft-capping.
 
     Returns:
@@ -120,13 +120,13 @@ def _flex_attention(device: str) -> Any:
 
 
 def block_mask(layout: PackedLayout, window: int | None) -> BlockMask:
-    """Which tokens see which, known block by block without looking at each pair of tokens."""
+    """The visibility of tokens, computed per block without evaluating every pair of tokens."""
     from torch.nn.attention.flex_attention import BlockMask
 
     pair, side, position = _token_labels(layout)
 
     def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        # Side 0 is the prompt, which both answers see. Keys lie before their queries in the row.
+        # Side 0 is the prompt, visible to both answers. Keys precede their queries in the row.
         seen = (pair[q] == pair[k]) & ((side[k] == 0) | (side[k] == side[q])) & (k <= q)
         return seen if window is None else seen & (position[q] - position[k] < window)
 
@@ -138,7 +138,7 @@ def block_mask(layout: PackedLayout, window: int | None) -> BlockMask:
 
 
 def seen_blocks(layout: PackedLayout, window: int | None) -> tuple[Tensor, Tensor]:
-    """For blocks of queries (rows) and keys (columns): whether anything is seen, and whether everything is."""
+    """For blocks of queries (rows) and keys (columns): whether any key is visible, and whether all are."""
     length = sum(map(sum, layout.segments))
     count = -(-length // BLOCK)
     some = torch.zeros(count, count, dtype=torch.bool)
@@ -146,7 +146,7 @@ def seen_blocks(layout: PackedLayout, window: int | None) -> tuple[Tensor, Tenso
     starts = torch.arange(count) * BLOCK
     ends = (starts + BLOCK).clamp_max(length)
     for run in layout.runs:
-        # A query's place minus a key's place in the row is their distance plus what lies between them in the row only.
+        # The offset in the row exceeds the distance of positions by the tokens between prompt and rejected answer.
         shift = run.queries.stop - run.keys[0].start - run.lengths[1]
         q_first, q_last = starts.clamp_min(run.queries.start), ends.clamp_max(run.queries.stop) - 1
         q_any, q_all = q_first <= q_last, (starts >= run.queries.start) & (ends <= run.queries.stop)
@@ -165,7 +165,7 @@ def seen_blocks(layout: PackedLayout, window: int | None) -> tuple[Tensor, Tenso
 
 
 def _ordered(blocks: Tensor, layout: PackedLayout) -> tuple[Tensor, Tensor]:
-    """Number of blocks in each row and their columns, in the form that flex attention wants."""
+    """Number of blocks in each row and their columns, in the form that flex attention expects."""
     counts = blocks.sum(1, dtype=torch.int32)[None, None]
     columns = blocks.to(torch.int8).argsort(dim=1, descending=True, stable=True).to(torch.int32)[None, None]
     return layout.to_device(counts), layout.to_device(columns)

@@ -1,4 +1,4 @@
-"""Where things lie in a packed row ``[prompt | chosen | rejected | prompt | ...]``, for attention in it."""
+"""Layout of a packed row ``[prompt | chosen | rejected | prompt | ...]``, for attention."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ T = TypeVar("T")
 
 
 class AttentionRule(NamedTuple):
-    """How a layer attends.
+    """Attention options of a layer.
 
     Args:
         scale: Factor on the logits.
-        window: Positions that a query sees, its own included; None for all up to its own.
-        softcap: Bound of the logits, ``softcap * tanh(logits / softcap)``; None for no bound.
+        window: Number of positions visible to a query, including its own; None for all up to its own.
+        softcap: Bound on the logits, ``softcap * tanh(logits / softcap)``; None for no bound.
     """
 
     scale: float
@@ -29,18 +29,18 @@ class AttentionRule(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Queries that lie together, and their keys: the queries are the last of the keys, and attention is causal.
+    """Contiguous queries and their keys. The queries are the last of the keys, and attention is causal.
 
     Args:
-        queries: Where the queries lie in the row.
-        keys: Where the keys lie, in one piece or in two (a prompt, and the rejected answer to it).
+        queries: Slice of the queries in the row.
+        keys: Slices of the keys in the row: one, or two (a prompt and its rejected answer).
     """
 
     queries: slice
     keys: tuple[slice, ...]
 
     def gather(self, x: Tensor) -> Tensor:
-        """The keys' part of `x`, (..., T, d), without a copy where they lie together."""
+        """Select the keys from `x`, (..., T, d), without a copy if they are contiguous."""
         return x[..., self.keys[0], :] if len(self.keys) == 1 else torch.cat([x[..., k, :] for k in self.keys], dim=-2)
 
     @property
@@ -55,12 +55,12 @@ def _length(part: slice) -> int:
 
 
 class PackedLayout:
-    """Where the pairs of one micro-batch lie in their row, and what its layers share.
+    """Layout of the pairs of a micro-batch in their row, and values shared by all layers.
 
     Args:
         segments: ``(prompt, chosen, rejected)`` token counts of each pair.
-        backend: Which function computes attention.
-        device: Where index tensors are wanted.
+        backend: Name of the attention backend.
+        device: Device of index tensors.
 
     Example:
         >>> layout = PackedLayout([(3, 2, 1)], "segments", torch.device("cpu"))
@@ -76,7 +76,7 @@ class PackedLayout:
 
     @cached_property
     def runs(self) -> tuple[Run, ...]:
-        """Per pair: prompt with chosen answer, then the rejected answer if there is one; in the row's order."""
+        """For each pair, in row order: prompt with chosen answer, then the rejected answer, if any."""
         runs = []
         start = 0
         for prompt, chosen, rejected in self.segments:
@@ -89,16 +89,16 @@ class PackedLayout:
 
     @cached_property
     def longest(self) -> int:
-        """Most keys that a run has."""
+        """Largest number of keys of a run."""
         return max(run.lengths[1] for run in self.runs)
 
     def once(self, name: Hashable, make: Callable[[], T]) -> T:
-        """What `make` gives, made when the first layer asks for it."""
+        """The result of `make`, computed on first use and shared by all layers."""
         if name not in self._made:
             self._made[name] = make()
         made: T = self._made[name]
         return made
 
     def to_device(self, host: Tensor) -> Tensor:
-        """The tensor where it is wanted; on its way to a GPU nothing waits for what that is doing."""
+        """Move a tensor to the device, without synchronizing with a GPU."""
         return host.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else host

@@ -1,13 +1,13 @@
 """Attention of the packed layout: ``[prompt | chosen | rejected]`` per pair in one row, each prompt computed once.
 
-A prompt sees itself; an answer sees its prompt and itself; nothing sees another pair or the other answer. It is
-registered as one attention implementation of transformers, so that no architecture is patched: the layout travels as a
-keyword of the model's call. The backends compute the same numbers:
+A prompt attends to itself, and an answer to its prompt and itself. Nothing attends to another pair or the other answer.
+This is registered as an attention implementation of transformers, so that no architecture is patched; the layout is
+passed as a keyword argument of the model. All backends compute the same result:
 
-- ``segments``: scaled-dot-product attention, run by run; any device, any dtype, windows and soft-capping;
-- ``tree``: the CPU's flash kernel in blocks of queries, one autograd node for the whole row;
+- ``segments``: scaled-dot-product attention per run; any device and dtype, windows and soft-capping;
+- ``tree``: the CPU flash kernel on blocks of queries, one autograd node for the full row;
 - ``varlen``: one variable-length flash call on CUDA, in half precision;
-- ``flex``: compiled block-sparse attention on CUDA, also for what flash can't do (soft-capped logits).
+- ``flex``: compiled block-sparse attention on CUDA, also for soft-capped logits, which flash does not support.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 IMPLEMENTATION = "adadpo_packed"
-# Architectures whose packed forward the tests hold against transformers' own. Others may attend in ways that these
-# functions do not know (ALiBi, recurrence, attention sinks, chunks) and run in the padded layout.
+# Architectures whose packed forward pass is tested against transformers. Others may need unsupported kinds of attention
+# (ALiBi, recurrence, attention sinks, chunks) and run in the padded layout.
 # fmt: off
 SERVED = frozenset({
     "cohere", "cohere2", "exaone4", "gemma", "gemma2", "gemma3_text", "glm4", "gpt2", "gpt_neox", "granite",
@@ -41,27 +41,27 @@ HALVES = (torch.float16, torch.bfloat16)
 
 
 def register(*, opaque: bool = False) -> None:
-    """Make the implementation known to transformers. No mask function: no [T, T] mask is ever built.
+    """Register the implementation in transformers, without a mask function: no [T, T] mask is built.
 
     Args:
-        opaque: Keep the compiler out of it, for good: the loops over a row's pairs would be compiled anew for each row.
+        opaque: Exclude it from compilation, permanently: the loops over pairs would be recompiled for each row.
     """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     if opaque:
-        hidden: Any = torch.compiler.disable(packed_attention)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        hidden: Any = torch.compiler.disable(packed_attention)  # type: ignore[no-untyped-call]  # untyped in torch
         ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, hidden)
     elif IMPLEMENTATION not in ALL_ATTENTION_FUNCTIONS:
         ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, packed_attention)
 
 
 def unserved_reason(model: Any) -> str | None:
-    """Why a model can't run in the packed layout; None if it can."""
+    """Why a model cannot run in the packed layout; None if it can."""
     kind = getattr(model.config, "model_type", type(model).__name__)
     if kind not in SERVED:
-        return f"the packed forward is not tested for {kind!r} (tested: {', '.join(sorted(SERVED))})"
+        return f"the packed layout is not tested for {kind!r} (tested: {', '.join(sorted(SERVED))})"
     if getattr(model.config, "use_bidirectional_attention", None):
-        return "the model attends in both directions (use_bidirectional_attention)"
+        return "the model uses bidirectional attention (use_bidirectional_attention)"
     return None
 
 
@@ -77,47 +77,47 @@ def packed_attention(
     packed: PackedLayout | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention as transformers calls it.
+    """Attention function with the signature that transformers expects.
 
     Args:
         module: The calling layer.
         query: (1, heads, T, d).
         key: (1, key heads, T, d).
         value: As `key`.
-        attention_mask: None: the layout says what sees what.
+        attention_mask: Must be None: the layout determines visibility.
         scaling: Factor on the logits; None for ``d ** -0.5``.
-        sliding_window: Positions that a query sees, its own included; None for all up to its own.
-        softcap: Bound of the logits; None for no bound.
-        packed: The batch's layout.
-        **kwargs: What other implementations take; dropout among them is 0 (`switch_off_dropout`).
+        sliding_window: Number of positions visible to a query, including its own; None for all up to its own.
+        softcap: Bound on the logits; None for no bound.
+        packed: Layout of the batch.
+        **kwargs: Arguments of other implementations, ignored; dropout is 0 (`disable_dropout`).
 
     Returns:
-        The output, (1, T, heads, d), and no weights.
+        The output, (1, T, heads, d), and None for the attention weights.
     """
     if packed is None or attention_mask is not None:
-        raise RuntimeError("packed attention takes a layout and no mask: call the model through PolicyModel")
+        raise RuntimeError("packed attention needs a layout and no mask: call the model through PolicyModel")
     device = query.device.type
     if torch.is_autocast_enabled(device) and query.dtype == torch.float32:
-        # Rotary embeddings widen, and custom kernels are not on autocast's list.
+        # Rotary embeddings upcast to float32, and autocast does not cover custom kernels.
         query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))
     if sliding_window is not None and sliding_window >= packed.longest:
-        sliding_window = None  # it hides nothing in this row
+        sliding_window = None  # no effect in this row
     rule = AttentionRule(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap)
     backend = choose_backend(packed.backend, device, query.dtype, capped=softcap is not None)
     return BACKENDS[backend](query, key, value, packed, rule).transpose(1, 2).contiguous(), None
 
 
 def choose_backend(asked: str, device: str, dtype: torch.dtype, *, capped: bool) -> str:
-    """The backend to use.
+    """Choose the backend.
 
     Args:
-        asked: A backend's name, or ``auto`` for the fastest that serves.
-        device: Where the row is: ``cpu``, ``cuda``, ...
-        dtype: The row's type.
-        capped: Whether the layer caps its logits.
+        asked: Name of a backend, or ``auto`` for the fastest supported one.
+        device: Device type of the row: ``cpu``, ``cuda``, ...
+        dtype: Data type of the row.
+        capped: Whether the layer soft-caps its logits.
 
     Raises:
-        UserError: If the backend asked for can't serve.
+        UserError: If the requested backend is not supported.
 
     Example:
         >>> choose_backend("auto", "cuda", torch.bfloat16, capped=False)
@@ -130,23 +130,23 @@ def choose_backend(asked: str, device: str, dtype: torch.dtype, *, capped: bool)
         "segments": True,
     }
     if asked == "auto":
-        # Compiling flex attention pays where flash can't serve, and not for a float32 run.
+        # Compiling flex attention pays off if flash is not supported, but not in float32.
         fast = ("tree", "varlen", "flex") if dtype in HALVES else ("tree",)
         return next((name for name in fast if serves[name]), "segments")
     if not serves[asked]:
         row = f"{dtype} on {device}" + (" with soft-capped logits" if capped else "")
-        raise UserError("model.policy.packed_attention", f"{asked} can't serve {row}", "set it to auto")
+        raise UserError("model.policy.packed_attention", f"{asked} does not support {row}", "set it to auto")
     return asked
 
 
 def segments(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, rule: AttentionRule) -> Tensor:
-    """Attention of a packed row, one public call a run of queries.
+    """Attention of a packed row, with one scaled-dot-product call per run of queries.
 
     Args:
         query: (1, heads, T, d).
         key: (1, key heads, T, d).
         value: As `key`.
-        layout: The row's layout.
+        layout: Layout of the row.
         rule: Scale, window and soft-capping.
 
     Returns:
@@ -159,14 +159,14 @@ def segments(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, ru
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, rule: AttentionRule) -> Tensor:
-    """Causal attention where the queries are the last of the keys."""
+    """Causal attention with the queries aligned to the last keys."""
     queries, keys = query.shape[2], key.shape[2]
     window = None if rule.window is None or rule.window >= keys else rule.window
     options: dict[str, Any] = {"scale": rule.scale, "enable_gqa": query.shape[1] != key.shape[1]}
     if rule.softcap is None and window is None:
         if queries == keys:
             return F.scaled_dot_product_attention(query, key, value, is_causal=True, **options)
-        if query.is_cuda:  # where kernels know this bias without a mask in memory
+        if query.is_cuda:  # CUDA kernels support this bias without a materialized mask
             bias: Any = causal_lower_right(queries, keys)
             return F.scaled_dot_product_attention(query, key, value, attn_mask=bias, **options)
     visible = layout.once((queries, keys, window), lambda: _visible(queries, keys, window, query.device))
