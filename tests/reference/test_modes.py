@@ -83,7 +83,7 @@ def test_a_trained_adapter_gets_itself_as_reference_and_the_base_only_when_asked
 ):
     lora = LoraOptions(adapter=str(adapter_dir))
     _, rewards, _ = train(model_dir, pairs_file, tmp_path, lora, reference="adapter_off")
-    assert "the base model without its trained adapter, not the policy as it starts" in capsys.readouterr().err
+    assert "the base model without its trained adapter, not the initial policy" in capsys.readouterr().err
     assert rewards[0].abs().max() > 1e-3
     frozen, _, _ = train(model_dir, pairs_file, tmp_path, lora, reference="frozen")
     adapter, _, _ = train(model_dir, pairs_file, tmp_path, lora, reference="adapter")
