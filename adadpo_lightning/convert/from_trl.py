@@ -33,7 +33,7 @@ def convert(given: dict[str, Any], ranks: int = 1) -> Converted:
         The config of this package, and notes.
 
     Raises:
-        UserError: If a loss has no counterpart, or a number is not one.
+        UserError: If a loss has no counterpart, or a numeric option is not a number.
     """
     values = _numbers(TRL_DEFAULTS | given)
     out = Converted()
@@ -91,7 +91,7 @@ def from_trl_file(path: str, ranks: int = 1) -> tuple[str, Converted]:
         UserError: If the file is not a mapping, a key is unknown, or a loss has no counterpart.
     """
     if not Path(path).is_file():
-        raise UserError(path, "no such file", "give TRL's config as YAML or JSON")
+        raise UserError(path, "file not found", "pass a TRL config as YAML or JSON")
     try:
         given = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError) as error:

@@ -1,10 +1,10 @@
-"""What each key of TRL's DPO script corresponds to here: tables of keys, defaults and names."""
+"""Tables that map the keys of TRL's DPO script to this package, with defaults and names."""
 
 from __future__ import annotations
 
 from typing import Any
 
-# TRL 1.16's own defaults, which apply where a config leaves a key out and this package's default differs.
+# Defaults of TRL 1.16, which apply to keys missing in a config if this package's default differs.
 TRL_DEFAULTS: dict[str, Any] = {
     "learning_rate": 1e-6,
     "beta": 0.1,
@@ -56,7 +56,7 @@ SAME: dict[str, str] = {
     "dataset_num_proc": "data.num_proc",
     "output_dir": "output_dir",
 }
-# Keys that set several of this package's keys, or one by a rule of `trl_rules`.
+# Keys that set several of this package's keys, or one through a rule of `trl_rules`.
 BY_RULE: dict[str, str] = {
     "loss_type": "model.loss",
     "loss_weights": "model.loss (Mixture)",
@@ -104,26 +104,26 @@ NEEDLESS: dict[str, str] = {
     "padding_free": "nothing is padded",
     "pad_to_multiple_of": "nothing is padded",
     "pad_token": "nothing is padded",
-    "use_liger_kernel": "full logits never exist",
+    "use_liger_kernel": "full logits are never materialized",
     "precompute_ref_batch_size": "the cache is filled in micro-batches",
     "use_cache": "training uses no cache",
     "average_tokens_across_devices": "gradients are those of the global batch",
-    "remove_unused_columns": "unread columns are left alone",
-    "length_column_name": "micro-batches are balanced by length already",
-    "do_train": "the command says so",
-    "do_eval": "the command says so",
-    "do_predict": "the command says so",
+    "remove_unused_columns": "unused columns are ignored",
+    "length_column_name": "micro-batches are already balanced by length",
+    "do_train": "set by the subcommand",
+    "do_eval": "set by the subcommand",
+    "do_predict": "set by the subcommand",
     "logging_strategy": "trainer.log_every_n_steps",
-    "report_to": "TensorBoard and CSV; others by trainer.logger",
+    "report_to": "TensorBoard and CSV; others with trainer.logger",
     "lora_task_type": "always CAUSAL_LM",
     "ref_model_sync_steps": "only for sync_ref_model",
     "ref_model_mixup_alpha": "only for sync_ref_model",
     "discopop_tau": "only for its loss",
     "f_alpha_divergence_coef": "only for its divergence",
-    "gradient_checkpointing_kwargs": "non-reentrant always",
-    "eval_delay": "validation begins with the interval",
+    "gradient_checkpointing_kwargs": "always non-reentrant",
+    "eval_delay": "validation follows trainer.val_check_interval",
 }
-# Values at which a key of TRL changes nothing; other values are reported as without a counterpart.
+# Values for which a TRL key has no effect; other values are reported as having no counterpart.
 NEUTRAL: dict[str, Any] = {
     "f_divergence_type": "reverse_kl",
     "ld_alpha": None,
@@ -146,7 +146,7 @@ NUMBERS = (
     *(key for key, default in TRL_DEFAULTS.items() if type(default) in (int, float)),
     *("warmup_ratio", "eval_steps", "data_seed", "save_total_limit", "lora_r", "lora_alpha", "lora_dropout"),
 )
-# Numbers for which null has a meaning of its own.
+# Numbers that may be null.
 NULLABLE = ("max_length", "max_grad_norm", "warmup_ratio", "eval_steps", "data_seed", "save_total_limit")
 COUNTS = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 

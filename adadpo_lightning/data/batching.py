@@ -1,4 +1,4 @@
-"""From tokenised pairs and batch sizes to plans: which pairs make a micro-batch, in training and in evaluation."""
+"""Builds the plans of micro-batches from tokenized pairs and batch sizes, for training and evaluation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BatchOptions:
-    """Batch sizes and order; see `PreferenceDataModule` for what each means.
+    """Batch sizes and order; see `PreferenceDataModule` for each option.
 
     Raises:
         UserError: If a size is below 1.
@@ -41,11 +41,11 @@ def training_plan(train: Prepared, options: BatchOptions, *, ranks: int, epochs:
     Args:
         train: The training pairs.
         options: Batch sizes and order.
-        ranks: Data-parallel ranks.
-        epochs: Epochs of the run; only `max_tokens` makes the plan depend on them.
+        ranks: Number of data-parallel ranks.
+        epochs: Number of epochs of the run; matters only with `max_tokens`.
 
     Raises:
-        UserError: If the sizes contradict each other, or one pair alone exceeds `max_tokens`.
+        UserError: If the sizes are inconsistent, or a single pair exceeds `max_tokens`.
     """
     prompt, chosen, rejected = train.counts()
     lengths = prompt + chosen + rejected
@@ -71,7 +71,7 @@ def training_plan(train: Prepared, options: BatchOptions, *, ranks: int, epochs:
 
 
 def evaluation_plan(pairs: Prepared, options: BatchOptions, *, ranks: int, rank: int) -> list[MicroBatch]:
-    """One rank's micro-batches of a dataset of which each pair is seen once over all ranks."""
+    """One rank's micro-batches of a dataset, covering each pair once over all ranks."""
     prompt, chosen, rejected = pairs.counts()
     lengths = prompt + chosen + rejected
     return eval_plan(lengths, chosen, micro_batch_size=options.eval_batch_size, ranks=ranks)[rank]
@@ -80,19 +80,19 @@ def evaluation_plan(pairs: Prepared, options: BatchOptions, *, ranks: int, rank:
 def scoring_plan(
     pairs: Prepared, options: BatchOptions, *, ranks: int, rank: int, train: StepPlan | None = None
 ) -> list[MicroBatch]:
-    """One rank's micro-batches to compute something of each pair once.
+    """One rank's micro-batches for scoring each pair once.
 
     Args:
         pairs: The dataset.
         options: Batch sizes.
-        ranks: Data-parallel ranks.
-        rank: This one's number.
-        train: The training plan, if the dataset is what is trained on. Its first epoch's micro-batches are taken,
-            because how pairs are batched shows in the rounding.
+        ranks: Number of data-parallel ranks.
+        rank: Index of this rank.
+        train: The training plan, if this is the training set. The micro-batches of its first epoch are used, because
+            batching affects rounding.
     """
     each_once = evaluation_plan(pairs, options, ranks=ranks, rank=rank)
     if train is None:
         return each_once
-    # Those that `drop_last` leaves out of the epoch are scored, too.
+    # Pairs that `drop_last` excludes from the epoch are scored, too.
     rest = each_once if train.drop_last else []
     return [*train.rank_batches(rank, 0, 0), *rest]

@@ -1,6 +1,6 @@
-"""Arrow files in the cache of `datasets`, named after the content that they were made of.
+"""Arrow files in the cache of `datasets`, named by a hash of their inputs.
 
-Nothing is ever written beside the user's data, and a file that changed without changing its time is read anew.
+Nothing is written next to the user's data. A file whose content changed is read again, even if its time did not change.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ def cache_folder() -> Path:
 
 
 def cached_table(key: str, build: Callable[[], tuple[pa.Schema, Iterator[pa.RecordBatch]]]) -> Dataset:
-    """A memory-mapped table from the cache, built if it is not there.
+    """A memory-mapped table from the cache, built if missing.
 
     Args:
-        key: Says what the table is made of; part of its file name.
-        build: Yields the table in batches.
+        key: Hash of the inputs; part of the file name.
+        build: Returns the schema and an iterator over batches.
 
     Raises:
         UserError: If the cache cannot be written.
@@ -51,7 +51,7 @@ def cached_table(key: str, build: Callable[[], tuple[pa.Schema, Iterator[pa.Reco
 
 
 def _write(path: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
-    """Write a whole file or none, also where several processes write the same one."""
+    """Write a file atomically, even if several processes write the same one."""
     import pyarrow as pa
 
     with writing(), tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".tmp", delete=False) as file:
@@ -69,7 +69,7 @@ def _write(path: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> 
 
 @contextmanager
 def writing() -> Iterator[None]:
-    """Turn a full or read-only disk into an error that says where the cache is."""
+    """Turn a full or read-only disk into an error that names the cache."""
     try:
         yield
     except OSError as error:
@@ -79,6 +79,6 @@ def writing() -> Iterator[None]:
 
         raise UserError(
             str(config.HF_DATASETS_CACHE),
-            f"the cache of tokenised data cannot be written: {error.strerror}",
+            f"the cache of tokenized data cannot be written: {error.strerror}",
             "free some space, or set HF_DATASETS_CACHE to another directory",
         ) from error

@@ -108,7 +108,7 @@ class PreferenceDataModule(LightningDataModule):
         self.sources["predict"] = _listed(predict) or self.sources["test"] or self.sources["val"]
         self.tokenizer_path = tokenizer
         self.chat_template = chat_template
-        # Read by the run summary and the estimate of a run's memory.
+        # Used by the run summary and the memory estimate.
         self.global_batch_size = global_batch_size
         self.micro_batch_size = micro_batch_size
         self.max_tokens = max_tokens
@@ -142,20 +142,22 @@ class PreferenceDataModule(LightningDataModule):
 
     @property
     def prepared(self) -> Mapping[str, Prepared]:
-        """The tokenised pairs by what they are for: ``train``, ``val``, ``test`` and ``predict``."""
+        """The tokenized pairs by stage: ``train``, ``val``, ``test`` and ``predict``."""
         return self.sets.prepared
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer of the pairs; set it to use one that is loaded already.
+        """The tokenizer of the pairs; can be set to one that is already loaded.
 
-        `chat_template` is put into the policy's tokenizer too, so that generation and export use the same.
+        `chat_template` is also set on the policy's tokenizer, so that generation and export use it.
         """
         tokenizer = self._tokenizer
         if tokenizer is None and self.tokenizer_path is None:
-            # Not kept: the next run may train another policy.
+            # Not stored: the next run may train a different policy.
             if self._needs is None:
-                raise UserError("data.tokenizer", "there is no policy to take one from", "give a directory or hub id")
+                raise UserError(
+                    "data.tokenizer", "not set, and there is no policy to take it from", "set a directory or hub id"
+                )
             tokenizer = self._needs.tokenizer
         elif tokenizer is None:
             tokenizer = self._tokenizer = read_tokenizer(str(self.tokenizer_path))
@@ -170,28 +172,28 @@ class PreferenceDataModule(LightningDataModule):
         self._tokenizer = tokenizer
 
     def connect(self, needs: ModuleNeeds) -> None:
-        """Learn what the module needs: the one thing that the datamodule knows of it.
+        """Set the requirements of the module, all that the datamodule knows about it.
 
-        Lightning's Trainer carries it: `prepare_data` and `setup` ask its module. Call it to look at the data of a
-        module without a trainer: ``data.connect(module.data_needs())``.
+        With a Trainer, `prepare_data` and `setup` do this. Without one, call ``data.connect(module.data_needs())`` to
+        inspect the data of a module.
 
         Args:
-            needs: Of the module that the pairs are for.
+            needs: Requirements of the module.
         """
         if self._needs is None or self._needs.tokenizer is not needs.tokenizer:
-            # Another policy, whose reference differs.
+            # A different policy has a different reference.
             self._caches.clear()
         self._needs = needs
 
     # Lightning's hooks.
 
     def prepare_data(self) -> None:
-        """Tokenise on one process, so that the others find the result in the cache of `datasets`."""
+        """Tokenize in one process, so that the others find the result in the cache of `datasets`."""
         if self.trainer is not None and self.trainer.state.fn is not None:
             self._load(str(self.trainer.state.fn.value))
 
     def setup(self, stage: str) -> None:
-        """Load and tokenise what the stage needs, say what was dropped, and plan the steps.
+        """Load and tokenize the data of the stage, report dropped pairs, and plan the steps.
 
         Args:
             stage: ``fit``, ``validate``, ``test`` or ``predict``.
@@ -218,12 +220,12 @@ class PreferenceDataModule(LightningDataModule):
             stage,
             self.tokenizer,
             with_rejected=needs is None or needs.rejected,
-            # Who only looks at the data may look at rows without a rejected answer, too.
+            # Inspection of the data also accepts rows without a rejected answer.
             needs_rejected=needs is not None and needs.rejected,
         )
 
     def train_dataloader(self) -> PlanLoader:
-        """This rank's micro-batches, from the trainer's own position on: a resumed run replays nothing."""
+        """This rank's micro-batches, starting at the trainer's position: a resumed run replays nothing."""
         run.check_limit(self.trainer, self._step_plan)
         return self._loader("train", self._train_batches, len(self._step_plan), partial(run.position, self.trainer))
 
@@ -240,7 +242,7 @@ class PreferenceDataModule(LightningDataModule):
         return self._eval_loader("predict")
 
     def scoring_loader(self, name: str) -> tuple[MicroBatches, list[MicroBatch]]:
-        """This rank's pairs of a dataset to compute something of each once: how to collate, and the plan."""
+        """This rank's pairs of a dataset for scoring each once, with the plan and how to collate it."""
         ranks, rank = run.sharing(self.trainer)
         train = self.plan if name == "train" else None
         return self._batches(name), scoring_plan(
@@ -248,7 +250,7 @@ class PreferenceDataModule(LightningDataModule):
         )
 
     def unscored(self, names: Iterable[str]) -> dict[str, PairsToScore]:
-        """Those of the named datasets that are prepared and have no reference log-probabilities yet."""
+        """The named datasets that are prepared and have no reference log-probabilities yet."""
         wanted = [name for name in names if name in self.prepared and name not in self._caches]
         found = {}
         for name in wanted:
@@ -258,17 +260,17 @@ class PreferenceDataModule(LightningDataModule):
         return found
 
     def add_reference(self, caches: Mapping[str, CachedLogps]) -> None:
-        """Take reference log-probabilities by dataset; batches carry them from now on, also of loaders made before."""
+        """Add reference log-probabilities by dataset; batches of existing loaders include them, too."""
         self._caches.update(caches)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the order of pairs depends on, for checkpoints."""
+        """The identity of the step plan, for checkpoints."""
         return {} if self.plan is None else {"plan": self.plan.identity()}
 
     def translate_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Let a run with another number of ranks, or other micro-batches, resume where a checkpoint ends.
+        """Translate the position of a checkpoint to this run's number of ranks and micro-batches.
 
-        To be called while the trainer restores; what the checkpoint says of the split is then that of this run.
+        Must be called while the trainer restores the checkpoint, which is modified in place.
         """
         then = checkpoint.get(type(self).__qualname__, {}).get("plan")
         loops = checkpoint.get("loops")
@@ -276,15 +278,15 @@ class PreferenceDataModule(LightningDataModule):
             run.translate_position(loops["fit_loop"]["epoch_loop.batch_progress"], then, self.plan)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remember the plan of the run that is resumed."""
+        """Store the plan of the resumed run."""
         self._resumed_plan = state_dict.get("plan")
 
     @property
     def optimizer_steps(self) -> int:
-        """Optimizer steps of the whole run, by the trainer's limits; known after ``setup("fit")``.
+        """Number of optimizer steps in the run, under the trainer's limits; available after ``setup("fit")``.
 
         Raises:
-            UserError: If nothing bounds the run.
+            UserError: If nothing limits the run.
         """
         return run.optimizer_steps(self.trainer, self._step_plan)
 
@@ -295,7 +297,7 @@ class PreferenceDataModule(LightningDataModule):
         return self.plan
 
     def _train_batches(self, epoch: int, start: int) -> Iterator[MicroBatch]:
-        """This rank's micro-batches from a position on; asked for once an epoch."""
+        """This rank's micro-batches, starting at a position; called once per epoch."""
         then, self._resumed_plan = self._resumed_plan, None
         if start and then is not None:
             run.check_same_plan(then, self._step_plan.identity())

@@ -1,4 +1,4 @@
-"""Sources to one tokenised dataset, with an account of what was dropped and cut."""
+"""Turns sources into one tokenized dataset, with a report of dropped and truncated pairs."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 __all__ = ["DataReport", "Prepared", "prepare", "report_table", "split_by_prompt"]
 
-# No errors of the data: identical answers teach nothing, and length is the user's own bound.
+# Not treated as errors: identical answers have no training signal, and the user sets the length limit.
 ALWAYS_DROPPED = (IDENTICAL, TOO_LONG)
-# Rows that the format is detected from, and rows that decide how special tokens are read.
+# Number of rows for detecting the format, and for deciding how special tokens are read.
 PROBED_ROWS = 16
 SAMPLED_ROWS = 1000
-# Below this, starting processes takes longer than tokenising.
+# Below this, starting processes takes longer than tokenizing.
 ROWS_WORTH_A_PROCESS = 500
 
 
@@ -45,15 +45,15 @@ def prepare(
     on_bad_row: Literal["error", "drop"] = "error",
     num_proc: int | None = None,
 ) -> Prepared:
-    """Load, read, tokenise and cut all rows of one dataset; source weights are not applied yet.
+    """Load, parse, tokenize and truncate all rows of one dataset; source weights are not applied yet.
 
     Args:
-        name: What it is for; only for the report.
-        sources: Its sources.
+        name: Name of the dataset in the report.
+        sources: Sources of the dataset.
         tokenizer: The policy's tokenizer.
-        options: How to tokenise and cut.
+        options: Options of tokenization and truncation.
         on_bad_row: Stop at the first unusable row, or drop and count it.
-        num_proc: Processes to tokenise with.
+        num_proc: Number of processes that tokenize.
 
     Raises:
         UserError: If a source cannot be read, or a row is unusable (with ``error``).
@@ -114,14 +114,14 @@ def _tokenize(rows: Rows, source: SourceConfig, encoder: PairTokenizer, fmt: str
             features=features(),
             num_proc=processes if processes > 1 else None,
             new_fingerprint=key,
-            # In the cache: `map` would write beside the user's Arrow files.
+            # In the cache folder: by default `map` writes next to the user's Arrow files.
             cache_file_name=str(cache_folder() / f"pairs-{key}.arrow"),
-            desc="Tokenising",
+            desc="Tokenizing",
         )
 
 
 def _fingerprint(rows: Rows, encoder: PairTokenizer, fmt: str, source: SourceConfig) -> str:
-    """Key of the cached result, by content."""
+    """Key of the cached result, a hash of its inputs."""
     settings = (asdict(encoder.options), asdict(encoder.reading), fmt, source.columns)
     parts = (FORMAT_VERSION, rows.key, fingerprint.of_tokenizer(encoder.tokenizer), settings)
     return fingerprint.of_data(parts)
@@ -144,7 +144,7 @@ def _usable(
         raise UserError(
             rows.where(int(bad[0])),
             tokenised[int(bad[0])]["detail"] + more,
-            "correct the data, or drop and count such rows with data.on_bad_row=drop",
+            "fix the data, or set data.on_bad_row=drop to drop and count such rows",
         )
     report.dropped.update(counts)
     report.cut.update(cut for cut in tokenised["cut"] if cut)

@@ -1,4 +1,4 @@
-"""Tokenised pairs with their account: selection, weights of sources, and the split by prompt."""
+"""Tokenized pairs with their report: selection, source weights, and the split by prompt."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class Prepared:
-    """Tokenised pairs, and where they come from.
+    """Tokenized pairs and their origin.
 
     Args:
-        pairs: One row a pair: ids, their counts, weight, margin, ``row``, ``source`` and ``prompt_key``.
-        report: What was dropped and cut.
-        sources: Their configs.
-        origins: For each source the number of its first row, and its rows.
+        pairs: One row per pair: ids, their counts, weight, margin, ``row``, ``source`` and ``prompt_key``.
+        report: Report of dropped and truncated pairs.
+        sources: Configs of the sources.
+        origins: For each source, the index of its first row, and its rows.
     """
 
     pairs: Dataset
@@ -34,7 +34,7 @@ class Prepared:
     origins: list[tuple[int, Rows]]
 
     def counts(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Tokens of prompts, chosen and rejected answers, each of shape (pairs,)."""
+        """Number of tokens of prompts, chosen and rejected answers, each of shape (pairs,)."""
         names = ["prompt_len", "chosen_len", "rejected_len"]
         columns = self.pairs.select_columns(names).with_format("numpy")[:]
         prompt, chosen, rejected = (np.asarray(columns[name], dtype=np.int64) for name in names)
@@ -47,11 +47,11 @@ class Prepared:
         return rows.where(row - first)
 
     def select(self, which: NDArray[np.int64]) -> Prepared:
-        """Some of the pairs."""
+        """A subset of the pairs."""
         return Prepared(self.pairs.select(which), self.report, self.sources, self.origins)
 
     def with_passes(self, seed: int) -> Prepared:
-        """Take each source's pairs as often as its weight says, and complete the report.
+        """Repeat or subsample the pairs of each source according to its weight, and complete the report.
 
         Raises:
             UserError: If no pair is left.
@@ -65,10 +65,10 @@ class Prepared:
         return result
 
     def summarise(self) -> None:
-        """Complete the report with what is left.
+        """Complete the report with the statistics of the remaining pairs.
 
         Raises:
-            UserError: If no pair is.
+            UserError: If no pair is left.
         """
         prompt, chosen, rejected = self.counts()
         report = self.report
@@ -77,7 +77,7 @@ class Prepared:
             raise UserError(
                 f"data.{report.name}",
                 f"no pair is left of {report.rows} rows; dropped: {dict(report.dropped) or 'none'}",
-                "see the table of reasons; raise data.max_length or correct the data",
+                "see the table of reasons; raise data.max_length or fix the data",
             )
         named = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
         report.tokens = {name: (float(n.mean()), int(n.max())) for name, n in named.items() if n.any()}
@@ -85,7 +85,7 @@ class Prepared:
 
 
 def take(items: NDArray[np.int64], weight: float, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Each item ``floor(weight)`` times, and a random share of them once more.
+    """Each item ``floor(weight)`` times, and a random fraction of them once more.
 
     Example:
         >>> take(np.array([3, 4, 5, 6]), 1.5, np.random.default_rng(0)).tolist()
@@ -96,12 +96,12 @@ def take(items: NDArray[np.int64], weight: float, rng: np.random.Generator) -> N
 
 
 def split_by_prompt(prepared: Prepared, size: float, seed: int) -> tuple[Prepared, Prepared]:
-    """Hold pairs out for validation so that no prompt is in both parts.
+    """Hold out pairs for validation, without sharing prompts between the parts.
 
     Args:
         prepared: All pairs.
-        size: Pairs (at least) to hold out, or their share if below 1.
-        seed: Seed of the draw.
+        size: Minimum number of pairs to hold out, or their fraction if below 1.
+        seed: Random seed of the selection.
 
     Raises:
         UserError: If one of the parts would be empty.
@@ -117,10 +117,10 @@ def split_by_prompt(prepared: Prepared, size: float, seed: int) -> tuple[Prepare
         raise UserError(
             "data.val_size",
             f"{size:g} leaves one part of {total} pairs with {len(prompts)} prompts empty",
-            "choose another size or give data.val",
+            "choose a different size or set data.val",
         )
     train, val = prepared.select(np.flatnonzero(~is_val)), prepared.select(np.flatnonzero(is_val))
     train.report.notes["held out for val"] = len(val.pairs)
-    # Held-out pairs are counted once, whatever the weight of their source in training.
+    # Held-out pairs count once, regardless of the weight of their source in training.
     val.report, val.sources = DataReport("val"), [SourceConfig(source.path) for source in prepared.sources]
     return train, val

@@ -1,9 +1,9 @@
-"""Special tokens in the data's own text: kept as text, or read as tokens.
+"""Special tokens in the text of the data: kept as text, or read as tokens.
 
-Text is kept as text by two noncharacters, which no text may hold. `BREAK` stands inside a special token that the data
-spell out, and the text is split there before it is tokenised. `JOIN` marks an end of a text at which a special token
-could come together with its neighbor in the rendered template; `SpecialText.settle` turns it into a `BREAK` where one
-did, and removes it everywhere else, so that ordinary text is tokenised exactly as without it.
+Two noncharacters, which text must not contain, keep text as text. `BREAK` is inserted into special tokens in the
+data, and the text is split there before tokenization. `JOIN` marks an end of a text that could form a special token
+together with its neighbor in the rendered template. `SpecialText.settle` replaces it by `BREAK` if a token was formed
+and removes it otherwise, so that ordinary text is tokenized exactly as without it.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 SpecialTokens = Literal["auto", "text", "parse"]
 BREAK = "\ufdd0"
 JOIN = "\ufdd1"
-# Names that templates compare a role with; a mark in one would hide the message from the template.
+# Roles that templates compare with; a mark in a role would hide the message from the template.
 ROLES = frozenset({"system", "user", "assistant", "tool", "developer"})
 
 
 class SpecialText:
-    """Finds the spelled-out special tokens of a tokenizer in text.
+    """Finds special tokens of a tokenizer in text.
 
-    The unknown token is left out: it stands for ordinary text, and corpora spell it out as a word.
+    The unknown token is ignored: it represents ordinary text, and corpora contain it as a word.
 
     Args:
         tokenizer: The policy's tokenizer.
@@ -56,19 +56,19 @@ class SpecialText:
         self._structure = frozenset(re.findall(r"\w+", str(template))) | ROLES
 
     def holds(self, text: str) -> bool:
-        """Whether a text spells out a special token other than the unknown and the padding token."""
+        """Whether a text contains a special token other than the unknown and the padding token."""
         return self._telling.search(text) is not None
 
     def ends(self, text: str) -> bool:
-        """Whether a text ends with such a token, line breaks after it aside."""
+        """Whether a text ends with such a token, ignoring trailing whitespace."""
         return self._end.search(text) is not None
 
     def without_end(self, text: str) -> str:
-        """The text without the special tokens that it ends with, and without the blanks before and after them."""
+        """The text without trailing special tokens and the whitespace around them."""
         return self._end.sub("", text)
 
     def protect(self, value: Any) -> Any:
-        """Mark text so that it is tokenised as text, at any depth of messages and tools, keys included.
+        """Mark text so that it is tokenized as text, at any depth of messages and tools, including keys.
 
         Raises:
             BadRow: If the text cannot be kept as text.
@@ -88,9 +88,9 @@ class SpecialText:
     def _protect_text(self, text: str) -> str:
         check_marks(text)
         if single := self._single.search(text):
-            raise BadRow("special token in text", f"{single[0]!r} has one character only")
+            raise BadRow("special token in text", f"{single[0]!r} has only one character")
         body = text.strip()
-        # At an end of the text, so that a template can still trim the blanks around it.
+        # Marks are put next to the stripped text, so that a template can still trim the whitespace around it.
         ends = range(1, min(len(body), self._longest) + 1)
         inside = len(body) < self._longest and body in self._inside
         first = JOIN if inside or any(body[:i] in self._ends for i in ends) else ""
@@ -103,7 +103,7 @@ class SpecialText:
         return broken
 
     def settle(self, text: str) -> str:
-        """Break the special tokens that came together at a `JOIN`, and remove the other joins."""
+        """Break special tokens that were formed across a `JOIN`, and remove the other joins."""
         # A template that prints a Python list escapes the marks.
         text = text.replace("\\ufdd0", BREAK).replace("\\ufdd1", JOIN)
         if JOIN not in text:
@@ -120,10 +120,10 @@ class SpecialText:
             joins = {join + (join > inside) for join in joins if join != inside}
 
     def check_ids(self, text: str, ids: Sequence[int]) -> None:
-        """Compare the special tokens that came out with those that the settled text spells out.
+        """Compare the special tokens in the ids with those in the settled text.
 
         Raises:
-            BadRow: If there are more, because the tokenizer's normalizer made one of ordinary text.
+            BadRow: If the ids have more, because the tokenizer's normalizer turned ordinary text into one.
         """
         found = sum(map(self._ids.__contains__, ids))
         if found and found > len(self._any.findall(text)):
@@ -131,18 +131,18 @@ class SpecialText:
 
 
 def _one_of(names: Iterable[str]) -> re.Pattern[str]:
-    """Any of the names, the longest first; nothing if there are none."""
+    """Pattern that matches any of the names, longest first; matches nothing without names."""
     return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or r"(?!)")
 
 
 def check_marks(text: str) -> None:
-    """Refuse the two noncharacters that this module uses.
+    """Reject the two noncharacters that this module uses.
 
     Raises:
-        BadRow: If the text holds one.
+        BadRow: If the text contains one.
     """
     if BREAK in text or JOIN in text:
-        raise BadRow("noncharacter in text", "U+FDD0 and U+FDD1 are no characters, and are reserved here")
+        raise BadRow("noncharacter in text", "U+FDD0 and U+FDD1 are noncharacters and reserved")
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class Reading:
         prompts: Whether special tokens in prompts are read as tokens.
         answers: The same of chosen and rejected answers.
         messages: The same of conversations of several messages, system prompts and tools.
-        rendered: Whether the prompts look as if a chat template had rendered them already.
+        rendered: Whether the prompts look as if a chat template had already rendered them.
     """
 
     prompts: bool = False
@@ -166,18 +166,18 @@ def decide(mode: SpecialTokens, rendered_prompts: Iterable[bool], ended_answers:
     """Decide how the columns of a source are read.
 
     With ``text`` everything is text, and with ``parse`` special tokens are tokens everywhere. With ``auto`` the prompt
-    column is parsed if at least half of its texts look rendered: they spell out a special token, or begin and end as
-    the template begins a user's turn and asks for an answer. The answer columns are parsed if at least half of their
-    texts end with a special token. Chosen and rejected are read alike, because a difference between them would be
-    learned. Conversations of several messages, system prompts and tools stay text.
+    column is parsed if at least half of its texts look rendered: they contain a special token, or begin and end like
+    a user turn of the template. The answer columns are parsed if at least half of their texts end with a special token.
+    Chosen and rejected answers are read the same way, because the model would learn a difference. Conversations of
+    several messages, system prompts and tools are kept as text.
 
     Args:
         mode: ``auto``, ``text`` or ``parse``.
-        rendered_prompts: Of a sample of the prompts that are one text each, whether each looks rendered.
-        ended_answers: Of a sample of the answers that are text, whether each ends with a special token.
+        rendered_prompts: For a sample of single-text prompts, whether each looks rendered.
+        ended_answers: For a sample of text answers, whether each ends with a special token.
 
     Returns:
-        The reading. `Reading.rendered` says what the prompts look like, whatever the mode.
+        The reading. `Reading.rendered` is set in every mode.
 
     Example:
         >>> decide("auto", [True, True, False], [False, False])

@@ -1,8 +1,8 @@
-"""A pair to token ids: one BOS, one terminator, and the boundary where the answers begin.
+"""Tokenizes a pair: one BOS, one terminator, and the boundary between prompt and answers.
 
-The chat template is rendered once over prompt and answer together, as the model will see it in use. The boundary is the
-longest common prefix of the tokenised prompt and both whole sequences: where a tokenizer merges the last letters of the
-prompt with the first of an answer, the answer begins one token earlier, and nothing is scored twice or lost.
+The chat template is rendered once over prompt and answer together, as in inference. The boundary is the longest common
+prefix of the tokenized prompt and both full sequences: if a tokenizer merges the end of the prompt with the start of an
+answer, the answer begins one token earlier, so that nothing is scored twice or lost.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TokenizeOptions:
-    """How pairs become token ids.
+    """Options of tokenization.
 
     Args:
         max_length: Maximum tokens of prompt plus longer answer.
-        max_prompt_length: Maximum tokens of the prompt; None for no bound of its own.
-        truncation: What to do with a pair that is too long. ``drop``: leave it out. ``keep_start``: cut the end of its
-            answers, which lose their terminator; a prompt that leaves no room is a bad row. ``keep_end``: cut the start
-            of its prompt; left out if its answers alone are too long.
-        chat: ``auto`` renders the tokenizer's chat template if it has one, except around prompts that were rendered
-            already; ``always`` requires it; ``never`` joins prompt, answer and EOS as they are.
-        with_rejected: False leaves the rejected answers out, for a loss that reads none.
-        special_tokens: ``text`` keeps special tokens that the data spell out as plain text, ``parse`` reads them as
-            tokens, and ``auto`` decides for each column; see `special.decide`.
-        chat_template_kwargs: Variables of the chat template, such as ``{"enable_thinking": False}``; a row's column of
-            that name takes precedence.
+        max_prompt_length: Maximum tokens of the prompt; None for no separate limit.
+        truncation: Handling of too long pairs. ``drop``: drop the pair. ``keep_start``: truncate the end of the
+            answers, which lose their terminator; a prompt that leaves no room is a bad row. ``keep_end``: truncate the
+            start of the prompt; drop the pair if its answers alone are too long.
+        chat: ``auto`` renders the tokenizer's chat template if it has one, except for prompts that are already
+            rendered; ``always`` requires it; ``never`` joins prompt, answer and EOS unchanged.
+        with_rejected: False omits the rejected answers, for a loss that does not read them.
+        special_tokens: ``text`` keeps special tokens in the data as plain text, ``parse`` reads them as tokens, and
+            ``auto`` decides for each column; see `special.decide`.
+        chat_template_kwargs: Variables of the chat template, for example ``{"enable_thinking": False}``; a column of
+            this name takes precedence.
     """
 
     max_length: int = 2048
@@ -76,15 +76,15 @@ class TokenizeOptions:
 
 
 class PairTokenizer:
-    """Tokenises pairs and cuts them to length.
+    """Tokenizes and truncates pairs.
 
     Args:
         tokenizer: The policy's tokenizer.
-        options: How to render and to cut.
-        reading: How the columns are read; None takes what `special.decide` says without having seen any data.
+        options: Options of tokenization.
+        reading: How the columns are read; None means the decision of `special.decide` without data.
 
     Raises:
-        UserError: If the tokenizer has no EOS token, or no chat template where one is required.
+        UserError: If the tokenizer has no EOS token, or lacks a required chat template.
     """
 
     def __init__(
@@ -96,14 +96,14 @@ class PairTokenizer:
             )
         if options.chat == "always" and not tokenizer.chat_template:
             raise UserError(
-                "data.chat", "'always' needs a chat template and the tokenizer has none", "set data.chat_template"
+                "data.chat", "'always' needs a chat template, but the tokenizer has none", "set data.chat_template"
             )
         self.tokenizer = tokenizer
         self.options = options
         self.uses_template = options.chat != "never" and bool(tokenizer.chat_template)
         self.special = SpecialText(tokenizer)
         self.reading = reading or decide(options.special_tokens, [], [])
-        # Whether plain text gets a BOS; what `add_special_tokens` adds at the end differs from tokenizer to tokenizer.
+        # Whether plain text gets a BOS; what `add_special_tokens` appends at the end differs between tokenizers.
         bos = tokenizer.bos_token_id
         self._adds_bos = bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
         if self.uses_template:
@@ -147,26 +147,26 @@ class PairTokenizer:
         return fit_length(encoded, options.max_length, options.max_prompt_length, options.truncation, bos)
 
     def prompt_ids(self, pair: PreferencePair) -> list[int]:
-        """Token ids of a pair's prompt alone, as a model is asked.
+        """Token ids of only the prompt of a pair, as used for generation.
 
         Raises:
-            BadRow: If the template refuses the conversation, or there is none for messages.
+            BadRow: If the template rejects the conversation, or messages have no template.
         """
         return self._joined(pair)[0] if self.joins(pair) else self._templated(pair)[0]
 
     def joins(self, pair: PreferencePair) -> bool:
-        """Whether prompt and answer are joined as they are, without rendering the chat template."""
+        """Whether prompt and answer are joined unchanged, without rendering the chat template."""
         return not self.uses_template or (self.options.chat == "auto" and self.is_rendered(pair))
 
     def is_rendered(self, pair: PreferencePair) -> bool:
-        """Whether a pair's prompt is read as one that a template rendered already."""
+        """Whether the prompt of a pair is treated as already rendered by a template."""
         if not (self.reading.rendered and self.reading.prompts):
             return False
         prompt = one_text(pair.prompt)
         return prompt is not None and self.looks_rendered(prompt)
 
     def looks_rendered(self, prompt: str) -> bool:
-        """Whether a prompt holds special tokens, or begins and ends as the chat template would make it."""
+        """Whether a prompt contains special tokens, or begins and ends like the output of the chat template."""
         if self.special.holds(prompt):
             return True
         before, after = self._frame
@@ -174,7 +174,7 @@ class PairTokenizer:
         return bool(before and after) and text.startswith(before) and text.endswith(after)
 
     def warn_if_rendered(self, where: str) -> None:
-        """Say which reading was taken of prompts that look rendered already."""
+        """Warn about prompts that look already rendered, and report how they are read."""
         reading = self.reading
         if not reading.rendered:
             return
@@ -191,7 +191,7 @@ class PairTokenizer:
 
     @cached_property
     def _frame(self) -> tuple[str, str]:
-        """What the template writes before and after a user's only message, BOS and blanks aside."""
+        """Text that the template adds before and after a single user message, without BOS and whitespace."""
         if not self.uses_template:
             return "", ""
         content = "content"
@@ -253,7 +253,7 @@ class PairTokenizer:
     def _ids(self, text: str) -> list[int]:
         text = self.special.settle(text)
         pieces = [piece for piece in text.split(BREAK) if piece]
-        # The template has written BOS where the model wants one.
+        # The template has already added BOS if the model needs it.
         encoded = self.tokenizer(pieces, add_special_tokens=False)["input_ids"] if pieces else []
         ids = [token for part in encoded for token in part]
         self.special.check_ids(text, ids)
@@ -261,7 +261,7 @@ class PairTokenizer:
 
     @cached_property
     def _turn_end(self) -> int:
-        """The special token with which the chat template ends an answer; EOS if there is none."""
+        """The special token with which the chat template ends an answer, otherwise EOS."""
         eos: int = self.tokenizer.eos_token_id
         if not self.tokenizer.chat_template:
             return eos
@@ -273,7 +273,7 @@ class PairTokenizer:
         return self._terminate(self._ids(text), 0, eos)[-1]
 
     def _terminate(self, ids: list[int], start: int, end_id: int) -> list[int]:
-        """End with exactly one terminator: the special token with which the text ends already, else `end_id`."""
+        """End with exactly one terminator: the special token that already ends the text, otherwise `end_id`."""
         end = self._before_blanks(ids, start, len(ids))
         if end <= start or ids[end - 1] not in self.special.all_ids:
             return [*ids, end_id]
@@ -282,7 +282,7 @@ class PairTokenizer:
         return ids[:end]
 
     def _before_blanks(self, ids: list[int], start: int, end: int) -> int:
-        """The line break that a template writes after a terminator is not the model's to write."""
+        """Exclude the line break after a terminator, which the template adds and the model must not generate."""
         special = self.special.all_ids
         while end > start and ids[end - 1] not in special and not self.tokenizer.decode([ids[end - 1]]).strip():
             end -= 1
@@ -290,7 +290,7 @@ class PairTokenizer:
 
 
 def one_text(value: Message | list[Message] | str | None) -> str | None:
-    """The text of a column that is one text, or one message of nothing but text; None for anything else."""
+    """The text of a column with a single text or a single plain-text message; None for anything else."""
     if isinstance(value, list):
         value = value[0] if len(value) == 1 else None
     if isinstance(value, dict):
@@ -308,7 +308,7 @@ def _texts(pair: PreferencePair) -> list[Any]:
 
 
 def common_prefix_length(sequences: Sequence[Sequence[int]]) -> int:
-    """How many first items all sequences share.
+    """Length of the longest common prefix of all sequences.
 
     Example:
         >>> common_prefix_length([[1, 2, 3], [1, 2, 4, 5], [1, 2]])

@@ -1,4 +1,4 @@
-"""Response files: written row by row so that a job can resume, and read in the shapes that benchmarks have."""
+"""Response files: written row by row so that jobs can resume, and read in the formats of benchmarks."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class ResponseFormat:
     """A format of response files.
 
     Args:
-        to_row: From a response to a JSON object.
+        to_row: Converts a response to a JSON object.
         lines: One object per line; otherwise one JSON array.
     """
 
@@ -90,7 +90,7 @@ RESPONSE_FORMATS = {
 
 
 def response_format(name: str) -> ResponseFormat:
-    """The format of that name.
+    """Look up a format by name.
 
     Raises:
         UserError: If the name is unknown.
@@ -101,7 +101,7 @@ def response_format(name: str) -> ResponseFormat:
 
 
 def append_responses(path: Path, responses: Iterable[Response], fmt: ResponseFormat) -> None:
-    """Append responses to a file; a killed job leaves whole rows and at most one cut line (see `recover_rows`)."""
+    """Append responses to a file; a killed job leaves at most one incomplete line (see `recover_rows`)."""
     rows = [json.dumps(fmt.to_row(response), ensure_ascii=False) for response in responses]
     if fmt.lines:
         with path.open("a", encoding="utf-8") as file:
@@ -155,7 +155,7 @@ def read_text(row: Row, name: str, where: str) -> str:
     """A column with text.
 
     Raises:
-        UserError: If it has something else.
+        UserError: If the value has a different type.
     """
     value = row.get(name)
     if not isinstance(value, str):
@@ -164,10 +164,10 @@ def read_text(row: Row, name: str, where: str) -> str:
 
 
 def read_number(row: Row, name: str, where: str) -> float | None:
-    """A column with a finite number, also as text; None where it is absent, null, empty or NaN.
+    """A column with a finite number, also as text; None if it is absent, null, empty or NaN.
 
     Raises:
-        UserError: If it has something else.
+        UserError: If the value is not a finite number.
     """
     value = row.get(name)
     if value is None or value == "" or value != value:  # a NaN is null, as pandas writes it
@@ -216,7 +216,7 @@ def _answer(value: Any, where: str, name: str) -> str:
 
 
 def _item(value: Any, key: Any) -> Any:
-    """An item of a list or mapping; None if there is none."""
+    """An item of a list or mapping; None if missing."""
     try:
         return value[key] if isinstance(value, (list, Mapping)) else None
     except (KeyError, IndexError, TypeError):

@@ -229,7 +229,7 @@ def test_chat_template_from_text_and_file(write, tmp_path):
         UserError, match=r"data.chat_template: is no template, and the file 'nowhere.jinja' was not found"
     ):
         PreferenceDataModule(train=path, tokenizer=str(tmp_path / "tok"), chat_template="nowhere.jinja").setup("fit")
-    with pytest.raises(UserError, match=r"data.tokenizer: there is no policy to take one from"):
+    with pytest.raises(UserError, match=r"data.tokenizer: not set, and there is no policy to take it from"):
         PreferenceDataModule(train=path).setup("fit")
 
 
@@ -374,7 +374,7 @@ def test_ranks_share_the_same_steps(write):
     val = [batch for data in ranks for batch in data.val_dataloader()]
     assert sorted(row for b in val if not b.filler for row in b.row_ids.tolist()) == list(range(22))
     assert sum(batch.filler for batch in val) == 1
-    with pytest.raises(UserError, match=r"8 pairs a step cannot be shared out evenly over 3 ranks x 2 pairs"):
+    with pytest.raises(UserError, match=r"8 pairs per step cannot be split evenly over 3 ranks x 2 pairs"):
         on_rank(PreferenceDataModule(**options), 0, 3)
 
 

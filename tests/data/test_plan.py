@@ -170,13 +170,13 @@ def test_eval_plan(count, micro, ranks):
     [
         (
             {"global_batch_size": 8, "micro_batch_size": 3},
-            "8 pairs a step cannot be shared out evenly over 1 ranks x 3",
+            "8 pairs per step cannot be split evenly over 1 ranks x 3",
         ),
-        ({"global_batch_size": 8, "ranks": 3}, "over 3 ranks x 1 pairs a micro-batch .*take a multiple of 3"),
+        ({"global_batch_size": 8, "ranks": 3}, "over 3 ranks x 1 pairs per micro-batch .*a multiple of 3"),
         ({"global_batch_size": 0}, "global_batch_size: expected at least 1, got 0"),
         ({"global_batch_size": 4, "micro_batch_size": 0}, "micro_batch_size: expected at least 1"),
         ({"global_batch_size": 4, "max_tokens": 8}, "max_tokens: pair 2 alone has 9 tokens .* more than 8"),
-        ({"global_batch_size": 4, "drop_last": True}, r"3 pairs make no step of 4 \(drop_last=True\)"),
+        ({"global_batch_size": 4, "drop_last": True}, r"3 pairs are too few for 4 per step \(drop_last=True\)"),
     ],
 )
 def test_bad_sizes(options, message):

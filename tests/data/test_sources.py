@@ -291,6 +291,6 @@ def test_a_full_disk_is_said(tmp_path, monkeypatch):
 
     write_rows(tmp_path / "a.jsonl", [{"prompt": "full disk"}])
     monkeypatch.setattr("pyarrow.ipc.new_stream", full)
-    with pytest.raises(UserError, match="the cache of tokenised data cannot be written: No space left"):
+    with pytest.raises(UserError, match="the cache of tokenized data cannot be written: No space left"):
         load_rows(SourceConfig(str(tmp_path / "a.jsonl")))
     assert not list(cache_folder().glob(".*.tmp"))

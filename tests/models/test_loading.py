@@ -127,7 +127,7 @@ def test_no_such_directory(tmp_path):
 
 
 def test_hub_id_that_cannot_be_reached():
-    refused(r"model\.policy\.path: no model could be loaded from 'nobody/nothing'", path="nobody/nothing")
+    refused(r"model\.policy\.path: cannot load a model from 'nobody/nothing'", path="nobody/nothing")
 
 
 def test_directory_without_a_config(tmp_path):
@@ -136,7 +136,7 @@ def test_directory_without_a_config(tmp_path):
 
 def test_adapter_directory_as_path(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
-    refused(r"holds a LoRA adapter and no model; .*model\.policy\.lora\.adapter", path=str(tmp_path))
+    refused(r"contains a LoRA adapter, not a model; .*model\.policy\.lora\.adapter", path=str(tmp_path))
 
 
 def test_pickled_weights_are_refused(broken):
@@ -148,7 +148,7 @@ def test_pickled_weights_are_refused(broken):
 def test_truncated_weights(broken):
     with (broken / "model.safetensors").open("r+b") as file:
         file.truncate(100)
-    refused(r"model\.policy\.path: no model could be loaded", path=str(broken))
+    refused(r"model\.policy\.path: cannot load a model", path=str(broken))
 
 
 def test_missing_weights_are_not_made_up(broken):
@@ -161,14 +161,14 @@ def test_missing_weights_are_not_made_up(broken):
 def test_weights_of_another_shape(broken):
     config = json.loads((broken / "config.json").read_text())
     (broken / "config.json").write_text(json.dumps({**config, "intermediate_size": 17}))
-    refused(r"model\.policy\.path: no model could be loaded", path=str(broken))
+    refused(r"model\.policy\.path: cannot load a model", path=str(broken))
 
 
 @pytest.mark.parametrize(
     ("config", "match"),
     [
         ({"hidden_size": 8}, r"expected a key model_type, got the keys \['hidden_size'\]"),
-        ({"model_type": "lama"}, r"model\.policy\.config: is no Hugging Face config"),
+        ({"model_type": "lama"}, r"model\.policy\.config: is not a Hugging Face config"),
         ({"model_type": "t5"}, "does not define a causal language model"),
         ("nowhere/config.json", "cannot be read as JSON"),
     ],
@@ -179,7 +179,7 @@ def test_bad_config(config, match):
 
 def test_vocabulary_larger_than_the_embedding(model_dir):
     tokenizer = load_tokenizer(PolicyConfig(path=str(model_dir)))
-    with pytest.raises(UserError, match=f"{len(tokenizer)} tokens and the model's embedding only 20 rows"):
+    with pytest.raises(UserError, match=f"{len(tokenizer)} tokens and the model's embedding has only 20 rows"):
         load_model(PolicyConfig(config=GPT2), tokenizer)
     check_vocabulary(20, 20)
 
@@ -197,7 +197,7 @@ def test_lora_modules_that_do_not_exist(model_dir):
 
 def test_adapter_that_does_not_exist(model_dir, tmp_path):
     refused(
-        r"model\.policy\.lora\.adapter: no adapter could be loaded",
+        r"model\.policy\.lora\.adapter: cannot load an adapter",
         path=str(model_dir),
         lora=LoraOptions(adapter=str(tmp_path / "nothing")),
     )

@@ -199,7 +199,7 @@ def test_untested_architecture_in_the_padded_layout(caplog):
     ("kind", "extra", "problem"),
     [
         ("roberta", {"is_decoder": True}, "'roberta' differ from those of its own forward"),
-        ("electra", {"is_decoder": True}, "'electra' can't be run"),
+        ("electra", {"is_decoder": True}, "'electra' cannot be run"),
     ],
 )
 def test_a_head_that_is_more_than_a_matrix_is_refused(kind, extra, problem):

@@ -130,7 +130,7 @@ def test_a_path_of_another_vocabulary_is_refused(model_dir, pairs_file, tmp_path
     ("options", "message"),
     [
         ({"reference": "path"}, "model.reference_path: expected a directory or hub id, got null"),
-        ({"reference": "frozen", "reference_path": "x"}, "model.reference is frozen, which does not read it"),
+        ({"reference": "frozen", "reference_path": "x"}, "model.reference is frozen, which does not use it"),
         ({"reference": "adapter"}, "adapter needs a policy with LoRA"),
     ],
 )

@@ -176,7 +176,7 @@ def test_a_lost_rank_ends_the_other_and_spoils_no_checkpoint(folder, tmp_path):
     error = ranks[0].communicate(timeout=60)[1]
     assert ranks[0].returncode == 1, error[-2000:]
     assert time.monotonic() - start < 30
-    assert "Rank 0 stops: another rank is gone" in error
+    assert "Rank 0 stops: another rank has died" in error
     checkpoint = tmp_path / "dies-2" / "last.ckpt"
     assert is_sharded(checkpoint)
     assert torch.load(checkpoint / "meta.pt", weights_only=True)["global_step"] == 1

@@ -158,7 +158,7 @@ def test_sft_trains_on_rows_without_a_rejected_answer(model_dir, tmp_path, pairs
 
 
 def test_batch_sizes_that_contradict_are_an_error(model_dir, pairs_file):
-    with pytest.raises(UserError, match=r"8 pairs a step cannot be shared out evenly over 1 ranks x 3 pairs"):
+    with pytest.raises(UserError, match=r"8 pairs per step cannot be split evenly over 1 ranks x 3 pairs"):
         train(module(model_dir, "simpo"), data(pairs_file, micro_batch_size=3))
     with pytest.raises(UserError, match=r"accumulate_grad_batches: 3 contradicts"):
         train(module(model_dir, "simpo"), data(pairs_file, micro_batch_size=2), accumulate_grad_batches=3)
