@@ -94,7 +94,7 @@ def test_report_counts_what_was_dropped_and_cut(write, capsys):
 @pytest.mark.parametrize(
     ("bad", "options", "message"),
     [
-        (row(0, chosen=""), {}, r"pairs.jsonl:3: empty answer: chosen has no text \(and 1 more bad rows\); correct"),
+        (row(0, chosen=""), {}, r"pairs.jsonl:3: empty answer: chosen has no text \(and 1 more bad rows\); fix"),
         (row(0, prompt=3), {}, r"pairs.jsonl:3: not text: prompt is int '3', expected text"),
         (
             {"prompt": "a", "chosen": "b"},
@@ -284,7 +284,7 @@ def test_max_tokens_in_a_run(write, recorder, make_trainer):
     trainer.fit(module, data)
     assert trainer.global_step == 2 * 4
     assert trainer.accumulate_grad_batches == data.plan.accumulate > 1
-    with pytest.raises(UserError, match=r"trainer.max_epochs: neither max_epochs nor max_steps bounds the run"):
+    with pytest.raises(UserError, match=r"trainer.max_epochs: neither max_epochs nor max_steps limits the run"):
         make_trainer(max_epochs=-1).fit(
             recorder(), PreferenceDataModule(train=path, global_batch_size=8, max_tokens=80)
         )
