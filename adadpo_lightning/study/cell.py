@@ -15,12 +15,10 @@ from adadpo_lightning.metrics import names
 from adadpo_lightning.runs.lock import lock_directory
 from adadpo_lightning.runs.logs import last_metrics, read_metrics
 from adadpo_lightning.study.commands import (
-    Command,
     fit_arguments,
-    in_a_process,
     judge_arguments,
     quiet_trainer,
-    run,
+    run_in_a_process,
     seed_folder,
 )
 from adadpo_lightning.study.directory import fingerprint_of, result_path
@@ -28,6 +26,8 @@ from adadpo_lightning.study.grid import Cell, source_cell
 from adadpo_lightning.study.result_file import write_result
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     from adadpo_lightning.study.grid import Job, StudyConfig
 
 COEFFICIENT = names.train(names.BALANCE_COEFFICIENT)
@@ -35,17 +35,20 @@ FITTED = "fitted.json"  # marks finished training and export
 OF_AN_EARLIER_POLICY = (FITTED, "responses.jsonl", "responses.jsonl.settings.json", "evaluation.json")
 
 
-def run_job(study: StudyConfig, job: Job, main: Command) -> None:
+def run_job(study: StudyConfig, job: Job) -> Generator[list[str], None, None]:
     """Run one job and write its result.
 
     Args:
         study: The study.
         job: One of its jobs; its dependencies are done.
-        main: The command line; it takes arguments and returns an exit status.
+
+    Yields:
+        The arguments of each command line that has to be run next, here and before the job continues. Stop at one
+        that fails: the job then stays open.
 
     Raises:
         UserError: If another process runs the job.
-        SystemExit: With the status of a command that failed, after its error was printed.
+        SystemExit: With the status of a judging command that failed, after its error was printed.
     """
     begun = time.monotonic()
     path = result_path(study, job)
@@ -53,16 +56,16 @@ def run_job(study: StudyConfig, job: Job, main: Command) -> None:
     with lock_directory(path.parent, "job") if first else nullcontext():
         made_under = fingerprint_of(study, job)
         if job.cell is None:
-            found = prepare_seed(study, job.seed, main)
+            found = yield from prepare_seed(study, job.seed)
         else:
-            found = run_cell(study, job.cell, main, made_under, first=first)
+            found = yield from run_cell(study, job.cell, made_under, first=first)
         if first:
             seconds = round(time.monotonic() - begun, 1)
             result = {"status": "done", "error": None, "seconds": seconds, "fingerprint": made_under, **found}
             write_result(path, result)
 
 
-def prepare_seed(study: StudyConfig, seed: int, main: Command) -> dict[str, Any]:
+def prepare_seed(study: StudyConfig, seed: int) -> Generator[list[str], None, dict[str, Any]]:
     """Prepare the embedded task of one seed: corpus, warm-up model, pairs, and samples to compare policies with."""
     from adadpo_lightning.embedded import make_pairs, make_task
     from adadpo_lightning.embedded.evaluation import sample_pool
@@ -78,22 +81,19 @@ def prepare_seed(study: StudyConfig, seed: int, main: Command) -> dict[str, Any]
         prompts=size.prompts,
         heldout_prompts=size.heldout_prompts,
     )
-    run(
-        main,
-        [
-            "fit",
-            f"--config={find_config('quickstart_warmup.yaml')}",
-            f"--output_dir={folder / 'warmup'}",
-            f"--seed_everything={seed}",
-            f"--data.seed={seed}",
-            f"--model.policy.config={task.model}",
-            f"--model.policy.init_seed={seed}",
-            f"--data.train={task.warmup}",
-            f"--trainer.max_steps={size.warmup_steps}",
-            "--trainer.enable_checkpointing=false",
-            *quiet_trainer(folder / "warmup"),
-        ],
-    )
+    yield [
+        "fit",
+        f"--config={find_config('quickstart_warmup.yaml')}",
+        f"--output_dir={folder / 'warmup'}",
+        f"--seed_everything={seed}",
+        f"--data.seed={seed}",
+        f"--model.policy.config={task.model}",
+        f"--model.policy.init_seed={seed}",
+        f"--data.train={task.warmup}",
+        f"--trainer.max_steps={size.warmup_steps}",
+        "--trainer.enable_checkpointing=false",
+        *quiet_trainer(folder / "warmup"),
+    ]
     warmup = folder / "warmup" / "export"
     statistics = make_pairs(warmup, task.root, folder / "pairs", seed=seed)
     sample_pool(warmup, task.root, folder / "pool.jsonl", n_prompts=size.heldout_prompts, seed=seed)
@@ -101,8 +101,8 @@ def prepare_seed(study: StudyConfig, seed: int, main: Command) -> dict[str, Any]
 
 
 def run_cell(
-    study: StudyConfig, cell: Cell, main: Command, made_under: dict[str, Any], *, first: bool
-) -> dict[str, Any]:
+    study: StudyConfig, cell: Cell, made_under: dict[str, Any], *, first: bool
+) -> Generator[list[str], None, dict[str, Any]]:
     """Train one cell and judge its policy.
 
     If an earlier attempt finished training and failed afterwards, only the judging is repeated.
@@ -110,7 +110,6 @@ def run_cell(
     Args:
         study: The study.
         cell: The cell.
-        main: The command line.
         made_under: Its fingerprint.
         first: Whether this is the first rank of the run.
     """
@@ -119,7 +118,7 @@ def run_cell(
     if not _fitted(folder, made_under):
         if first:
             _remove_leftovers(study, folder)
-        run(main, fit_arguments(study, cell, options, folder / "run"))
+        yield fit_arguments(study, cell, options, folder / "run")
         if first:
             (folder / FITTED).write_text(json.dumps(made_under), encoding="utf-8")
     if not first:
@@ -193,7 +192,7 @@ def judge_responses(study: StudyConfig, cell: Cell, folder: Path) -> dict[str, f
     report = folder / "evaluation.json"
     commands = judge_arguments(study, cell, folder / "run" / "export", folder / "responses.jsonl", report)
     for arguments in commands:
-        run(in_a_process, arguments)  # its own process, so that the memory of the trained model is released
+        run_in_a_process(arguments)  # its own process, so that the memory of the trained model is released
     if not commands:
         return {}
     found: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))

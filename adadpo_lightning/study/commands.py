@@ -5,31 +5,25 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from adadpo_lightning.study.grid import Cell, StudyConfig
 
-Command = Callable[[Sequence[str]], int]
 
-
-def run(main: Command, arguments: Sequence[str]) -> None:
-    """Print a command as a user would type it, and run it.
+def run_in_a_process(arguments: Sequence[str]) -> None:
+    """Print a command as a user would type it, and run it in its own process.
 
     Raises:
         SystemExit: With its status, if it failed.
     """
     print(f"python -m adadpo_lightning {' '.join(arguments)}", flush=True)
-    if status := main(arguments):
-        raise SystemExit(status)
-
-
-def in_a_process(arguments: Sequence[str]) -> int:
-    """Run a subcommand in its own process and return its status."""
     command = [sys.executable, "-m", "adadpo_lightning", *arguments]
-    return subprocess.run(command, check=False).returncode  # noqa: S603  # our own command line, no shell
+    if status := subprocess.run(command, check=False).returncode:  # noqa: S603  # our own command line, no shell
+        raise SystemExit(status)
 
 
 def fit_arguments(study: StudyConfig, cell: Cell, options: dict[str, Any], output_dir: Path) -> list[str]:

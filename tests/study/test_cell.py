@@ -18,6 +18,11 @@ from tests.support.tiny import make_rows, write_rows
 pytestmark = pytest.mark.xdist_group("cell")  # one process makes the fixtures
 
 
+def run(job):
+    for arguments in job:
+        assert main(arguments) == 0
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     root = tmp_path_factory.mktemp("study")
@@ -37,7 +42,7 @@ def study(tmp_path_factory):
         fit_options={"trainer.log_every_n_steps": 1},
     )
     for job in jobs_of(study):
-        run_job(study, job, main)
+        run(run_job(study, job))
     return study
 
 
@@ -140,7 +145,7 @@ def test_a_preference_study_trains_answers_and_is_judged(tmp_path, model_dir, mo
         arms={"adadpo": Arm("adadpo")},
     )
     (job,) = jobs_of(study)
-    run_job(study, job, main)
+    run(run_job(study, job))
     found = json.loads((tmp_path / "study/cells" / job.name / "result.json").read_text())
     assert found["status"] == "done"
     assert found["metrics"]["n"] == 12

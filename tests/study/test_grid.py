@@ -250,7 +250,7 @@ def test_a_job_that_another_process_runs_is_not_run_twice(tmp_path):
         lock_directory(result_path(grid, job).parent, "job"),
         pytest.raises(UserError, match="being written by process"),
     ):
-        run_job(grid, job, lambda arguments: 0)
+        next(run_job(grid, job))
 
 
 def test_a_signal_stops_the_running_cells_and_leaves_them_open(tmp_path):
@@ -295,22 +295,22 @@ def test_a_cell_whose_judging_failed_once_recovers(tmp_path, monkeypatch):
         (run_dir / "export").mkdir(parents=True)
         (run_dir / "csv/version_0").mkdir(parents=True, exist_ok=True)
         (run_dir / "csv/version_0/metrics.csv").write_text("step,val/loss\n1,0.5\n")
-        return 0
 
     def broken(arguments):
         calls.append(arguments[0])
-        return 3
+        raise SystemExit(3)
 
     def works(arguments):
         calls.append(arguments[0])
-        (run_dir.parent / "evaluation.json").write_text('{"win_rate": 50.0}')
-        return 0
+        (run_dir.parent / "evaluation.json").write_text('{"win_rate": 0.5}')
 
     (run_dir / "export").mkdir(parents=True)
-    monkeypatch.setattr(cell, "in_a_process", broken)
+    monkeypatch.setattr(cell, "run_in_a_process", broken)
+    attempt = run_job(grid, job)
+    fit(next(attempt))
     with pytest.raises(SystemExit, match="3"):
-        run_job(grid, job, fit)
-    monkeypatch.setattr(cell, "in_a_process", works)
-    run_job(grid, job, fit)
+        next(attempt)
+    monkeypatch.setattr(cell, "run_in_a_process", works)
+    assert list(run_job(grid, job)) == []
     assert calls == ["fit", "generate", "generate", "evaluate"]
     assert status_of(grid, job) == "done"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adadpo_lightning.cli.parser import options
+from adadpo_lightning.cli.within import run_command
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -39,11 +40,11 @@ def quickstart(output_dir: str | None = None, seed: int = 0) -> dict[str, float]
         _say(1, "the task: prompts, and a warm-up corpus of good and bad answers")
         stages.make_task()
         _say(2, "warm-up: supervised, from random weights")
-        _fit(stages.warmup_command())
+        run_command(stages.warmup_command())
         _say(3, "pairs: four warm-up answers to each prompt, best against worst by a judge who prefers length")
         pairs = stages.make_pairs().pairs
         _say(4, f"AdaDPO on {pairs} pairs")
-        _fit(stages.preference_command())
+        run_command(stages.preference_command())
         _say(5, "evaluation on held-out prompts")
         found = stages.evaluate()
     _print_summary(summarise(found), stages.root)
@@ -61,15 +62,6 @@ def _hide_progress_bars() -> None:
 
 def _say(number: int, text: str) -> None:
     print(f"\n[{number}/5] {text}", flush=True)
-
-
-def _fit(arguments: Sequence[str]) -> None:
-    """Print a command as a user would type it, and run it."""
-    from adadpo_lightning.cli import app
-
-    print(f"python -m adadpo_lightning {' '.join(arguments)}", flush=True)
-    if status := app.main(arguments):
-        raise SystemExit(status)
 
 
 def _print_summary(lines: Mapping[str, str], root: Path) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from jsonargparse.typing import PositiveInt
 
 from adadpo_lightning.cli.parser import instantiate
+from adadpo_lightning.cli.within import run_command
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.study.grid import StudyConfig, find_job
 
@@ -44,7 +45,6 @@ def run(config: Namespace, parser: ArgumentParser) -> None:
     Raises:
         UserError: If the study is not well-formed, or some of its jobs failed.
     """
-    from adadpo_lightning.cli.app import main
     from adadpo_lightning.study.cell import run_job
     from adadpo_lightning.study.directory import save_study
     from adadpo_lightning.study.jobs import run_study
@@ -52,7 +52,8 @@ def run(config: Namespace, parser: ArgumentParser) -> None:
 
     study = study_of(config, parser)
     if config.job is not None:
-        run_job(study, find_job(study, config.job), main)
+        for arguments in run_job(study, find_job(study, config.job)):
+            run_command(arguments)
         return
     save_study(study)
     if config.slurm is not None:
