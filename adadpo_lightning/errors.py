@@ -44,7 +44,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    r"""The first line of an error's text, or its type where it has none.
+    r"""The first line of an error's text, or its type if it has none.
 
     Example:
         >>> first_line(ValueError("no file\n\nsee the manual")), first_line(KeyError())

@@ -1,7 +1,7 @@
 """Fingerprints: what a result depends on, as plain data that is stored beside the result and compared before reuse.
 
-A fingerprint is a nested mapping. Its leaves are plain values where a value says something to a reader (``rope_theta``)
-and hashes where it does not (weights, token ids), so that `differences` can name what changed, from what to what.
+A fingerprint is a nested mapping. Its leaves are plain values if they are readable (``rope_theta``), otherwise hashes
+(weights, token ids), so that `differences` can show what changed, with old and new values.
 Hashes are XXH3 of 128 bits: they protect against mistakes, not against an attacker who controls the files.
 """
 

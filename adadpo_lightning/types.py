@@ -94,7 +94,7 @@ class LossOutput:
 
 @dataclass(frozen=True)
 class EncodedPair:
-    """One tokenised pair, on the host.
+    """One tokenized pair, on the host.
 
     Args:
         prompt_ids: The prompt that both answers share; never empty.
@@ -209,7 +209,7 @@ class StepOutput:
 
 @dataclass(frozen=True)
 class ModuleNeeds:
-    """All that a datamodule has to know of the module it makes batches for.
+    """Everything that a datamodule must know about the module it provides batches for.
 
     Args:
         tokenizer: The policy's tokenizer.

@@ -1,4 +1,4 @@
-"""The datasets of a datamodule: read, tokenised, split and checked when a stage first needs them."""
+"""The datasets of a datamodule: read, tokenized, split and checked when a stage first needs them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "pre
 
 
 class PairSets:
-    """Tokenised pairs by what they are for: ``train``, ``val``, ``test`` and ``predict``.
+    """Tokenized pairs by stage: ``train``, ``val``, ``test`` and ``predict``.
 
     Args:
         sources: Where each comes from; an empty list for none.
@@ -65,7 +65,7 @@ class PairSets:
     def load(
         self, stage: str, tokenizer: PreTrainedTokenizerBase, *, with_rejected: bool, needs_rejected: bool
     ) -> None:
-        """Prepare what a stage needs and is not prepared yet.
+        """Prepare the datasets of a stage that are not prepared yet.
 
         Args:
             stage: ``fit``, ``validate``, ``test`` or ``predict``.
@@ -86,7 +86,7 @@ class PairSets:
             raise UserError(f"data.{needed}", f"'{stage}' needs it, got null", "give a file, directory or hub id")
 
     def report(self, stage: str) -> None:
-        """Show what became of the rows of a stage's datasets, once for each."""
+        """Show the reports of a stage's datasets, each only once."""
         new = [name for name in STAGES[stage] if name in self.prepared and name not in self._reported]
         self._reported.update(new)
         if new:

@@ -1,4 +1,4 @@
-"""Directories of data files: which files belong to which split, and which rows a split's slice takes."""
+"""Directories of data files: the files of each split, and the rows of a slice."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def splits_of(folder: Path) -> dict[str, list[Path]] | None:
 
 
 def choose_split(path: str, split: str | None, names: list[str]) -> str:
-    """The only split, or the one asked for.
+    """The only split, or the requested one.
 
     Raises:
         UserError: If it does not exist, or there are several and none is asked for.

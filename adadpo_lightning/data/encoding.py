@@ -1,4 +1,4 @@
-"""Each row of a source to one row of the tokenised dataset."""
+"""Maps each row of a source to one row of the tokenized dataset."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ACCOUNT = ("outcome", "detail", "cut", *_FLAGS)
 
 
 def features() -> Features:
-    """Columns of the tokenised dataset."""
+    """Columns of the tokenized dataset."""
     from datasets import Features, List, Value
 
     return Features(
@@ -49,7 +49,7 @@ def features() -> Features:
 def tokenize_row(
     values: dict[str, Any], number: int, encoder: PairTokenizer, fmt: str, columns: dict[str, str] | None, is_json: bool
 ) -> dict[str, Any]:
-    """Tokenise one row.
+    """Tokenize one row.
 
     Args:
         values: The row as `Rows` holds it.
@@ -81,7 +81,7 @@ def tokenize_row(
 
 
 def _special_flags(pair: PreferencePair, encoder: PairTokenizer) -> dict[str, bool]:
-    """Whether prompt and answers spell out special tokens, and whether the prompt is read as rendered already."""
+    """Whether prompt and answers contain special tokens, and whether the prompt is treated as already rendered."""
     texts = [one_text(value) for value in (pair.prompt, pair.chosen, pair.rejected)]
     held = [text is not None and encoder.special.holds(text) for text in texts]
     return {"special_prompt": held[0], "special_answer": any(held[1:]), "rendered": encoder.is_rendered(pair)}

@@ -1,4 +1,4 @@
-"""Data files of one kind each to record batches: JSON lines and arrays as the text of each row, CSV as text cells."""
+"""Readers of data files: JSON lines and arrays yield the text of each row, CSV yields text cells."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Batches = tuple["pa.Schema", Iterator["pa.RecordBatch"]]
 
 
 def decode(values: dict[str, Any], *, is_json: bool) -> dict[str, Any] | None:
-    """A row from what the table holds of it; None for a blank line.
+    """Decode a row of a table; None for a blank line.
 
     Raises:
         BadRow: If it is no JSON object.
@@ -49,7 +49,7 @@ def decode(values: dict[str, Any], *, is_json: bool) -> dict[str, Any] | None:
 
 
 def is_json_array(path: Path) -> bool:
-    """Whether the file's first character opens a list, BOM and blanks aside."""
+    """Whether the first character of a file opens a list, ignoring BOM and whitespace."""
     with path.open("rb") as file:
         start = file.read(len(BOM))
         start = b"" if start == BOM else start
@@ -107,7 +107,7 @@ def read_json_array(path: Path) -> Batches:
 
 
 def _elements(text: str) -> int:
-    """Whole elements at the beginning of a JSON array that is cut off."""
+    """Complete elements at the start of a truncated JSON array."""
     decoder, at, count = json.JSONDecoder(), text.find("[") + 1, 0
     while True:
         at += len(text[at:]) - len(text[at:].lstrip(" \t\r\n,"))
@@ -140,7 +140,7 @@ def _parts(items: Iterable[Any]) -> Iterator[list[Any]]:
 
 
 def read_csv(path: Path) -> Batches:
-    """The cells of a CSV file as text: none is read as a number or as missing.
+    """The cells of a CSV file as text; none are parsed as numbers or missing values.
 
     Raises:
         UserError: With the row of the first that is malformed or has more cells than the header.
@@ -203,7 +203,7 @@ def _csv_rows(path: Path) -> Iterator[list[str]]:
 
 
 def read_parquet(path: Path) -> Batches:
-    """The rows of a Parquet file with the types that it has."""
+    """The rows of a Parquet file with their stored types."""
     import pyarrow.parquet as pq
 
     file = pq.ParquetFile(path)

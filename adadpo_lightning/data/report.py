@@ -1,4 +1,4 @@
-"""What became of the rows of a dataset: read, dropped, cut, and how their special tokens were read."""
+"""Report on the rows of a dataset: read, dropped, truncated, and how special tokens were read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class DataReport:
-    """What became of the rows of one dataset.
+    """Report on the rows of one dataset.
 
     Args:
         name: ``train``, ``val``, ...
@@ -41,12 +41,12 @@ class DataReport:
     chosen_longer: float = math.nan
 
     def note(self, what: str, count: int) -> None:
-        """Add to a count, if there is anything to add."""
+        """Add to a count, unless the number is zero."""
         if count:
             self.notes[what] = self.notes.get(what, 0) + count
 
     def lines(self) -> list[tuple[str, str]]:
-        """The account as (what, how many)."""
+        """The report as (label, count)."""
         return [
             *((f"{path}", f"{fmt} format") for path, fmt in self.formats.items()),
             *([("rows read", f"{self.rows:,}")] if self.rows else []),

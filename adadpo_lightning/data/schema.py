@@ -1,4 +1,4 @@
-"""A preference pair before tokenisation, and the error of a row that holds none."""
+"""A preference pair before tokenization, and the error for unusable rows."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ RESERVED = frozenset(
 
 
 class BadRow(ValueError):
-    """A row that holds no usable pair.
+    """A row without a usable pair.
 
     Args:
         reason: Short name under which such rows are counted.
@@ -48,7 +48,7 @@ class BadRow(ValueError):
 
 @dataclass(frozen=True)
 class PreferencePair:
-    """A prompt and its answers, before tokenisation.
+    """A prompt and its answers, before tokenization.
 
     Args:
         prompt: The conversation before the answer, as messages, or text as in the row.
@@ -72,14 +72,14 @@ class PreferencePair:
 
     @property
     def prompt_key(self) -> str:
-        """The same for any two rows that ask the same; what the split by prompt compares."""
+        """Key that is equal for rows with the same prompt, for the split by prompt."""
         messages = as_messages(self.prompt, "user")
         words = [(m.get("role"), str(m.get("content") or "").strip(), str(m.get("tool_calls", ""))) for m in messages]
         return json.dumps([self.system, words])
 
 
 def check_text(value: Any) -> None:
-    """Refuse text that no tokenizer can read, at any depth.
+    """Reject text that tokenizers cannot read, at any depth.
 
     Raises:
         BadRow: If text holds half of a surrogate pair.
@@ -97,5 +97,5 @@ def check_text(value: Any) -> None:
 
 
 def as_messages(value: list[Message] | str, role: str) -> list[Message]:
-    """Text as one message of a role; messages as they are."""
+    """Wrap a text as one message of a role; messages are returned unchanged."""
     return [{"role": role, "content": value}] if isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""Where rows come from: local files, patterns of files, `save_to_disk` directories and hub datasets."""
+"""Sources of rows: local files, file patterns, `save_to_disk` directories and hub datasets."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ class SourceConfig:
     """One source of preference pairs.
 
     Args:
-        path: Local file (.jsonl, .json, .parquet, .csv, .arrow), pattern of such files (``pairs-*.jsonl``; a name that
-            exists is never taken as a pattern), directory (of `save_to_disk`, or of data files), or hub id.
+        path: Local file (.jsonl, .json, .parquet, .csv, .arrow), pattern of such files (``pairs-*.jsonl``;
+            existing names are never treated as patterns), directory (of `save_to_disk` or data files), or hub id.
         subset: Configuration of a hub dataset.
-        split: Split of a hub dataset or of a directory that holds several, such as ``train`` or ``train[:10%]``.
+        split: Split of a hub dataset or of a directory with several splits, for example ``train`` or ``train[:10%]``.
         revision: Revision of a hub dataset.
-        weight: Passes over this source in an epoch: 1 takes each pair once, 2 twice, 0.5 a half drawn with the data's
-            seed (the same half in every epoch), 1.5 each once and a half of them twice.
-        columns: From this package's names (prompt, chosen, rejected, system, tools, messages, weight, margin,
-            chat_template_kwargs) to the dataset's.
-        format: Shape of the rows, one of `formats.FORMATS`; null detects it.
+        weight: Number of passes over this source per epoch: 1 uses each pair once, 2 twice, 0.5 a random half (the same
+            half in every epoch), 1.5 each pair once and a random half twice.
+        columns: Maps this package's names (prompt, chosen, rejected, system, tools, messages, weight, margin,
+            chat_template_kwargs) to the dataset's column names.
+        format: Format of the rows, one of `formats.FORMATS`; null detects it.
     """
 
     path: str
@@ -62,7 +62,7 @@ class SourceConfig:
     format: str | None = None
 
     def __post_init__(self) -> None:
-        """Check what needs no reading."""
+        """Validate the options that do not require reading the source."""
         if self.weight <= 0:
             raise UserError(f"{self.path}: weight", f"expected a number above 0, got {self.weight}")
         if self.format is not None:
@@ -79,7 +79,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a source as they are on disk.
+    """The unprocessed rows of a source.
 
     Args:
         table: Memory-mapped; for JSON the text of each row, so that rows need not have the same types.
@@ -96,18 +96,18 @@ class Rows:
     skipped: int = 0
 
     def where(self, row: int) -> str:
-        """Location of a row, counted from 1: ``file:line`` for lines, else ``file, row n``."""
+        """Location of a row, counted from 1: ``file:line`` for lines, otherwise ``file, row n``."""
         number = row + self.skipped
         part = [part for part in self.parts if part.first <= number][-1]
         number += 1 - part.first
         return f"{part.path}:{number}" if part.lines else f"{part.path}, row {number}"
 
     def head(self, count: int) -> Iterator[dict[str, Any]]:
-        """The first rows that can be read."""
+        """The first readable rows."""
         return self._decoded(range(min(count, len(self.table))))
 
     def sample(self, count: int) -> Iterator[dict[str, Any]]:
-        """Rows at equal distances over the whole source that can be read, about `count` of them."""
+        """About `count` readable rows, evenly spaced over the source."""
         return self._decoded(range(0, len(self.table), max(1, len(self.table) // count)))
 
     def _decoded(self, numbers: range) -> Iterator[dict[str, Any]]:
@@ -182,7 +182,7 @@ def _load_file(path: Path) -> Rows:
 
 
 def _joined(rows: list[Rows], path: str) -> Rows:
-    """The rows of several files after one another."""
+    """The concatenated rows of several files."""
     from datasets import concatenate_datasets
 
     if len(rows) == 1:
@@ -234,11 +234,11 @@ def _load_split(splits: dict[str, list[Path]], source: SourceConfig) -> Rows:
 
 
 def _load_hub(source: SourceConfig, key: str | None = None) -> Rows:
-    """Also for local directories that only `load_dataset` can read, with the hash of their content as `key`."""
+    """Load a hub dataset, or a local directory that only `load_dataset` can read; `key` is then its content hash."""
     from datasets import load_dataset
     from datasets.exceptions import DatasetGenerationError
 
-    # Its own cache goes by path and time: a folder per content keeps old rows out.
+    # The cache of `datasets` depends on path and time; a folder per content hash avoids stale rows.
     folder = None if key is None else str(cache_folder() / key)
     try:
         with writing():

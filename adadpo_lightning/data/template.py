@@ -1,4 +1,4 @@
-"""The chat template, rendered under a limit of time and size, because it may come from a stranger's model directory."""
+"""Renders chat templates with limits on time and memory, because they may come from untrusted model directories."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class RenderTimeout(Exception):
 
 
 def check_template_kwargs(kwargs: Mapping[str, Any] | None) -> None:
-    """Refuse names that are no variables of a template.
+    """Reject names that are not variables of a template.
 
     Raises:
         UserError: For a reserved name.
@@ -82,7 +82,7 @@ def render(
 
 
 def probe_template(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any]) -> None:
-    """Render one short conversation under a memory limit, to find a template that no machine can render.
+    """Render one short conversation under a memory limit, to detect a template that exceeds it.
 
     Raises:
         UserError: If the template goes beyond a limit. One that refuses this conversation may accept others.
@@ -122,7 +122,7 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 @contextmanager
 def memory_limit(extra: int) -> Iterator[None]:
-    """Raise MemoryError in the block where the process would grow by more than `extra` bytes; Linux only."""
+    """Raise MemoryError in the block if the process would grow by more than `extra` bytes; Linux only."""
     try:
         import resource
         from pathlib import Path

@@ -39,7 +39,7 @@ def read_tokenizer(
 
 
 def check_exists(path: str, field: str) -> None:
-    """Refuse a path that cannot be a hub id and is no directory.
+    """Reject a path that is neither a directory nor a valid hub id.
 
     Raises:
         UserError: Naming `field`.
@@ -50,7 +50,7 @@ def check_exists(path: str, field: str) -> None:
 
 
 def check_subset(tokenizer: PreTrainedTokenizerBase, policys: PreTrainedTokenizerBase, path: str) -> None:
-    """Every token of the data's tokenizer must be one of the policy's, with the same id.
+    """Check that every token of the data's tokenizer has the same id in the policy's.
 
     Raises:
         UserError: If one is not.
@@ -64,7 +64,7 @@ def check_subset(tokenizer: PreTrainedTokenizerBase, policys: PreTrainedTokenize
 
 
 def template_text(template: str) -> str:
-    """A chat template from what the user gave: the template itself, or the file that holds it.
+    """Read a chat template, given as text or as the path of a file.
 
     Raises:
         UserError: If it is neither.

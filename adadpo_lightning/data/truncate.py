@@ -1,4 +1,4 @@
-"""Cut a tokenised pair to a maximum length."""
+"""Truncate a tokenized pair to a maximum length."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def fit_length(
     truncation: Literal["drop", "keep_start", "keep_end"],
     bos_id: int | None,
 ) -> EncodedPair:
-    """Cut a pair as `TokenizeOptions` says.
+    """Truncate a pair according to `TokenizeOptions`.
 
     Raises:
         BadRow: If it cannot be cut to that length, or its answers are the same tokens afterwards.
@@ -44,7 +44,7 @@ def fit_length(
 
 
 def _cut_prompt(pair: EncodedPair, room: int, sizes: str, bos_id: int | None) -> EncodedPair:
-    """Cut the start of the prompt; a BOS stays."""
+    """Truncate the start of the prompt, but keep a BOS."""
     bos = pair.prompt_ids[: pair.prompt_ids[0] == bos_id]
     kept = room - len(bos)
     if kept < 1:

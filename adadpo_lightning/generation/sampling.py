@@ -1,7 +1,7 @@
-"""The sampler: from token ids of prompts to token ids of answers, with random numbers of each answer's own.
+"""The sampler: maps token ids of prompts to token ids of answers, with separate random numbers for each answer.
 
 Every draw in this package comes from here, so one seed gives one answer: the random numbers depend on the seed, the
-number of the prompt in the whole job and the number of the sample, never on the batch, the rank or the order.
+index of the prompt in the job and the index of the sample, never on the batch, the rank or the order.
 """
 
 from __future__ import annotations
