@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 from argparse import SUPPRESS
 from collections.abc import Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_origin
 
 from docstring_parser import parse
 
@@ -136,7 +137,10 @@ def table(described: Any, prefix: str) -> list[str]:
     for name, parameter in inspect.signature(described).parameters.items():
         if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
             continue
-        kind = str(parameter.annotation).replace("|", "\\|").replace("typing.", "")
+        # The name of an alias, such as that of a Literal, says nothing to a reader.
+        annotation = getattr(sys.modules[described.__module__], str(parameter.annotation), parameter.annotation)
+        kind = str(annotation if get_origin(annotation) is Literal else parameter.annotation)
+        kind = kind.replace("|", "\\|").replace("typing.", "")
         default = factories.get(name, parameter.default)
         shown = "required" if default is inspect.Parameter.empty else yaml_value(default)
         rows.append(f"| `{prefix}{name}` | {kind} | {shown} | {texts.get(name, '').replace('|', chr(92) + '|')} |")

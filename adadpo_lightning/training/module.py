@@ -52,9 +52,9 @@ class PreferenceLitModule(PolicyModule):
         loss: The loss; one of `adadpo_lightning.losses`.
         optimizer: AdamW's numbers.
         scheduler: Learning-rate schedule.
-        reference: What yields the reference log-probabilities. ``frozen``: a copy of the policy as it starts. ``path``:
+        reference: What yields the reference log-probabilities. ``frozen``: a copy of the initial policy. ``path``:
             the model at `reference_path`. ``adapter_off``: the policy without its adapter. ``adapter``: the policy with
-            a frozen copy of the adapter that it starts from. ``synced``: a copy that follows the policy (TR-DPO, see
+            a frozen copy of its initial adapter. ``synced``: a copy that follows the policy (TR-DPO, see
             `sync`). ``cached``: the numbers of ``auto`` from disk, computed once before the first step and shared by
             all runs over the same weights and pairs; no second model stays in memory. ``auto``: none if the loss needs
             none, else ``path`` if there is one, ``adapter`` for a trained adapter (``lora.adapter``), ``adapter_off``
