@@ -16,8 +16,6 @@ from adadpo_lightning.data.formats import FORMATS
 from adadpo_lightning.evaluation.judges import base as judges
 from adadpo_lightning.losses import registry
 
-pytestmark = pytest.mark.xdist_group("docs")  # one process makes the fixtures
-
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]

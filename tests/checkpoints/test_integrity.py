@@ -15,8 +15,6 @@ from adadpo_lightning.errors import UserError
 from tests.support.runs import PAIRS, arguments, assert_same, curves, run
 from tests.support.tiny import make_rows, write_rows
 
-pytestmark = pytest.mark.xdist_group("integrity")  # one process makes the fixtures
-
 
 def state(step=3, seed=0):
     values = torch.randn(64, 32, generator=torch.Generator().manual_seed(seed))

@@ -17,8 +17,6 @@ from adadpo_lightning.checkpoints.resume import latest_valid
 from tests.support.runs import PAIRS, arguments, assert_same, main_of_child, run
 from tests.support.tiny import make_rows, write_rows
 
-pytestmark = pytest.mark.xdist_group("kill")  # one process makes the fixtures
-
 SAVING = ["--checkpoint.every_n_train_steps=1", "--auto_resume=true", "--trainer.logger=CSVLogger"]
 
 

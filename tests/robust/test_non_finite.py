@@ -10,8 +10,6 @@ from adadpo_lightning.errors import UserError
 from tests.support.runs import PAIRS, arguments, curves, run, weights
 from tests.support.tiny import make_rows, write_rows
 
-pytestmark = pytest.mark.xdist_group("non_finite")  # one process makes the fixtures
-
 LAYER = "model.model.layers.0.mlp.down_proj"
 
 

@@ -11,8 +11,6 @@ from adadpo_lightning.cli import trainer as command_line
 from tests.support.runs import PAIRS, arguments, assert_same, curves, run
 from tests.support.tiny import make_rows, write_rows
 
-pytestmark = pytest.mark.xdist_group("resume")  # one process makes the fixtures
-
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory):

@@ -11,7 +11,7 @@ import torch
 from tests.support import fsdp_worker
 from tests.support.tiny import make_adapter_dir, make_model_dir, make_rows, write_rows
 
-pytestmark = [pytest.mark.distributed, pytest.mark.xdist_group("fsdp")]
+pytestmark = pytest.mark.distributed
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "USE_LIBUV": "0"}
 WHOLE_RUNS = ["dpo", "adadpo", "cpo", "lora", "cached", "adapter", "adapter-cached", "path", "synced"]
 WHOLE_RUNS += ["hsdp", "offload", "saving", "padded"]

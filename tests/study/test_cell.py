@@ -15,8 +15,6 @@ from adadpo_lightning.study.grid import Arm, Cell, EmbeddedTaskConfig, JudgedPro
 from tests.evaluation.test_judges import classifier_dir
 from tests.support.tiny import make_rows, write_rows
 
-pytestmark = pytest.mark.xdist_group("cell")  # one process makes the fixtures
-
 
 def run(job):
     for arguments in job:
