@@ -38,3 +38,14 @@ def pairs_file(tmp_path_factory):
     from tests.support.tiny import make_rows, write_rows
 
     return write_rows(tmp_path_factory.mktemp("pairs") / "pairs.jsonl", make_rows(37))
+
+
+@pytest.fixture(scope="session")
+def real_model_dir():
+    """SmolLM2-135M-Instruct in float32; tests that use it are marked `real_model`."""
+    from tests.support.real_model import Unavailable, model_directory
+
+    try:
+        return model_directory()
+    except Unavailable as reason:
+        pytest.skip(str(reason))
