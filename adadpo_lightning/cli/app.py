@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from adadpo_lightning._version import __version__
 from adadpo_lightning.cli.registry import commands, find_command
 from adadpo_lightning.errors import UserError
 
@@ -24,6 +25,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         if not args or args[0] in ("-h", "--help"):
             print(usage())
+        elif args[0] == "--version":
+            print(f"{PROGRAM} {__version__}")
         else:
             _run(args[0], args[1:])
     except UserError as error:
@@ -38,7 +41,9 @@ def usage() -> str:
     """The help of the program: every command in one line."""
     lines = [f"usage: {PROGRAM} COMMAND [--config FILE ...] [--OPTION VALUE ...]", "", "commands:"]
     lines += [f"  {entry.name:<14}{entry.help}" for entry in commands().values()]
-    return "\n".join([*lines, "", "COMMAND --help lists its options; --debug shows the traceback of an error."])
+    return "\n".join(
+        [*lines, "", "COMMAND --help lists its options; --version; --debug shows the traceback of an error."]
+    )
 
 
 def _run(name: str, args: list[str]) -> None:

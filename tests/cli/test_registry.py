@@ -8,6 +8,7 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
+from adadpo_lightning import __version__
 from adadpo_lightning.cli import app, main, registry
 from adadpo_lightning.cli.registry import commands
 
@@ -91,3 +92,8 @@ def test_help_and_errors_survive_an_ascii_locale(tmp_path):
     assert b"error: " in ended.stderr
     ended = subprocess.run([*command[:3], "losses"], capture_output=True, env=environment, check=False)
     assert ended.returncode == 0, ended.stderr
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"adadpo-lightning {__version__}\n"
