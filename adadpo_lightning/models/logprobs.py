@@ -51,6 +51,10 @@ def token_logps(
     recomputes them, because the gradient of the head's weight requires the gradient of the loss for each token; only
     the last chunk is kept. The softmax and the sum of the weight gradient over chunks use float32 or wider.
 
+    With a frozen head (LoRA), only the hidden states need a gradient, and a token's loss only scales its row of it. The
+    forward pass then forms the unscaled rows, shape (N, D), from logits that it has anyway: the backward pass needs no
+    logits, and the head costs two matrix products per chunk instead of three.
+
     The weight must not be sharded. Under FSDP, call this inside the forward of the module that gathers it, and do not
     call the head as a module.
 
@@ -132,15 +136,25 @@ class _ChunkedLogps(torch.autograd.Function):
     ) -> Tensor:
         chunks = _Chunks(hidden, weight, bias, chunk_size, transform)
         logps = hidden.new_empty(len(hidden), dtype=_wide(hidden.dtype))
-        logits = None
+        frozen = ctx.needs_input_grad[:3] == (True, False, False)
+        rows = torch.empty_like(hidden) if frozen else None
+        logits = slope = None
         for part in chunks.parts:
             logits = chunks.logits(part)
+            if rows is not None:
+                slope = transform.slope(logits)
             torch.log_softmax(logits, -1, out=logits)
             logps[part] = logits.gather(1, targets[part, None]).squeeze(1)
             if entropies is not None:
                 entropies[part] = torch.special.entr(logits.exp()).sum(-1)
+            if rows is not None:
+                errors = _errors(logits.exp_(), slope, targets[part, None])
+                torch.mm(errors.to(hidden.dtype), weight, out=rows[part])
+        ctx.chunk_size, ctx.transform, ctx.frozen = chunk_size, transform, frozen
+        if rows is not None:
+            ctx.save_for_backward(rows)
+            return logps
         ctx.save_for_backward(hidden, weight, bias, targets)
-        ctx.chunk_size, ctx.transform = chunk_size, transform
         # Keep the last chunk and its buffer: the backward pass starts with this chunk and reuses the buffer.
         ctx.last = logits if transform.softcap is None else None
         ctx.buffer = chunks.buffer
@@ -149,6 +163,10 @@ class _ChunkedLogps(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.frozen:
+            (rows,) = ctx.saved_tensors
+            factor = grad[:, None] * -ctx.transform.scale
+            return (torch.mul(rows, factor, out=torch.empty_like(rows)), *[None] * 6)
         hidden, weight, bias, targets = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         wide = _wide(hidden.dtype)
@@ -161,7 +179,7 @@ class _ChunkedLogps(torch.autograd.Function):
         grad_weight = weight.new_zeros(weight.shape, dtype=wide) if needs_weight else None
         grad_bias = bias.new_zeros(bias.shape, dtype=wide) if needs_bias else None
         for part in reversed(chunks.parts):
-            errors = _errors(ctx, chunks, part, targets[part, None])
+            errors = _recomputed_errors(ctx, chunks, part, targets[part, None])
             if grad_bias is not None:
                 grad_bias.addmv_(errors.T, factor[part, 0])
             errors = errors.to(hidden.dtype)
@@ -184,15 +202,16 @@ class _ChunkedLogps(torch.autograd.Function):
         )
 
 
-def _errors(ctx: Any, chunks: _Chunks, part: slice, targets: Tensor) -> Tensor:
-    """Softmax minus one-hot, times the slope of the soft-capping."""
+def _recomputed_errors(ctx: Any, chunks: _Chunks, part: slice, targets: Tensor) -> Tensor:
     last, ctx.last = ctx.last, None
-    slope = None
-    if last is None:
-        errors = chunks.logits(part)
-        slope = ctx.transform.slope(errors)
-        torch.softmax(errors, -1, out=errors)
-    else:
-        errors = last.exp_()
-    errors.scatter_add_(1, targets, errors.new_full(targets.shape, -1.0))
-    return errors if slope is None else errors.mul_(slope)
+    if last is not None:
+        return _errors(last.exp_(), None, targets)
+    logits = chunks.logits(part)
+    slope = ctx.transform.slope(logits)
+    return _errors(torch.softmax(logits, -1, out=logits), slope, targets)
+
+
+def _errors(softmax: Tensor, slope: Tensor | None, targets: Tensor) -> Tensor:
+    """Softmax minus one-hot, times the slope of the soft-capping; overwrites its input."""
+    softmax.scatter_add_(1, targets, softmax.new_full(targets.shape, -1.0))
+    return softmax if slope is None else softmax.mul_(slope)

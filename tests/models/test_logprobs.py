@@ -99,12 +99,41 @@ def test_only_what_needs_a_gradient_gets_one():
     assert weight.grad is not None
 
 
-def test_backward_twice_over_one_graph():
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_frozen_head_gives_the_same_gradient(transform, dtype):
+    """Formed in the forward pass and scaled in the backward pass, with the same log-probabilities."""
+    hidden, weight, bias, targets = make(9, dtype=dtype)
+    upstream = torch.randn(9, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    upstream = upstream.to(torch.promote_types(dtype, torch.float32))
+
+    def run(weight, bias):
+        logps = token_logps(hidden, weight, targets, bias=bias, chunk_size=4, transform=transform)
+        return logps, torch.autograd.grad(logps, hidden, upstream)[0]
+
+    trained, frozen = run(weight, bias), run(weight.detach(), bias.detach())
+    torch.testing.assert_close(frozen[0], trained[0], rtol=0, atol=0)
+    rounding = 1e-14 if dtype == torch.float64 else 1e-2
+    torch.testing.assert_close(frozen[1], trained[1], rtol=rounding, atol=rounding)
+
+
+def test_frozen_head_computes_its_logits_once():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    hidden, weight, _, targets = make(12, bias=False)
+    with FlopCounterMode(display=False) as counter:
+        token_logps(hidden, weight.detach(), targets, chunk_size=3).sum().backward()
+    assert counter.get_total_flops() == 2 * (2 * 12 * weight.numel())
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_backward_twice_over_one_graph(frozen):
     """The last chunk is kept for the first backward pass and computed again for the second."""
     hidden, weight, _, targets = make(6, bias=False)
-    total = token_logps(hidden, weight, targets, chunk_size=4).sum()
-    first = torch.autograd.grad(total, (hidden, weight), retain_graph=True)
-    second = torch.autograd.grad(total, (hidden, weight))
+    leaves = (hidden,) if frozen else (hidden, weight)
+    total = token_logps(hidden, weight.detach() if frozen else weight, targets, chunk_size=4).sum()
+    first = torch.autograd.grad(total, leaves, retain_graph=True)
+    second = torch.autograd.grad(total, leaves)
     torch.testing.assert_close(first, second, rtol=1e-12, atol=1e-12)
 
 
