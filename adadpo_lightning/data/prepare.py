@@ -11,7 +11,7 @@ import numpy as np
 
 from adadpo_lightning import fingerprint
 from adadpo_lightning.data.cache import cache_folder, writing
-from adadpo_lightning.data.encoding import ACCOUNT, BLANK, FORMAT_VERSION, features, tokenize_row
+from adadpo_lightning.data.encoding import ACCOUNT, BLANK, FORMAT_VERSION, features, tokenize_rows
 from adadpo_lightning.data.formats import detect_format, read_pair, rename_columns
 from adadpo_lightning.data.prepared import Prepared, split_by_prompt
 from adadpo_lightning.data.report import DataReport, report_table
@@ -107,7 +107,8 @@ def _tokenize(rows: Rows, source: SourceConfig, encoder: PairTokenizer, fmt: str
     key = _fingerprint(rows, encoder, fmt, source)
     with writing():
         return rows.table.map(
-            tokenize_row,
+            tokenize_rows,
+            batched=True,
             with_indices=True,
             fn_kwargs={"encoder": encoder, "fmt": fmt, "columns": source.columns, "is_json": rows.is_json},
             remove_columns=rows.table.column_names,

@@ -46,6 +46,9 @@ class BadRow(ValueError):
         super().__init__(f"{reason}: {detail}" if detail else reason)
 
 
+TOO_DEEP = BadRow("nested too deep", "a value holds too many levels")
+
+
 @dataclass(frozen=True)
 class PreferencePair:
     """A prompt and its answers, before tokenization.
@@ -69,6 +72,11 @@ class PreferencePair:
     weight: float | None = None
     margin: float | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+
+    @property
+    def answers(self) -> list[Message | str]:
+        """The answers that there are, the chosen one first."""
+        return [answer for answer in (self.chosen, self.rejected) if answer is not None]
 
     @property
     def prompt_key(self) -> str:

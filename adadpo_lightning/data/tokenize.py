@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from adadpo_lightning.data.schema import BadRow, PreferencePair, as_messages
 from adadpo_lightning.data.special import BREAK, Reading, SpecialText, SpecialTokens, check_marks, decide
@@ -75,8 +76,24 @@ class TokenizeOptions:
         check_template_kwargs(self.chat_template_kwargs)
 
 
+class Rendered(NamedTuple):
+    """What is tokenized of one pair.
+
+    Args:
+        texts: The prompt, then the prompt with each answer.
+        end_id: The terminator of an answer that has none.
+        joined: Whether the texts were joined without a chat template, so that the tokenizer's own BOS is missing.
+    """
+
+    texts: list[str]
+    end_id: int
+    joined: bool
+
+
 class PairTokenizer:
     """Tokenizes and truncates pairs.
+
+    `render`, `ids` and `finish` are its three steps; a call takes them for one pair, and `pipeline.encode` for many.
 
     Args:
         tokenizer: The policy's tokenizer.
@@ -103,6 +120,7 @@ class PairTokenizer:
         self.uses_template = options.chat != "never" and bool(tokenizer.chat_template)
         self.special = SpecialText(tokenizer)
         self.reading = reading or decide(options.special_tokens, [], [])
+        self._blank: dict[int, bool] = {}
         # Whether plain text gets a BOS; what `add_special_tokens` appends at the end differs between tokenizers.
         bos = tokenizer.bos_token_id
         self._adds_bos = bos is not None and tokenizer("a")["input_ids"][:1] == [bos]
@@ -112,7 +130,7 @@ class PairTokenizer:
     def decide(self, pairs: Sequence[PreferencePair]) -> Reading:
         """Decide from a sample of pairs how their columns are read; see `special.decide`."""
         prompts = [text for pair in pairs if (text := one_text(pair.prompt)) is not None]
-        answers = [text for pair in pairs for answer in _answers(pair) if (text := one_text(answer)) is not None]
+        answers = [text for pair in pairs for answer in pair.answers if (text := one_text(answer)) is not None]
         return decide(self.options.special_tokens, map(self.looks_rendered, prompts), map(self.special.ends, answers))
 
     def reads(self, reading: Reading) -> Self:
@@ -127,9 +145,53 @@ class PairTokenizer:
         Raises:
             BadRow: If nothing usable is left.
         """
-        if not self.options.with_rejected:
-            pair = replace(pair, rejected=None)
-        prompt, wholes = self._joined(pair) if self.joins(pair) else self._templated(pair)
+        rendered = self.render(pair)
+        return self.finish(pair, rendered, self.ids(rendered.texts))
+
+    def prompt_ids(self, pair: PreferencePair) -> list[int]:
+        """Token ids of only the prompt of a pair, as used for generation.
+
+        Raises:
+            BadRow: If the template rejects the conversation, or messages have no template.
+        """
+        rendered = self.render(pair)
+        asked = self.ids(rendered.texts[:1])
+        self.special.check_ids(rendered.texts[0], asked[0])
+        return self._with_bos(rendered, asked)[0]
+
+    def render(self, pair: PreferencePair) -> Rendered:
+        """The texts to tokenize.
+
+        Raises:
+            BadRow: If the template rejects the conversation, or messages have no template.
+        """
+        return self._joined(pair) if self.joins(pair) else self._templated(pair)
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text of `render`; equal texts are tokenized once, all of them in one call."""
+        pieces = [[piece for piece in text.split(BREAK) if piece] for text in texts]
+        distinct = list(dict.fromkeys(chain.from_iterable(pieces)))
+        # The template has already added BOS if the model needs it.
+        options = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
+        encoded = self.tokenizer(distinct, **options)["input_ids"] if distinct else []
+        known = dict(zip(distinct, encoded, strict=True))
+        return [[token for piece in parts for token in known[piece]] for parts in pieces]
+
+    def finish(self, pair: PreferencePair, rendered: Rendered, ids: list[list[int]]) -> EncodedPair:
+        """Find the boundary, end the answers and truncate.
+
+        Args:
+            pair: The pair.
+            rendered: Its texts.
+            ids: Their token ids.
+
+        Raises:
+            BadRow: If nothing usable is left.
+        """
+        for text, found in zip(rendered.texts, ids, strict=True):
+            self.special.check_ids(text, found)
+        prompt, *wholes = self._with_bos(rendered, ids)
+        wholes = [self._terminate(whole, len(prompt), rendered.end_id) for whole in wholes]
         # An answer has at least one token, whatever the prompt's tokens are.
         boundary = min(common_prefix_length([prompt, *wholes]), *(len(ids) - 1 for ids in wholes))
         if boundary < 1:
@@ -145,14 +207,6 @@ class PairTokenizer:
         )
         options, bos = self.options, self.tokenizer.bos_token_id
         return fit_length(encoded, options.max_length, options.max_prompt_length, options.truncation, bos)
-
-    def prompt_ids(self, pair: PreferencePair) -> list[int]:
-        """Token ids of only the prompt of a pair, as used for generation.
-
-        Raises:
-            BadRow: If the template rejects the conversation, or messages have no template.
-        """
-        return self._joined(pair)[0] if self.joins(pair) else self._templated(pair)[0]
 
     def joins(self, pair: PreferencePair) -> bool:
         """Whether prompt and answer are joined unchanged, without rendering the chat template."""
@@ -202,21 +256,21 @@ class PairTokenizer:
         before, _, after = text.partition(content)
         return before.removeprefix(self.tokenizer.bos_token or "").strip(), after.strip()
 
-    def _templated(self, pair: PreferencePair) -> tuple[list[int], list[list[int]]]:
+    def _templated(self, pair: PreferencePair) -> Rendered:
         prompt = self._prepared(as_messages(pair.prompt, "user"), parse=self.reading.prompts)
         if pair.system:
             prompt = [{"role": "system", "content": self._text(pair.system, parse=self.reading.messages)}, *prompt]
         tools = pair.tools if self.reading.messages else self.special.protect(pair.tools)
-        answers = [as_messages(a, "assistant") if isinstance(a, str) else [a] for a in _answers(pair)]
+        answers = [as_messages(a, "assistant") if isinstance(a, str) else [a] for a in self._answers(pair)]
         row_kwargs = self.special.protect(pair.chat_template_kwargs or {})
         kwargs = {**(self.options.chat_template_kwargs or {}), **row_kwargs}
 
-        def ids(messages: list[Message], *, asks: bool) -> list[int]:
-            return self._ids(render(self.tokenizer, messages, tools, kwargs, add_generation_prompt=asks))
+        def text(messages: list[Message], *, asks: bool) -> str:
+            return self.special.settle(render(self.tokenizer, messages, tools, kwargs, add_generation_prompt=asks))
 
-        asked = ids(prompt, asks=True)
-        wholes = [ids([*prompt, *self._ended(answer)], asks=False) for answer in answers]
-        return asked, [self._terminate(whole, len(asked), self.tokenizer.eos_token_id) for whole in wholes]
+        asked = text(prompt, asks=True)
+        wholes = [text([*prompt, *self._ended(answer)], asks=False) for answer in answers]
+        return Rendered([asked, *wholes], self.tokenizer.eos_token_id, joined=False)
 
     def _prepared(self, messages: list[Message], *, parse: bool) -> list[Message]:
         parse = parse if len(messages) == 1 else self.reading.messages
@@ -229,35 +283,33 @@ class PairTokenizer:
             return [{**answer[0], "content": self.special.without_end(text)}]
         return self._prepared(answer, parse=self.reading.answers)
 
-    def _joined(self, pair: PreferencePair) -> tuple[list[int], list[list[int]]]:
+    def _joined(self, pair: PreferencePair) -> Rendered:
         rendered = self.is_rendered(pair)
-        prompt, *answers = [one_text(text) if rendered or isinstance(text, str) else None for text in _texts(pair)]
+        columns = [pair.prompt, *self._answers(pair)]
+        prompt, *answers = [one_text(text) if rendered or isinstance(text, str) else None for text in columns]
         if pair.system or pair.tools or prompt is None or None in answers:
             problem = "its prompt is rendered already" if rendered else "data.chat is never, or there is no template"
             raise BadRow("needs a chat template", f"the row has messages, a system prompt or tools, but {problem}")
         prompt = self._text(prompt, parse=self.reading.prompts)
-        asked = self._ids(prompt)
-        wholes = [self._ids(prompt + self._text(answer or "", parse=self.reading.answers)) for answer in answers]
-        bos = self.tokenizer.bos_token_id
-        if self._adds_bos and asked[:1] != [bos]:
-            asked, wholes = [bos, *asked], [[bos, *ids] for ids in wholes]
+        wholes = [prompt + self._text(answer or "", parse=self.reading.answers) for answer in answers]
         end = self._turn_end if rendered and self.options.chat != "never" else self.tokenizer.eos_token_id
-        return asked, [self._terminate(ids, len(asked), end) for ids in wholes]
+        return Rendered([self.special.settle(text) for text in (prompt, *wholes)], end, joined=True)
+
+    def _answers(self, pair: PreferencePair) -> list[Message | str]:
+        return pair.answers[: 2 if self.options.with_rejected else 1]
+
+    def _with_bos(self, rendered: Rendered, ids: list[list[int]]) -> list[list[int]]:
+        """Add the tokenizer's own BOS to joined texts, unless the prompt has it already."""
+        bos = self.tokenizer.bos_token_id
+        if not (rendered.joined and self._adds_bos) or ids[0][:1] == [bos]:
+            return ids
+        return [[bos, *part] for part in ids]
 
     def _text(self, text: str, *, parse: bool) -> str:
         if not parse:
             return str(self.special.protect(text))
         check_marks(text)
         return text
-
-    def _ids(self, text: str) -> list[int]:
-        text = self.special.settle(text)
-        pieces = [piece for piece in text.split(BREAK) if piece]
-        # The template has already added BOS if the model needs it.
-        encoded = self.tokenizer(pieces, add_special_tokens=False)["input_ids"] if pieces else []
-        ids = [token for part in encoded for token in part]
-        self.special.check_ids(text, ids)
-        return ids
 
     @cached_property
     def _turn_end(self) -> int:
@@ -270,7 +322,7 @@ class PairTokenizer:
             text = render(self.tokenizer, asked, None, {}, add_generation_prompt=False)
         except BadRow:
             return eos
-        return self._terminate(self._ids(text), 0, eos)[-1]
+        return self._terminate(self.ids([text])[0], 0, eos)[-1]
 
     def _terminate(self, ids: list[int], start: int, end_id: int) -> list[int]:
         """End with exactly one terminator: the special token that already ends the text, otherwise `end_id`."""
@@ -284,9 +336,14 @@ class PairTokenizer:
     def _before_blanks(self, ids: list[int], start: int, end: int) -> int:
         """Exclude the line break after a terminator, which the template adds and the model must not generate."""
         special = self.special.all_ids
-        while end > start and ids[end - 1] not in special and not self.tokenizer.decode([ids[end - 1]]).strip():
+        while end > start and ids[end - 1] not in special and self._is_blank(ids[end - 1]):
             end -= 1
         return end
+
+    def _is_blank(self, token: int) -> bool:
+        if (known := self._blank.get(token)) is None:
+            known = self._blank[token] = not self.tokenizer.decode([token]).strip()
+        return known
 
 
 def one_text(value: Message | list[Message] | str | None) -> str | None:
@@ -297,14 +354,6 @@ def one_text(value: Message | list[Message] | str | None) -> str | None:
         plain = value.get("role") in ("user", "assistant") and not value.get("tool_calls")
         value = value.get("content") if plain else None
     return value if isinstance(value, str) else None
-
-
-def _answers(pair: PreferencePair) -> list[Message | str]:
-    return [answer for answer in (pair.chosen, pair.rejected) if answer is not None]
-
-
-def _texts(pair: PreferencePair) -> list[Any]:
-    return [pair.prompt, *_answers(pair)]
 
 
 def common_prefix_length(sequences: Sequence[Sequence[int]]) -> int:

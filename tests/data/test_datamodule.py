@@ -180,8 +180,8 @@ def test_sources_are_mixed_by_their_weights(write):
 def test_tokenised_data_are_cached_until_something_changes(write, monkeypatch):
     path = write([row(i) for i in range(6)])
     calls = []
-    tokenize_row = prepare_room.tokenize_row
-    monkeypatch.setattr(prepare_room, "tokenize_row", lambda *a, **k: calls.append(1) or tokenize_row(*a, **k))
+    tokenize_rows = prepare_room.tokenize_rows
+    monkeypatch.setattr(prepare_room, "tokenize_rows", lambda *a, **k: calls.append(1) or tokenize_rows(*a, **k))
 
     def fresh(**options):
         calls.clear()
