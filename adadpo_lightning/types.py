@@ -64,7 +64,8 @@ class LossOutput:
         coefficient: The adaptive coefficient c on the chosen score, detached, shape (B,); ones for plain losses.
         nll: Weighted negative log-likelihood of the chosen answer, SUMMED over its tokens, shape (B,); to be
             divided by the chosen tokens of the global batch. None if the loss has no such term.
-        log_balance: log of ``g_w / g_l`` in the loss's own space, detached, shape (B,); None for ``sft``.
+        log_balance: log of ``g_w / g_l`` in the loss's own space, detached, shape (B,); NaN where either gradient is 0,
+            so that there is no ratio; None for ``sft``.
         log_balance_policy: The same in policy space per token, one definition for all losses; None for ``sft``.
         clipped: Whether the coefficient is at its ceiling, bool, shape (B,); None for plain losses.
     """

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import adadpo_lightning
+from adadpo_lightning import losses
 from adadpo_lightning.losses import available_losses, loss_class
 
 ROOMS = ("callbacks", "losses", "metrics", "strategies")
@@ -20,10 +21,13 @@ def test_public_names_resolve(room):
     assert set(module.__all__) <= set(dir(module))
 
 
-def test_every_loss_and_twin_is_at_the_root():
+def test_every_loss_and_twin_is_in_its_room_and_the_papers_own_at_the_root():
     for key in available_losses():
         kind = loss_class(key)
         if kind.__module__.startswith("adadpo_lightning."):
+            assert getattr(losses, kind.__name__) is kind
+            assert kind.__name__ in losses.__all__
+        if key.removeprefix("ada") in ("dpo", "rdpo", "ipo", "simpo", "cpo", "orpo", "sft"):
             assert getattr(adadpo_lightning, kind.__name__) is kind
             assert kind.__name__ in adadpo_lightning.__all__
 

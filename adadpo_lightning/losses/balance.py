@@ -15,21 +15,15 @@ import torch
 from torch import Tensor
 
 from adadpo_lightning.errors import UserError
-from adadpo_lightning.losses.base import (
-    ContrastiveLoss,
-    Sides,
-    log_ratios,
-    logps,
-    per_token,
-    require,
-    require_number,
-)
+from adadpo_lightning.losses.base import ContrastiveLoss, PairwiseLoss
+from adadpo_lightning.losses.options import require, require_number
+from adadpo_lightning.losses.sides import Sides, log_ratio_of, log_ratios, logps, per_token
 from adadpo_lightning.types import PairLogps
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adaptive(ContrastiveLoss):
-    """Mixin that turns a contrastive loss into its adaptive, gradient-balanced counterpart.
+class Adaptive(PairwiseLoss):
+    """Mixin that turns a pairwise loss into its adaptive, gradient-balanced counterpart.
 
     Args:
         ceiling: C, upper clip of the coefficient, in (0, 1e6]. The paper uses 2.0: stable in [1.5, 2.5], worse from 5.
@@ -67,6 +61,8 @@ class Adaptive(ContrastiveLoss):
             require_number("floor", self.floor, least=0)
             require(self.floor <= self.ceiling, "floor", f"at most the ceiling {self.ceiling}", self.floor)
         require(self.apply in ("margin", "gradient"), "apply", "'margin' or 'gradient'", self.apply)
+        if self.apply == "margin" and not isinstance(self, ContrastiveLoss):
+            raise UserError("loss.apply", f"'margin' scales a margin, and {self.key!r} has none", "set it to gradient")
         require(self.space in (None, "ratio", "policy"), "space", "'ratio', 'policy' or null", self.space)
         require(self.normalize in ("token", "sequence"), "normalize", "'token' or 'sequence'", self.normalize)
         require_number("target_ratio", self.target_ratio, above=0)
@@ -97,12 +93,13 @@ class Adaptive(ContrastiveLoss):
         The clips act on the logarithm: ``exp`` of a sum over a long answer would overflow before they could.
         """
         with torch.no_grad():
-            v, u = self.variable(x), self.log_u(x)
+            u, slopes = self.log_u(x), self.log_slopes(x, self.variable(x))
             log_c = (
                 math.log(self.target_ratio)
-                + self.alpha_w * (u.chosen - self.log_slope(v.chosen))
-                - self.alpha_l * (u.rejected - self.log_slope(v.rejected))
+                + self.alpha_w * (u.chosen - slopes.chosen)
+                - self.alpha_l * (u.rejected - slopes.rejected)
             )
+            log_c = torch.where(log_ratio_of(slopes).isnan(), 0.0, log_c)  # a side without gradient: nothing to balance
             ceiling = _log_at_most(self.ceiling, log_c.dtype)
             clipped = log_c >= ceiling
             if self.floor:
@@ -115,6 +112,13 @@ class Adaptive(ContrastiveLoss):
             return coefficient * score
         held = score.detach()  # plus a term of value 0 and gradient c: the value equals the plain loss's bit for bit
         return held + coefficient * (score - held)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveGradient(Adaptive):
+    """`Adaptive` for losses that are no function of one margin: c acts through the gradient alone."""
+
+    apply: Literal["margin", "gradient"] = "gradient"
 
 
 @lru_cache(maxsize=128)

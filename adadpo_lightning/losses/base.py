@@ -1,18 +1,20 @@
-"""What a preference loss is: a score, a link, and a slot for the balancing coefficient.
+"""What a preference loss is: a score of each answer, a contrast of the two scores, and a slot for the coefficient.
 
-A pairwise contrastive loss is ``link(score(v_w) - score(v_l) + offset)`` with the score's variable v taken from the
-pair's log-probabilities. The adaptive twin fills the slot: ``link(c * score(v_w) - score(v_l) + offset)``. It is a
-slot and not a wrapper around a finished loss because c depends on the loss's own variable and slope (see `balance`).
+A pairwise loss is ``contrast(score(v_w), rejected_score(v_l))`` with the variable v taken from the pair's
+log-probabilities. Most are a function of one margin, ``link(score(v_w) - rejected_score(v_l) + offset)``. The adaptive
+twin fills the slot: ``c * score(v_w)``. It is a slot and not a wrapper around a finished loss because c depends on the
+loss's own variable and slopes (see `balance`).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
 from adadpo_lightning.errors import UserError
+from adadpo_lightning.losses.sides import Sides, log_gradients, log_ratio_of, log_ratios, logps, per_token
 from adadpo_lightning.types import LossOutput
 
 if TYPE_CHECKING:
@@ -21,48 +23,17 @@ if TYPE_CHECKING:
     from adadpo_lightning.types import PairLogps
 
 
-class Sides(NamedTuple):
-    """One quantity for both answers of each pair, each of shape (B,)."""
-
-    chosen: Tensor
-    rejected: Tensor
-
-
-def log_ratios(x: PairLogps) -> Sides:
-    """``h_s = l_s - l0_s``: log-ratio to the reference, summed over tokens.
-
-    Raises:
-        UserError: If the pair has no reference log-probabilities.
-    """
-    if x.ref_chosen is None or x.ref_rejected is None:
-        raise UserError(
-            "PairLogps.ref_chosen",
-            "this loss needs reference log-probabilities, got None",
-            "pass ref_chosen and ref_rejected, or in a config set model.reference to frozen, adapter_off or cached",
-        )
-    return Sides(x.chosen - x.ref_chosen, x.rejected - x.ref_rejected)
-
-
-def per_token(sides: Sides, x: PairLogps) -> Sides:
-    """Divide a sum over each answer's tokens by the number of its tokens."""
-    return Sides(sides.chosen / x.chosen_len, sides.rejected / x.rejected_len)
-
-
-def logps(x: PairLogps) -> Sides:
-    """``l_s``: log-probability under the policy, summed over tokens."""
-    return Sides(x.chosen, x.rejected)
-
-
 class PreferenceLoss(ABC):
     """Anything that turns `PairLogps` into `LossOutput`.
 
     A plain ABC rather than a dataclass, so that the command line can choose among its subclasses. `formula` is shown to
-    users; ``{c}`` marks the place of the adaptive twin's coefficient.
+    users; ``{c}`` marks the place of the adaptive twin's coefficient. `group` sorts the tables of losses.
     """
 
     key: ClassVar[str] = ""
     formula: ClassVar[str] = ""
     source: ClassVar[str] = ""
+    group: ClassVar[str] = "other"
 
     @property
     def needs_reference(self) -> bool:
@@ -83,35 +54,39 @@ class PreferenceLoss(ABC):
         """
 
 
-class ContrastiveLoss(PreferenceLoss):
-    """A loss of the form ``link(c * score(v_w) - score(v_l) + offset)``, where plain means c = 1.
+class PairwiseLoss(PreferenceLoss):
+    """A loss of the form ``contrast(score(v_w), rejected_score(v_l))``; each score depends on its own answer only.
 
-    A new loss defines `variable` and `link`, and overrides `score`, `offset`, `log_slope`, `rewards` and `nll` where
-    the defaults do not fit. All are pure functions of tensors of shape (B,).
+    A new loss defines `variable` and `contrast`, and overrides `score`, `rejected_score`, `rewards` and `nll` where the
+    defaults do not fit. All are pure functions of tensors of shape (B,). A function of one margin is rather a
+    `ContrastiveLoss`, whose gradients have a closed form and whose twin can scale the margin itself.
     """
+
+    group = "side-wise"
+    takes_margin: ClassVar[bool] = False
 
     @abstractmethod
     def variable(self, x: PairLogps) -> Sides:
-        """The score's argument v: a log-ratio or a log-probability, summed or averaged over tokens."""
+        """The scores' argument v: a log-ratio or a log-probability, summed or averaged over tokens."""
 
     @abstractmethod
-    def link(self, margin: Tensor) -> Tensor:
-        """The loss as a function of the margin."""
+    def contrast(self, scores: Sides, x: PairLogps) -> Tensor:
+        """The loss as a function of the two scores; depends on the policy through them only."""
 
     def score(self, v: Tensor) -> Tensor:
-        """The score a(v); the identity by default."""
+        """The score a(v) of the chosen answer; the identity by default."""
         return v
 
-    def log_slope(self, v: Tensor) -> Tensor:
-        """``log a'(v)`` without constants such as beta, which cancel; 0 for a linear score."""
-        return torch.zeros_like(v)
+    def rejected_score(self, v: Tensor) -> Tensor:
+        """The score of the rejected answer; that of the chosen one by default."""
+        return self.score(v)
 
-    def offset(self, x: PairLogps) -> Tensor | float:
-        """A term added to the difference of the scores; must not depend on the policy."""
-        return 0.0
+    def log_slopes(self, x: PairLogps, v: Sides) -> Sides:
+        """``log |dL/dv_s|``, up to a term that both sides share; -inf where it is 0. By autograd unless overridden."""
+        return log_gradients(lambda w, r: self.contrast(Sides(self.score(w), self.rejected_score(r)), x), v)
 
     def rewards(self, x: PairLogps) -> Sides:
-        """Implicit rewards, for logging; the scores by default."""
+        """Implicit rewards, for logging; by default the score, the same one for both answers."""
         return Sides(*(self.score(v) for v in self.variable(x)))
 
     def nll(self, x: PairLogps) -> Tensor | None:
@@ -140,14 +115,13 @@ class ContrastiveLoss(PreferenceLoss):
     def __call__(self, x: PairLogps) -> LossOutput:
         """Assemble the loss; see the class."""
         x = x.in_float32()
+        if x.margin is not None and not self.takes_margin:
+            raise UserError("margin", f"the data has target margins, but {self.key!r} has no margin", "drop the column")
         v = self.variable(x)
         log_c, clipped = self.log_coefficient(x)
         coefficient = log_c.exp()
-        chosen_score = self.apply_coefficient(self.score(v.chosen), coefficient)
-        margin = chosen_score - self.score(v.rejected) + self.offset(x)
-        if x.margin is not None:
-            margin = margin - x.margin
-        per_pair, nll = self.link(margin), self.nll(x)
+        scores = Sides(self.apply_coefficient(self.score(v.chosen), coefficient), self.rejected_score(v.rejected))
+        per_pair, nll = self.contrast(scores, x), self.nll(x)
         if x.weight is not None:
             per_pair = per_pair * x.weight
             nll = None if nll is None else nll * x.weight
@@ -166,12 +140,8 @@ class ContrastiveLoss(PreferenceLoss):
         )
 
     def _log_balance(self, x: PairLogps, v: Sides, log_c: Tensor) -> tuple[Tensor, Tensor]:
-        """``log(g_w / g_l)`` in the loss's own space and in policy space per token.
-
-        In closed form: the link's derivative and the score's constants are equal on both sides and cancel, so the ratio
-        stays exact where the gradients themselves underflow.
-        """
-        slope_ratio = log_c + self.log_slope(v.chosen) - self.log_slope(v.rejected)
+        """``log(g_w / g_l)`` in the loss's own space and in policy space per token; NaN where a gradient is 0."""
+        slope_ratio = log_c + log_ratio_of(self.log_slopes(x, v))
         u, p = self.log_u(x), per_token(logps(x), x)
         own = slope_ratio - u.chosen + u.rejected
         policy = slope_ratio - p.chosen + p.rejected
@@ -180,26 +150,38 @@ class ContrastiveLoss(PreferenceLoss):
         return own, policy
 
 
-def require(condition: bool, option: str, expected: str, got: object) -> None:
-    """Check one hyper-parameter.
+class ContrastiveLoss(PairwiseLoss):
+    """A loss of one margin, ``link(c * score(v_w) - rejected_score(v_l) + offset)``, where plain means c = 1.
 
-    Raises:
-        UserError: If the condition is false; names the option, what was expected and what was given.
+    A new loss defines `variable` and `link`, and overrides `score`, `offset`, `log_slope`, `rewards` and `nll` where
+    the defaults do not fit; a loss that scores the rejected answer by another function also overrides `rejected_score`
+    and `rejected_log_slope`. All are pure functions of tensors of shape (B,).
     """
-    if not condition:
-        raise UserError(f"loss.{option}", f"expected {expected}, got {got!r}")
 
+    group = "margin"
+    takes_margin = True
 
-def require_number(option: str, value: object, *, above: float | None = None, least: float | None = None) -> None:
-    """Check that a hyper-parameter is a finite number above or at least a bound.
+    @abstractmethod
+    def link(self, margin: Tensor) -> Tensor:
+        """The loss as a function of the margin."""
 
-    Raises:
-        UserError: If it is not; names the option, what was expected and what was given.
-    """
-    bound = f" above {above}" if above is not None else f" of at least {least}" if least is not None else ""
-    fine = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
-    if fine and above is not None:
-        fine = value > above  # type: ignore[operator]  # `fine` implies a number
-    if fine and least is not None:
-        fine = value >= least  # type: ignore[operator]
-    require(fine, option, f"a finite number{bound}", value)
+    def log_slope(self, v: Tensor) -> Tensor:
+        """``log a'(v)`` without constants that both scores share, such as beta: they cancel. 0 for a linear score."""
+        return torch.zeros_like(v)
+
+    def rejected_log_slope(self, v: Tensor) -> Tensor:
+        """`log_slope` of `rejected_score`, without the same constants; -inf where the slope is 0."""
+        return self.log_slope(v)
+
+    def offset(self, x: PairLogps) -> Tensor | float:
+        """A term added to the difference of the scores; must not depend on the policy."""
+        return 0.0
+
+    def contrast(self, scores: Sides, x: PairLogps) -> Tensor:
+        """``link(a_w - a_l + offset - target margin)``."""
+        margin = scores.chosen - scores.rejected + self.offset(x)
+        return self.link(margin if x.margin is None else margin - x.margin)
+
+    def log_slopes(self, x: PairLogps, v: Sides) -> Sides:
+        """In closed form: the link's derivative cancels, so the ratio stays exact where the gradients underflow."""
+        return Sides(self.log_slope(v.chosen), self.rejected_log_slope(v.rejected))

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adadpo_lightning.losses.balance import Adaptive
-from adadpo_lightning.losses.base import ContrastiveLoss, Sides, logps, require_number
-from adadpo_lightning.losses.dpo import check_beta_and_smoothing
+from adadpo_lightning.losses.base import ContrastiveLoss
 from adadpo_lightning.losses.functional import logistic_link
+from adadpo_lightning.losses.options import check_beta_and_smoothing, require_number
 from adadpo_lightning.losses.registry import register_loss
+from adadpo_lightning.losses.sides import Sides, logps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +33,7 @@ class CPO(ContrastiveLoss):
     nll_weight: float = 1.0
     label_smoothing: float = 0.0
 
+    group = "reference-free"
     formula = "-logsigmoid({c}beta*l_w - beta*l_l) + nll_weight*NLL(y_w)"
     source = "arXiv 2401.08417"
 

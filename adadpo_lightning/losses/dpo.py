@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adadpo_lightning.losses.balance import Adaptive
-from adadpo_lightning.losses.base import ContrastiveLoss, Sides, log_ratios, require, require_number
+from adadpo_lightning.losses.base import ContrastiveLoss
 from adadpo_lightning.losses.functional import logistic_link
+from adadpo_lightning.losses.options import check_beta_and_smoothing, require_number
 from adadpo_lightning.losses.registry import register_loss
+from adadpo_lightning.losses.variables import ImplicitReward
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 @register_loss("dpo", twin=False)
 @dataclass(frozen=True)
-class DPO(ContrastiveLoss):
+class DPO(ImplicitReward, ContrastiveLoss):
     """Direct preference optimization: ``-logsigmoid(beta (h_w - h_l))``, arXiv 2305.18290, eq. 7.
 
     Args:
@@ -26,7 +28,6 @@ class DPO(ContrastiveLoss):
         label_smoothing: Assumed share of flipped labels, in [0, 0.5).
     """
 
-    beta: float = 0.1
     label_smoothing: float = 0.0
 
     formula = "-logsigmoid({c}beta*h_w - beta*h_l)"
@@ -35,19 +36,6 @@ class DPO(ContrastiveLoss):
     def __post_init__(self) -> None:
         """Check the hyper-parameters."""
         check_beta_and_smoothing(self.beta, self.label_smoothing)
-
-    @property
-    def needs_reference(self) -> bool:
-        """The reward is a log-ratio to the reference."""
-        return True
-
-    def variable(self, x: PairLogps) -> Sides:
-        """Summed log-ratios h."""
-        return log_ratios(x)
-
-    def score(self, v: Tensor) -> Tensor:
-        """``beta * h``."""
-        return self.beta * v
 
     def link(self, margin: Tensor) -> Tensor:
         """``-logsigmoid``, smoothed."""
@@ -90,10 +78,3 @@ class RDPO(DPO):
 @dataclass(frozen=True)
 class AdaRDPO(Adaptive, RDPO):
     """RDPO's adaptive, gradient-balanced counterpart."""
-
-
-def check_beta_and_smoothing(beta: float, label_smoothing: float) -> None:
-    """Validate the options that all logistic losses share."""
-    require_number("beta", beta, above=0)
-    require_number("label_smoothing", label_smoothing, least=0)
-    require(label_smoothing < 0.5, "label_smoothing", "a number in [0, 0.5)", label_smoothing)

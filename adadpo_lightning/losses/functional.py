@@ -65,3 +65,33 @@ def logistic_link(margin: Tensor, label_smoothing: float = 0.0) -> Tensor:
     if label_smoothing == 0.0:
         return loss
     return (1.0 - label_smoothing) * loss - label_smoothing * F.logsigmoid(-margin)
+
+
+# Exponents up to this one are exact. Above it `power_score` continues on its tangent: a sum over an answer reaches
+# exponents of hundreds, and one such pair must not make the whole batch infinite.
+_LARGEST_EXPONENT = 40.0
+
+
+def power_score(v: Tensor, alpha: float) -> Tensor:
+    """``(1 - exp(-alpha v)) / alpha``; v itself for alpha 0, its limit.
+
+    Args:
+        v: Log-ratios or log-probabilities in nats, any shape.
+        alpha: Shape; 1 is the forward KL divergence's score.
+
+    Source: f-DPO, arXiv 2309.16240, table 1 (alpha-divergence); AlphaPO, arXiv 2501.03884.
+
+    Example:
+        >>> power_score(torch.tensor([0.0, 1.0]), 1.0)
+        tensor([0.0000, 0.6321])
+    """
+    if alpha == 0:
+        return v
+    exponent = -alpha * v
+    tangent = math.exp(_LARGEST_EXPONENT) * (exponent - _LARGEST_EXPONENT).relu()
+    return -(torch.expm1(exponent.clamp(max=_LARGEST_EXPONENT)) + tangent) / alpha
+
+
+def power_score_log_slope(v: Tensor, alpha: float) -> Tensor:
+    """``log`` of the derivative of `power_score`: ``-alpha v``, constant on the tangent."""
+    return (-alpha * v).clamp(max=_LARGEST_EXPONENT)

@@ -6,15 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adadpo_lightning.losses.balance import Adaptive
-from adadpo_lightning.losses.base import (
-    ContrastiveLoss,
-    Sides,
-    log_ratios,
-    per_token,
-    require,
-    require_number,
-)
+from adadpo_lightning.losses.base import ContrastiveLoss
+from adadpo_lightning.losses.options import require, require_number
 from adadpo_lightning.losses.registry import register_loss
+from adadpo_lightning.losses.sides import Sides, log_ratios, per_token
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from adadpo_lightning.errors import UserError
-from adadpo_lightning.losses.base import ContrastiveLoss, PreferenceLoss, logps, per_token, require, require_number
+from adadpo_lightning.losses.base import PairwiseLoss, PreferenceLoss
+from adadpo_lightning.losses.options import require, require_number
+from adadpo_lightning.losses.sides import log_gradients, log_ratio_of, logps, per_token
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,26 +82,23 @@ class Mixture(PreferenceLoss):
     def _with_joint_balance(self, x: PairLogps, total: LossOutput) -> LossOutput:
         """Balance of several contrastive parts, from the derivatives of their sum in the log-probabilities.
 
-        Measured in the space of the first `ContrastiveLoss`, or in policy space per token if there is none.
+        Measured in the space of the first `PairwiseLoss`, or in policy space per token if there is none.
         """
 
         def contrast(chosen: Tensor, rejected: Tensor) -> Tensor:
             pair = replace(x, chosen=chosen, rejected=rejected, weight=None)
             parts = zip(self.weights, self.losses, strict=True)
-            return torch.stack([w * part(pair).per_pair.sum() for w, part in parts if part.needs_rejected]).sum()
+            return torch.stack([w * part(pair).per_pair for w, part in parts if part.needs_rejected]).sum(0)
 
-        # torch.func records gradients under inference_mode too, where validation runs.
-        slopes = torch.func.grad(contrast, argnums=(0, 1))(x.chosen.detach(), x.rejected.detach())
-        tiny = torch.finfo(x.chosen.dtype).tiny
-        chosen, rejected = (slope.abs().clamp_min(tiny).log() for slope in slopes)
-        policy = chosen - x.chosen / x.chosen_len - rejected + x.rejected / x.rejected_len
-        first = next((part for part in self.losses if isinstance(part, ContrastiveLoss)), None)
-        u = per_token(logps(x), x) if first is None else first.log_u(x)
-        own = chosen - u.chosen - rejected + u.rejected
+        ratio = log_ratio_of(log_gradients(contrast, logps(x)))
+        p = per_token(logps(x), x)
+        first = next((part for part in self.losses if isinstance(part, PairwiseLoss)), None)
+        u = p if first is None else first.log_u(x)
+        own = ratio - u.chosen + u.rejected
         if first is not None and not first.sums_tokens:  # d l_s / d v_s = n_s
             own = own + torch.log(x.chosen_len.to(own.dtype) / x.rejected_len)
         return replace(
             total,
             log_balance=own.detach(),
-            log_balance_policy=policy.detach(),
+            log_balance_policy=(ratio - p.chosen + p.rejected).detach(),
         )

@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adadpo_lightning.losses.balance import Adaptive
-from adadpo_lightning.losses.base import ContrastiveLoss, Sides, logps, per_token, require_number
+from adadpo_lightning.losses.base import ContrastiveLoss
 from adadpo_lightning.losses.functional import log_odds, log_one_minus_p, logistic_link
+from adadpo_lightning.losses.options import require_number
 from adadpo_lightning.losses.registry import register_loss
+from adadpo_lightning.losses.sides import Sides
+from adadpo_lightning.losses.variables import MeanLogp
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
 
 @register_loss("orpo", twin=False)
 @dataclass(frozen=True)
-class ORPO(ContrastiveLoss):
+class ORPO(MeanLogp, ContrastiveLoss):
     """ORPO: ``NLL(y_w) - lam * logsigmoid(log_odds_w - log_odds_l)``, arXiv 2403.07691, eq. 6 and 7.
 
     Args:
@@ -33,15 +36,6 @@ class ORPO(ContrastiveLoss):
     def __post_init__(self) -> None:
         """Check the hyper-parameter."""
         require_number("lam", self.lam, above=0)
-
-    @property
-    def sums_tokens(self) -> bool:
-        """The variable is a mean."""
-        return False
-
-    def variable(self, x: PairLogps) -> Sides:
-        """Mean log-probabilities per token."""
-        return per_token(logps(x), x)
 
     def score(self, v: Tensor) -> Tensor:
         """Log-odds of the geometric-mean token probability."""

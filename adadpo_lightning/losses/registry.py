@@ -1,4 +1,4 @@
-"""Losses by name; registering a contrastive loss also registers its adaptive twin."""
+"""Losses by name; registering a pairwise loss also registers its adaptive twin."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from adadpo_lightning.errors import UserError, did_you_mean
-from adadpo_lightning.losses.balance import Adaptive
-from adadpo_lightning.losses.base import ContrastiveLoss, PreferenceLoss
+from adadpo_lightning.losses.balance import Adaptive, AdaptiveGradient
+from adadpo_lightning.losses.base import ContrastiveLoss, PairwiseLoss, PreferenceLoss
 from adadpo_lightning.plugins import load_plugins
 
 ENTRY_POINT_GROUP = "adadpo_lightning.losses"
@@ -41,7 +41,7 @@ def register_loss(key: str, *, twin: bool = True) -> Callable[[L], L]:
 
     Args:
         key: Lower-case name for `build_loss`.
-        twin: Whether to make the adaptive twin of a contrastive loss.
+        twin: Whether to make the adaptive twin of a pairwise loss.
 
     Raises:
         UserError: If another class already uses the key, or the class is not a frozen dataclass.
@@ -51,7 +51,7 @@ def register_loss(key: str, *, twin: bool = True) -> Callable[[L], L]:
         _add(key, cls)
         if issubclass(cls, Adaptive):
             _describe_twin(cls)
-        elif issubclass(cls, ContrastiveLoss):
+        elif issubclass(cls, PairwiseLoss):
             _templates[key] = cls.formula
             cls.formula = cls.formula.replace("{c}", "")
             if twin:
@@ -65,8 +65,8 @@ def available_losses() -> list[str]:
     """Keys of all losses, plug-ins included, in order of registration, each followed by its twin.
 
     Example:
-        >>> available_losses()[:4]
-        ['dpo', 'adadpo', 'rdpo', 'adardpo']
+        >>> [key for key in available_losses() if key.endswith("rdpo")]
+        ['rdpo', 'adardpo']
     """
     load_plugins(ENTRY_POINT_GROUP)
     return list(_losses)
@@ -115,13 +115,13 @@ def adaptive_twin(cls: type[PreferenceLoss]) -> type[Adaptive]:
     """
     twin = _losses.get(f"ada{vars(cls).get('key')}")
     if twin is None or not issubclass(twin, Adaptive):
-        raise UserError(cls.__name__, "has no adaptive twin", "only contrastive losses under @register_loss have one")
+        raise UserError(cls.__name__, "has no adaptive twin", "only pairwise losses under @register_loss have one")
     return twin
 
 
-def plain_class(cls: type[Adaptive]) -> type[ContrastiveLoss]:
+def plain_class(cls: type[Adaptive]) -> type[PairwiseLoss]:
     """The class that an adaptive twin is the twin of."""
-    return next(c for c in cls.__mro__ if issubclass(c, ContrastiveLoss) and not issubclass(c, Adaptive))
+    return next(c for c in cls.__mro__ if issubclass(c, PairwiseLoss) and not issubclass(c, Adaptive))
 
 
 def _add(key: str, cls: Any) -> None:
@@ -140,9 +140,10 @@ def _add(key: str, cls: Any) -> None:
     _losses[key] = cls
 
 
-def _make_twin(cls: type[ContrastiveLoss]) -> type[Adaptive]:
+def _make_twin(cls: type[PairwiseLoss]) -> type[Adaptive]:
     name = f"Ada{cls.__name__}"
-    twin: Any = dataclasses.make_dataclass(name, [], bases=(Adaptive, cls), frozen=True)
+    mixin = Adaptive if issubclass(cls, ContrastiveLoss) else AdaptiveGradient
+    twin: Any = dataclasses.make_dataclass(name, [], bases=(mixin, cls), frozen=True)
     twin.__module__, twin.__qualname__ = cls.__module__, name
     twin.__doc__ = f"{cls.__name__}'s adaptive, gradient-balanced counterpart."
     setattr(sys.modules[cls.__module__], name, twin)
@@ -152,7 +153,9 @@ def _make_twin(cls: type[ContrastiveLoss]) -> type[Adaptive]:
 def _describe_twin(twin: type[Adaptive]) -> None:
     """Fill in formula, source and the docstring's `Args`, which the command line shows as help."""
     plain = plain_class(twin)
-    twin.formula = _templates.get(plain.key, plain.formula).replace("{c}", "c*")
+    formula = _templates.get(plain.key, plain.formula)
+    # Without one margin, c scales a gradient and no term of the formula.
+    twin.formula = formula.replace("{c}", "c*") if issubclass(plain, ContrastiveLoss) else f"{formula}; c*dL/dv_w"
     twin.source = f"arXiv 2605.28440 on {plain.source}"
     if "    Args:\n" not in (twin.__doc__ or ""):
         sections = "".join(_args_section(c.__doc__ or "") for c in (plain, Adaptive))

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 class SFT(PreferenceLoss):
     """Negative log-likelihood of the chosen answers, averaged over tokens. The rejected answers are not read."""
 
+    group = "likelihood"
     formula = "NLL(y_w)"
     source = "warm-up stage"
 

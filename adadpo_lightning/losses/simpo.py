@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adadpo_lightning.losses.balance import Adaptive
-from adadpo_lightning.losses.base import ContrastiveLoss, Sides, logps, per_token, require_number
-from adadpo_lightning.losses.dpo import check_beta_and_smoothing
+from adadpo_lightning.losses.base import ContrastiveLoss
 from adadpo_lightning.losses.functional import logistic_link
+from adadpo_lightning.losses.options import check_beta_and_smoothing, require_number
 from adadpo_lightning.losses.registry import register_loss
+from adadpo_lightning.losses.variables import MeanLogp
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 @register_loss("simpo", twin=False)
 @dataclass(frozen=True)
-class SimPO(ContrastiveLoss):
+class SimPO(MeanLogp, ContrastiveLoss):
     """SimPO: ``-logsigmoid(beta (lbar_w - lbar_l) - gamma)``, gamma = beta * gamma_beta_ratio, arXiv 2405.14734, eq. 6.
 
     Args:
@@ -39,15 +40,6 @@ class SimPO(ContrastiveLoss):
         """Check the hyper-parameters."""
         check_beta_and_smoothing(self.beta, self.label_smoothing)
         require_number("gamma_beta_ratio", self.gamma_beta_ratio, least=0)
-
-    @property
-    def sums_tokens(self) -> bool:
-        """The variable is a mean."""
-        return False
-
-    def variable(self, x: PairLogps) -> Sides:
-        """Mean log-probabilities per token."""
-        return per_token(logps(x), x)
 
     def score(self, v: Tensor) -> Tensor:
         """``beta * lbar``."""

@@ -129,8 +129,8 @@ class GradientBalance(SumMetric):
         super().__init__(2, **kwargs)
 
     def update(self, log_balance: Tensor) -> None:
-        """Add pairs; ``log(g_w / g_l)``, shape (B,)."""
-        self._add(log_balance.double().sum(), len(log_balance))
+        """Add pairs; ``log(g_w / g_l)``, shape (B,). Pairs with NaN are left out."""
+        self._add(log_balance.double().nansum(), (~log_balance.isnan()).sum())
 
     def compute(self) -> Tensor:
         """The geometric mean over all pairs; 1 means balanced."""

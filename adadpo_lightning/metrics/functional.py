@@ -86,7 +86,8 @@ def gradient_balance(log_balance: Tensor) -> Tensor:
 
     Args:
         log_balance: ``log(g_w / g_l)`` of each pair, shape (B,): `LossOutput.log_balance` in the loss's own space, or
-            `LossOutput.log_balance_policy` in policy space, which all losses share.
+            `LossOutput.log_balance_policy` in policy space, which all losses share. Pairs with NaN, which have a
+            gradient on one side at most, are left out.
 
     Source:
         AdaDPO, arXiv 2605.28440.
@@ -95,7 +96,7 @@ def gradient_balance(log_balance: Tensor) -> Tensor:
         >>> gradient_balance(torch.tensor([4.0, 0.25]).log())
         tensor(1.)
     """
-    return log_balance.mean().exp()
+    return log_balance.nanmean().exp()
 
 
 def likelihood_displacement(logps: Tensor, initial_logps: Tensor) -> tuple[Tensor, Tensor]:

@@ -86,6 +86,9 @@ def _contrast(step: StepOutput, count: int) -> Statistics:
         names.BALANCE_RATIO_POLICY: loss.log_balance_policy,
     }
     statistics: Statistics = {name: (v.sum(), count) for name, v in per_pair.items() if v is not None}
+    for name in _GEOMETRIC:  # pairs with a gradient on one side only have no ratio
+        if (ratio := per_pair[name]) is not None:
+            statistics[name] = (ratio.nansum(), (~ratio.isnan()).sum())
     statistics[names.LOGPS_REJECTED_PER_TOKEN] = (pairs.rejected.sum(), pairs.rejected_len.sum())
     moments: Tensor = correlation_moments(chosen - rejected, pairs.chosen_len - pairs.rejected_len)
     statistics |= dict(zip(_MOMENTS, ((moment, count) for moment in moments), strict=True))

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from adadpo_lightning.cli import main
 from adadpo_lightning.cli.parser import parse as parse_with
-from adadpo_lightning.losses import available_losses, build_loss
+from adadpo_lightning.losses import available_losses, build_loss, loss_class
 from tests.support.cli import parser_of
 from tests.support.tiny import make_rows, write_rows
 
@@ -60,11 +60,14 @@ def test_the_issue_of_composition(parse):
     assert config.data.train.split == "train_prefs"
 
 
-def test_a_loss_named_later_forgets_the_options_of_the_one_before(parse):
+@pytest.mark.parametrize("neighbours", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_a_loss_named_later_forgets_the_options_of_the_one_before(parse, neighbours):
     """Each ordered pair of overlays equals the last alone; shared options such as beta would else carry over."""
     base = ["--model.policy.path=x"]
     alone = {path: parse(*config_args(path), *base).model.loss.as_dict() for path in LOSSES}
-    for first, second in itertools.permutations(LOSSES, 2):
+    # Every config spells out every option (above), so one pair for each already shows what all of them do.
+    ring = zip(LOSSES, [*LOSSES[1:], LOSSES[0]], strict=True)
+    for first, second in ring if neighbours else itertools.permutations(LOSSES, 2):
         both = parse(*config_args(first, second), *base).model.loss.as_dict()
         assert both == alone[second], f"{first.stem} then {second.stem}"
 
@@ -180,6 +183,19 @@ def test_losses_lists_the_registry(capsys):
     printed = capsys.readouterr().out
     for key in available_losses():
         assert re.search(rf"\b{key}\b", printed)
+
+
+@pytest.mark.parametrize("group", ["remedy", "side-wise"])
+def test_losses_of_one_group(capsys, group):
+    assert main(["losses", "--group", group]) == 0
+    printed = capsys.readouterr().out
+    for key in available_losses():
+        assert bool(re.search(rf"│ {key} +│", printed)) == (loss_class(key).group == group)
+
+
+def test_an_unknown_group_names_the_known_ones(capsys):
+    assert main(["losses", "--group", "sidewise"]) == 2
+    assert "did you mean 'side-wise'" in capsys.readouterr().err
 
 
 BAD_ARGUMENTS = {

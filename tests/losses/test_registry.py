@@ -40,7 +40,7 @@ def registry(monkeypatch):
 
 
 def test_keys_and_classes():
-    plain = ["dpo", "rdpo", "ipo", "simpo", "cpo", "orpo"]
+    plain = ["dpo", "rdpo", "ipo", "simpo", "cpo", "orpo", "hinge", "dposhift", "nca"]
     assert sorted(KEYS) == sorted([*plain, *(f"ada{key}" for key in plain), "sft"])
     for key in KEYS:
         cls = loss_class(key)

@@ -22,7 +22,7 @@ from adadpo_lightning.losses.testing import check_loss
 from adadpo_lightning.plugins import load_plugins
 
 README = Path(__file__).parents[2] / "README.md"
-HINGE = '''
+KNEE = '''
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -30,10 +30,10 @@ from dataclasses import dataclass
 from adadpo_lightning.losses import ContrastiveLoss, log_ratios, register_loss
 
 
-@register_loss("hinge")
+@register_loss("knee")
 @dataclass(frozen=True)
-class Hinge(ContrastiveLoss):
-    """SLiC-like hinge: ``relu(delta - beta (h_w - h_l))``.
+class Knee(ContrastiveLoss):
+    """Hinge with a margin of its own: ``relu(delta - beta (h_w - h_l))``.
 
     Args:
         beta: Scale of the log-ratio, above 0.
@@ -72,8 +72,8 @@ def site(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def hinge(site):
-    (site / "slic.py").write_text(HINGE, encoding="utf-8")
+def knee(site):
+    (site / "slic.py").write_text(KNEE, encoding="utf-8")
     return importlib.import_module("slic")
 
 
@@ -82,51 +82,51 @@ def declare(site, value, name="slic-losses"):
     info = site / f"{name.replace('-', '_')}-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n", encoding="utf-8")
-    (info / "entry_points.txt").write_text(f"[adadpo_lightning.losses]\nhinge = {value}\n", encoding="utf-8")
+    (info / "entry_points.txt").write_text(f"[adadpo_lightning.losses]\nknee = {value}\n", encoding="utf-8")
 
 
-def test_by_key_and_by_class(hinge):
-    assert available_losses()[-2:] == ["hinge", "adahinge"]
-    assert isinstance(build_loss("hinge", delta=2.0), hinge.Hinge)
-    twin = build_loss("adahinge", delta=2.0, ceiling=1.5)
-    assert isinstance(twin, hinge.AdaHinge)
+def test_by_key_and_by_class(knee):
+    assert available_losses()[-2:] == ["knee", "adaknee"]
+    assert isinstance(build_loss("knee", delta=2.0), knee.Knee)
+    twin = build_loss("adaknee", delta=2.0, ceiling=1.5)
+    assert isinstance(twin, knee.AdaKnee)
     assert isinstance(twin, Adaptive)
-    assert adaptive_twin(hinge.Hinge) is hinge.AdaHinge is loss_class("adahinge")
-    assert hinge.Hinge.formula == "relu(delta - beta*h_w + beta*h_l)"
-    assert hinge.AdaHinge.formula == "relu(delta - c*beta*h_w + beta*h_l)"
-    with pytest.raises(UserError, match="'adahinge' has no option 'gamma'"):
-        build_loss("adahinge", gamma=1.0)
+    assert adaptive_twin(knee.Knee) is knee.AdaKnee is loss_class("adaknee")
+    assert knee.Knee.formula == "relu(delta - beta*h_w + beta*h_l)"
+    assert knee.AdaKnee.formula == "relu(delta - c*beta*h_w + beta*h_l)"
+    with pytest.raises(UserError, match="'adaknee' has no option 'gamma'"):
+        build_loss("adaknee", gamma=1.0)
 
 
 def test_a_twin_may_be_written_out(site):
     twin = """
 from adadpo_lightning.losses import Adaptive
 
-@register_loss("adahinge")
+@register_loss("adaknee")
 @dataclass(frozen=True)
-class AdaHinge(Adaptive, Hinge):
-    "The balanced hinge."
+class AdaKnee(Adaptive, Knee):
+    "The balanced knee."
 """
-    (site / "slic.py").write_text(HINGE.replace('("hinge")', '("hinge", twin=False)') + twin, encoding="utf-8")
+    (site / "slic.py").write_text(KNEE.replace('("knee")', '("knee", twin=False)') + twin, encoding="utf-8")
     slic = importlib.import_module("slic")
-    assert available_losses()[-2:] == ["hinge", "adahinge"]
-    assert adaptive_twin(slic.Hinge) is slic.AdaHinge
-    assert slic.AdaHinge.formula == "relu(delta - c*beta*h_w + beta*h_l)"
-    assert slic.AdaHinge.__doc__.startswith("The balanced hinge.\n\n    Args:\n        beta: ")
-    assert "        ceiling: " in slic.AdaHinge.__doc__
-    check_loss(build_loss("adahinge", ceiling=1.5))
+    assert available_losses()[-2:] == ["knee", "adaknee"]
+    assert adaptive_twin(slic.Knee) is slic.AdaKnee
+    assert slic.AdaKnee.formula == "relu(delta - c*beta*h_w + beta*h_l)"
+    assert slic.AdaKnee.__doc__.startswith("The balanced knee.\n\n    Args:\n        beta: ")
+    assert "        ceiling: " in slic.AdaKnee.__doc__
+    check_loss(build_loss("adaknee", ceiling=1.5))
 
 
-@pytest.mark.usefixtures("hinge")
+@pytest.mark.usefixtures("knee")
 def test_checks_run_over_both():
     for options in ({}, {"beta": 1.0}, {"delta": 0.0}):
-        check_loss(build_loss("hinge", **options))
-        check_loss(build_loss("adahinge", **options))
-        check_loss(build_loss("adahinge", space="policy", apply="gradient", **options))
+        check_loss(build_loss("knee", **options))
+        check_loss(build_loss("adaknee", **options))
+        check_loss(build_loss("adaknee", space="policy", apply="gradient", **options))
 
 
-@pytest.mark.parametrize("name", ["AdaHinge", "slic.AdaHinge"])
-@pytest.mark.usefixtures("hinge")
+@pytest.mark.parametrize("name", ["AdaKnee", "slic.AdaKnee"])
+@pytest.mark.usefixtures("knee")
 def test_twin_is_a_class_of_the_command_line(name):
     from jsonargparse import ArgumentError, ArgumentParser
 
@@ -134,20 +134,20 @@ def test_twin_is_a_class_of_the_command_line(name):
     parser.add_argument("--loss", type=PreferenceLoss)
     arguments = [f"--loss={name}", "--loss.delta=2", "--loss.ceiling=1.5", "--loss.space=policy", "--loss.floor=0.5"]
     loss = parser.instantiate(parser.parse_args(arguments)).loss
-    assert loss == build_loss("adahinge", delta=2.0, ceiling=1.5, space="policy", floor=0.5)
+    assert loss == build_loss("adaknee", delta=2.0, ceiling=1.5, space="policy", floor=0.5)
     with pytest.raises(ArgumentError):
         parser.parse_args([f"--loss={name}", "--loss.space=probability"])
     with pytest.raises(ArgumentError):
         parser.parse_args([f"--loss={name}", "--loss.detla=2"])
 
 
-@pytest.mark.parametrize("value", ["slic", "slic:Hinge"])
+@pytest.mark.parametrize("value", ["slic", "slic:Knee"])
 def test_installed_package_is_found_by_its_entry_point(site, value):
-    (site / "slic.py").write_text(HINGE, encoding="utf-8")
-    assert "hinge" not in registry_module._losses
+    (site / "slic.py").write_text(KNEE, encoding="utf-8")
+    assert "knee" not in registry_module._losses
     declare(site, value)
-    assert {"hinge", "adahinge"} <= set(available_losses())
-    check_loss(build_loss("adahinge"))
+    assert {"knee", "adaknee"} <= set(available_losses())
+    check_loss(build_loss("adaknee"))
 
 
 def test_package_that_cannot_be_imported_is_named(site):
@@ -155,13 +155,13 @@ def test_package_that_cannot_be_imported_is_named(site):
     declare(site, "slic", name="broken-losses")
     with pytest.raises(UserError) as error:
         build_loss("dpo")
-    assert "entry point 'hinge' of broken-losses" in str(error.value)
+    assert "entry point 'knee' of broken-losses" in str(error.value)
     assert "no_such_module_anywhere" in str(error.value)
     assert "uninstall" in str(error.value)
 
 
 def test_package_that_takes_a_key_of_ours_is_named(site):
-    (site / "slic.py").write_text(HINGE.replace('"hinge"', '"dpo"'), encoding="utf-8")
+    (site / "slic.py").write_text(KNEE.replace('"knee"', '"dpo"'), encoding="utf-8")
     declare(site, "slic")
     with pytest.raises(UserError, match=r"of slic-losses.*'dpo'.*already used by adadpo_lightning\.losses\.dpo\.DPO"):
         available_losses()

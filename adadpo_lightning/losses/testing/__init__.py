@@ -8,8 +8,8 @@ extremes.
 from __future__ import annotations
 
 from adadpo_lightning.losses.balance import Adaptive
-from adadpo_lightning.losses.base import ContrastiveLoss, PreferenceLoss
-from adadpo_lightning.losses.testing import adaptive, contrastive, general
+from adadpo_lightning.losses.base import PairwiseLoss, PreferenceLoss
+from adadpo_lightning.losses.testing import adaptive, general, pairwise
 from adadpo_lightning.losses.testing.adaptive import plain_counterpart
 from adadpo_lightning.losses.testing.autograd import autograd_log_balance, gradients, own_log_balance
 from adadpo_lightning.losses.testing.expect import expect
@@ -52,10 +52,11 @@ def check_loss(loss: PreferenceLoss, *, seed: int = 0) -> None:
     general.check_half_precision(loss, x)
     if not loss.needs_rejected:
         return
-    if isinstance(loss, ContrastiveLoss):
-        contrastive.check_pieces(loss, x)
-        contrastive.check_assembly(loss, x)
-        contrastive.check_own_balance(loss, x)
+    if isinstance(loss, PairwiseLoss):
+        pairwise.check_pieces(loss, x)
+        pairwise.check_assembly(loss, x)
+        pairwise.check_finite_differences(loss, x)
+        pairwise.check_own_balance(loss, x)
     general.check_policy_balance(loss, x)
     if isinstance(loss, Adaptive):
         adaptive.check_coefficient(loss, x)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from adadpo_lightning.losses.base import ContrastiveLoss, PreferenceLoss, Sides
+from adadpo_lightning.losses.base import PairwiseLoss, PreferenceLoss
+from adadpo_lightning.losses.sides import Sides
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +36,7 @@ def autograd_log_balance(loss: PreferenceLoss, x: PairLogps) -> Tensor:
     return _log_ratio(slopes) - (x.chosen / x.chosen_len - x.rejected / x.rejected_len)
 
 
-def own_log_balance(loss: ContrastiveLoss, x: PairLogps) -> Tensor:
+def own_log_balance(loss: PairwiseLoss, x: PairLogps) -> Tensor:
     """``log g_w - log g_l`` with ``g_s = |dL/dv_s| / u_s`` in the loss's own space, by autograd, shape (B,)."""
     slopes = gradients(loss, x)
     leaf, (chosen, rejected) = as_leaf(x)
@@ -58,7 +59,7 @@ def grad(total: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
     return torch.autograd.grad(total, inputs, allow_unused=True, materialize_grads=True)
 
 
-def _log_u(loss: ContrastiveLoss, x: PairLogps) -> Sides:
+def _log_u(loss: PairwiseLoss, x: PairLogps) -> Sides:
     """``log u_s`` as the method defines it, written apart from the losses' own."""
     space = getattr(loss, "space", None) or ("ratio" if loss.needs_reference else "policy")
     chosen, rejected = x.chosen, x.rejected

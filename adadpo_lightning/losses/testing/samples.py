@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from adadpo_lightning.losses.base import Sides
+from adadpo_lightning.losses.sides import Sides
 from adadpo_lightning.types import PairLogps
 
 if TYPE_CHECKING:
