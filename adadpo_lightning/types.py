@@ -5,8 +5,8 @@ Shapes: B pairs in a micro-batch, N scored answer tokens in it, T tokens in a pa
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -199,6 +199,7 @@ class StepOutput:
             data's tokens, which the policy did not draw.
         entropy: Per answer the sum over tokens of the policy's entropy, nats, shape (2B,), chosen answers first; None
             if it was not requested.
+        loss_options: The numbers that the loss's schedules had in this step, by option; empty without schedules.
     """
 
     pairs: PairLogps
@@ -206,6 +207,7 @@ class StepOutput:
     share: Tensor
     kl: Tensor | None = None
     entropy: Tensor | None = None
+    loss_options: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

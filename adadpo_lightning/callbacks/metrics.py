@@ -32,6 +32,9 @@ class PreferenceMetrics(Callback):
     ``train/grad_norm/{chosen,rejected,prompt}`` are gradient norms of a full optimizer step, before clipping, at the
     last hidden states. A hook reads them during the backward pass, so no extra pass is needed.
 
+    ``train/learning_rate`` and ``train/loss_options/...``, an option of the loss that has a schedule, are those of the
+    step that is logged.
+
     Args:
         gradient_norms: Whether to log ``train/grad_norm/...``.
     """
@@ -78,7 +81,8 @@ class PreferenceMetrics(Callback):
     ) -> None:
         if stage not in self._means:
             self._means[stage] = WeightedMeans().to(module.device)
-        statistics = step_statistics(step, batch, getattr(module.loss, "beta", 1.0), by_step=stage == "train")
+        beta = step.loss_options.get("beta", getattr(module.loss, "beta", 1.0))
+        statistics = step_statistics(step, batch, beta, by_step=stage == "train")
         if squares is not None:
             statistics |= gradient_statistics(squares, batch)
         self._means[stage].update(statistics)
@@ -111,8 +115,11 @@ class PreferenceMetrics(Callback):
         self._update("train", pl_module, outputs["step"], batch, squares)
         if ends_logged_step(trainer):
             self._log("train", pl_module)
+            numbers = {names.loss_option(name): value for name, value in outputs["step"].loss_options.items()}
             if self._rate is not None:
-                pl_module.log(names.train(names.LEARNING_RATE), self._rate, on_step=True, on_epoch=False, batch_size=1)
+                numbers[names.LEARNING_RATE] = self._rate
+            of_this_step = {names.train(name): value for name, value in numbers.items()}
+            pl_module.log_dict(of_this_step, on_step=True, on_epoch=False, batch_size=1)
         if not accumulating(trainer):
             means = self._means.get("train")
             self._at_last_step = {} if means is None else means.snapshot()

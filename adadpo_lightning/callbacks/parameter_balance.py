@@ -122,7 +122,7 @@ def measure(trainer: Trainer, module: PreferenceLitModule, batch: PreferenceBatc
         pairs, tokens = total(counts * 0 if batch.filler else counts).tolist()
         if not pairs:
             return {}
-        slopes = part_slopes(module.loss, output.pairs, pairs, tokens)
+        slopes = part_slopes(module.current_loss(), output.pairs, pairs, tokens)
 
         def gradient(part: str) -> list[Tensor]:
             weights = token_weights(slopes[part], part, batch)

@@ -12,6 +12,8 @@ from inspect import Parameter, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from adadpo_lightning.losses.schedule import Schedule
+
 if TYPE_CHECKING:
     from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
@@ -47,10 +49,11 @@ def settings(trainer: Trainer, module: LightningModule, data: LightningDataModul
     """The compared options by section, ``model``, ``data`` and ``trainer``, as plain data named as in a config file.
 
     The global seed is not among them: order and splits of the data have a seed of their own, and new weights are drawn
-    before the first step only. Nor is the length of the run where the learning rate does not depend on it.
+    before the first step only. Nor is the length of the run where neither learning rate nor loss depends on it.
     """
     scheduler = getattr(module, "scheduler_config", None)
-    any_length = scheduler is not None and not scheduler.depends_on_length
+    scheduled_loss = getattr(getattr(module, "loss", None), "scheduled", False)
+    any_length = scheduler is not None and not scheduler.depends_on_length and not scheduled_loss
     return {
         "model": compared(module),
         "data": {} if data is None else compared(data),
@@ -84,6 +87,8 @@ def plain(value: Any) -> Any:
         return value
     if isinstance(value, Path):
         return str(value)
+    if isinstance(value, Schedule):
+        return value.plain()
     if isinstance(value, Mapping):
         return {str(name): plain(item) for name, item in value.items()}
     if isinstance(value, (Sequence, set, frozenset)):

@@ -193,7 +193,7 @@ def starting_loss(trainer: Trainer, module: PreferenceLitModule, output: StepOut
     if pairs.ref_chosen is None or pairs.ref_rejected is None:
         return Finding(what, f"{float(output.share):.4f}; the loss has no reference to agree with")
     same = replace(pairs, chosen=pairs.ref_chosen, rejected=pairs.ref_rejected)
-    expected = float(module.loss(same).reduce(batch.step_pairs, batch.step_chosen_tokens))
+    expected = float(module.current_loss()(same).reduce(batch.step_pairs, batch.step_chosen_tokens))
     ratios = torch.cat([pairs.chosen - pairs.ref_chosen, pairs.rejected - pairs.ref_rejected])
     lengths = torch.cat([pairs.chosen_len, pairs.rejected_len]).clamp(min=1)
     per_token = float((ratios / lengths).abs().max())

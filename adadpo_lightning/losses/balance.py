@@ -17,6 +17,7 @@ from torch import Tensor
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.losses.base import ContrastiveLoss, PairwiseLoss
 from adadpo_lightning.losses.options import require, require_number
+from adadpo_lightning.losses.schedule import Number
 from adadpo_lightning.losses.sides import Sides, log_ratio_of, log_ratios, logps, per_token
 from adadpo_lightning.types import PairLogps
 
@@ -40,20 +41,18 @@ class Adaptive(PairwiseLoss):
         alpha_l: Exponent on the rejected factor.
     """
 
-    ceiling: float = 2.0
-    floor: float | None = None
+    ceiling: Number = 2.0
+    floor: Number | None = None
     apply: Literal["margin", "gradient"] = "margin"
     space: Literal["ratio", "policy"] | None = None
     normalize: Literal["token", "sequence"] = "token"
-    target_ratio: float = 1.0
-    alpha_w: float = 1.0
-    alpha_l: float = 1.0
+    target_ratio: Number = 1.0
+    alpha_w: Number = 1.0
+    alpha_l: Number = 1.0
 
     def __post_init__(self) -> None:
         """Validate these options and those of the loss itself."""
-        super_check = getattr(super(), "__post_init__", None)
-        if super_check is not None:
-            super_check()
+        super().__post_init__()
         require_number("ceiling", self.ceiling, above=0)
         # Above this, the square of c times a long answer's score overflows float32.
         require(self.ceiling <= 1e6, "ceiling", "at most 1e6", self.ceiling)

@@ -9,16 +9,18 @@ loss's own variable and slopes (see `balance`).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from adadpo_lightning.errors import UserError
+from adadpo_lightning.losses.schedule import checked_over_the_run, numbers_at, schedules
 from adadpo_lightning.losses.sides import Sides, log_gradients, log_ratio_of, log_ratios, logps, per_token
 from adadpo_lightning.types import LossOutput
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from typing_extensions import Self
 
     from adadpo_lightning.types import PairLogps
 
@@ -28,12 +30,43 @@ class PreferenceLoss(ABC):
 
     A plain ABC rather than a dataclass, so that the command line can choose among its subclasses. `formula` is shown to
     users; ``{c}`` marks the place of the adaptive twin's coefficient. `group` sorts the tables of losses.
+
+    Each numeric option of a loss that is a dataclass may be a `Schedule`; `at` has the numbers of a step. A subclass
+    checks its options in ``__post_init__``, which only ever sees numbers.
     """
 
     key: ClassVar[str] = ""
     formula: ClassVar[str] = ""
     source: ClassVar[str] = ""
     group: ClassVar[str] = "other"
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Make the subclass's own check of its options accept schedules."""
+        super().__init_subclass__(**kwargs)
+        if (check := vars(cls).get("__post_init__")) is not None:
+            cls.__post_init__ = checked_over_the_run(check)  # type: ignore[method-assign]
+
+    @checked_over_the_run  # noqa: B027  # a loss without options has nothing to check
+    def __post_init__(self) -> None:
+        """Check the options; by default there is nothing to check."""
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether an option changes over the run."""
+        return bool(schedules(self))
+
+    def at(self, step: int, total_steps: int) -> Self:
+        """The loss of one optimizer step: with the numbers that its schedules have there; itself without schedules.
+
+        Args:
+            step: Optimizer steps taken before.
+            total_steps: Optimizer steps of the run.
+        """
+        return numbers_at(self, step, total_steps)
+
+    def scheduled_values(self, step: int, total_steps: int) -> dict[str, float]:
+        """The number of each scheduled option at a step, by the option's name."""
+        return {name: schedule.at(step, total_steps) for name, schedule in schedules(self).items()}
 
     @property
     def needs_reference(self) -> bool:

@@ -64,6 +64,16 @@ PAIRS_PER_SECOND = "pairs_per_second"
 MEMORY_GIB = "memory_gib"
 
 
+def loss_option(name: str) -> str:
+    """The name of an option of the loss that changes over the run.
+
+    Example:
+        >>> train(loss_option("beta"))
+        'train/loss_options/beta'
+    """
+    return f"loss_options/{name}"
+
+
 def train(name: str) -> str:
     """The name under which a training metric is logged.
 

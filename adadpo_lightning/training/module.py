@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -10,6 +9,7 @@ import torch
 from lightning.pytorch.plugins import HalfPrecision
 from lightning.pytorch.trainer.states import TrainerFn
 
+from adadpo_lightning import log
 from adadpo_lightning.callbacks.defaults import complete
 from adadpo_lightning.callbacks.refused import refuse_unsupported
 from adadpo_lightning.checkpoints.export import check_base
@@ -32,6 +32,7 @@ from adadpo_lightning.training.optim import (
     follow_config,
 )
 from adadpo_lightning.training.policy_module import PolicyModule
+from adadpo_lightning.training.position import TOTAL_STEPS, Position, position_of, total_steps
 from adadpo_lightning.training.step import detached, pair_logps, sum_by_answer
 from adadpo_lightning.types import ModuleNeeds, PreferenceBatch, StepOutput
 
@@ -49,7 +50,8 @@ class PreferenceLitModule(PolicyModule):
 
     Args:
         policy: Which model to train and how to load it.
-        loss: The loss; one of `adadpo_lightning.losses`.
+        loss: The loss; one of `adadpo_lightning.losses`. Each number in it may change over the run, as in
+            ``beta: {from: 0.1, to: 0.01, schedule: linear}``.
         optimizer: AdamW's numbers.
         scheduler: Learning-rate schedule.
         reference: What yields the reference log-probabilities. ``frozen``: a copy of the initial policy. ``path``:
@@ -89,6 +91,7 @@ class PreferenceLitModule(PolicyModule):
             self.sync.check(policy)
         self.reference_cache = Path(reference_cache) if reference_cache is not None else default_folder()
         self.run_record = RunRecord()
+        self._saved_position: Position | None = None
 
     def data_needs(self) -> ModuleNeeds:
         """What a datamodule has to know of this module; see `PreferenceDataModule.connect`."""
@@ -159,6 +162,7 @@ class PreferenceLitModule(PolicyModule):
         if module.reference_mode == "synced":
             module._build_reference()
         rebuild.load_weights(module, content["state_dict"])
+        module._saved_position = position_of(content, record)
         return module if map_location is None else module.to(map_location)
 
     def on_train_start(self) -> None:
@@ -173,10 +177,7 @@ class PreferenceLitModule(PolicyModule):
             UserError: If nothing bounds the run.
         """
         optimizer = build_optimizer(self.built_policy, self.optimizer_config)
-        total = self.trainer.estimated_stepping_batches
-        if math.isinf(total):
-            raise UserError("trainer.max_epochs", "neither max_epochs nor max_steps bounds the run", "set one of them")
-        scheduler = build_scheduler(optimizer, self.scheduler_config, int(total))
+        scheduler = build_scheduler(optimizer, self.scheduler_config, total_steps(self.trainer))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -190,6 +191,23 @@ class PreferenceLitModule(PolicyModule):
         logps: Tensor = self.built_policy(batch)
         return logps
 
+    def position(self) -> Position:
+        """Optimizer steps taken and those of the whole run: in training the trainer's, otherwise the checkpoint's.
+
+        Without a checkpoint it is the start of a run; a loss with schedules then says so.
+        """
+        trainer = self._trainer
+        if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
+            return Position(trainer.global_step, total_steps(trainer))
+        if self._saved_position is None:
+            log.warn("model.loss: no checkpoint says which step this is; its schedules have their first values")
+            self._saved_position = Position(0, 1)
+        return self._saved_position
+
+    def current_loss(self) -> PreferenceLoss:
+        """The loss of the current optimizer step: with numbers in place of its schedules."""
+        return self.loss.at(*self.position()) if self.loss.scheduled else self.loss
+
     def step(self, batch: PreferenceBatch) -> tuple[Tensor, StepOutput]:
         """One micro-batch's share of its optimizer step's loss, and what callbacks read."""
         logps = self(batch)
@@ -200,13 +218,14 @@ class PreferenceLitModule(PolicyModule):
             with torch.no_grad():
                 reference = self._reference(batch)
         pairs = pair_logps(batch, logps, reference)
-        output = self.loss(pairs)
+        output = self.current_loss()(pairs)
         share = output.reduce(batch.step_pairs, batch.step_chosen_tokens)
         if batch.filler:
             share = share * 0.0
         kl = None if reference is None else sum_by_answer(kl_terms(logps.detach() - reference), batch)
         entropy = None if entropies is None else sum_by_answer(entropies, batch)
-        return share, StepOutput(detached(pairs), detached(output), share.detach(), kl, entropy)
+        options = self.loss.scheduled_values(*self.position()) if self.loss.scheduled else {}
+        return share, StepOutput(detached(pairs), detached(output), share.detach(), kl, entropy, options)
 
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> dict[str, Any]:
         """Loss for the backward pass, scaled so that the gradient is that of the global batch.
@@ -243,10 +262,13 @@ class PreferenceLitModule(PolicyModule):
         """Check that this is the run that the checkpoint is of."""
         if self._trainer is not None:
             self.run_record.check(self, checkpoint)
+        self._saved_position = position_of(checkpoint, checkpoint.get(KEY, {}))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Record how to rebuild the module and what the run depends on; with LoRA keep only what is trained."""
         checkpoint[KEY] = self.run_record.content(self) | {"module": rebuild.describe(self)}
+        if self.loss.scheduled:
+            checkpoint[KEY][TOTAL_STEPS] = self.position().total_steps
         if self.policy_config.lora is not None:
             synced = self.saves_frozen_weights
             kept = {name for name, p in self.named_parameters() if p.requires_grad or (synced and is_reference(name))}

@@ -14,6 +14,7 @@ from adadpo_lightning.checkpoints.shards import is_sharded
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.losses import Mixture, PreferenceLoss
 from adadpo_lightning.losses.registry import ENTRY_POINT_GROUP
+from adadpo_lightning.losses.schedule import Schedule
 from adadpo_lightning.models.loading import LoraOptions, PolicyConfig
 from adadpo_lightning.plugins import load_plugins
 from adadpo_lightning.reference.sync import SyncOptions
@@ -36,9 +37,10 @@ def describe_loss(loss: PreferenceLoss) -> Plain:
     arguments: Plain | None = None
     record: Any = loss
     if isinstance(loss, Mixture):
-        arguments = {"losses": [describe_loss(part) for part in loss.losses], "weights": list(loss.weights)}
+        weights = [_described(weight) for weight in loss.weights]
+        arguments = {"losses": [describe_loss(part) for part in loss.losses], "weights": weights}
     elif is_dataclass(record):
-        arguments = {f.name: getattr(record, f.name) for f in fields(record) if f.init}
+        arguments = {f.name: _described(getattr(record, f.name)) for f in fields(record) if f.init}
         if not all(_is_plain(value) for value in arguments.values()):
             arguments = None
     kind = type(loss)
@@ -149,6 +151,10 @@ def load_weights(module: PreferenceLitModule, weights: Mapping[str, Any]) -> Non
     if unexpected or (lost := trained.intersection(missing)):
         what = f"without a place {sorted(unexpected)[:3]}" if unexpected else f"missing {sorted(lost)[:3]}"
         raise UserError("checkpoint_path", f"does not fit the policy: {what}", "pass the policy that it was trained as")
+
+
+def _described(value: Any) -> Any:
+    return value.plain() if isinstance(value, Schedule) else value
 
 
 def _is_plain(value: Any) -> bool:
