@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         AdaSimPO,
         Mixture,
         PreferenceLoss,
+        Schedule,
         SimPO,
         available_losses,
         build_loss,
@@ -62,6 +63,7 @@ __all__ = [
     "PreferenceLitModule",
     "PreferenceLoss",
     "SamplingOptions",
+    "Schedule",
     "SchedulerConfig",
     "SimPO",
     "SourceConfig",
@@ -76,7 +78,7 @@ __all__ = [
 # Imported at first use: torch and Lightning take seconds, and `import adadpo_lightning` should not.
 _HOMES = {
     "losses": "CPO DPO IPO ORPO RDPO SFT SimPO AdaCPO AdaDPO AdaIPO AdaORPO AdaRDPO AdaSimPO Mixture PreferenceLoss "
-    "available_losses build_loss register_loss",
+    "Schedule available_losses build_loss register_loss",
     "data.datamodule": "PreferenceDataModule",
     "data.sources": "SourceConfig",
     "errors": "UserError",

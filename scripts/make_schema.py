@@ -27,7 +27,8 @@ from adadpo_lightning import callbacks, strategies
 from adadpo_lightning.cli.parser import build_parser
 from adadpo_lightning.cli.registry import find_command
 from adadpo_lightning.compat import actions_of, type_of
-from adadpo_lightning.losses import Mixture, PreferenceLoss, available_losses, loss_class
+from adadpo_lightning.losses import Mixture, PreferenceLoss, Schedule, available_losses, loss_class
+from adadpo_lightning.losses.schedule import KEYS, SHAPES, Number
 
 FILE = Path(__file__).parent.parent / "configs/schema.json"
 SIMPLE = {
@@ -84,6 +85,18 @@ def options(parser: ArgumentParser, definitions: dict[str, Any], hints: dict[str
     return root
 
 
+SCHEDULE = {
+    "type": "object",
+    "description": " ".join((Schedule.__doc__ or "").split(";")[0].split()) + ".",
+    "properties": {
+        **{key: {"type": "number"} for key in KEYS[:2]},
+        KEYS[2]: {"enum": list(SHAPES), "default": SHAPES[0]},
+    },
+    "required": list(KEYS[:2]),
+    "additionalProperties": False,
+}
+
+
 def mapping() -> dict[str, Any]:
     """An object of which no key is known yet."""
     return {"type": "object", "properties": {}, "additionalProperties": False}
@@ -105,7 +118,12 @@ def of_type(found: Any, definitions: dict[str, Any]) -> dict[str, Any]:
     """The schema of a type."""
     origin, args = get_origin(found), get_args(found)
     if origin in (Union, types.UnionType):
-        return any_of([of_type(arg, definitions) for arg in args])
+        number, schedule = get_args(Number)
+        parts = [Schedule if arg == schedule and number in args else arg for arg in args]
+        return any_of([of_type(part, definitions) for part in parts])
+    if found is Schedule:
+        definitions[found.__name__] = SCHEDULE
+        return any_of([{"$ref": f"#/definitions/{found.__name__}"}])
     if origin is Literal:
         return {"enum": list(args)}
     if origin in (list, Iterable):
@@ -184,7 +202,10 @@ def arguments(made: type, definitions: dict[str, Any]) -> dict[str, Any]:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(made, fail_untyped=False)
     # jsonargparse 4.53 does not resolve the fields of a dataclass whose base is none, as those of losses are.
-    return options(parser, definitions, get_type_hints(made) if is_dataclass(made) else None)
+    hints = get_type_hints(made) if is_dataclass(made) else {}
+    if issubclass(made, PreferenceLoss):
+        hints = {name: Number if hint is float else hint for name, hint in hints.items()}
+    return options(parser, definitions, hints)
 
 
 def main() -> None:

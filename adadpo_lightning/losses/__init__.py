@@ -18,6 +18,7 @@ from adadpo_lightning.losses.registry import (
     loss_class,
     register_loss,
 )
+from adadpo_lightning.losses.schedule import Schedule
 from adadpo_lightning.losses.sft import SFT
 from adadpo_lightning.losses.sides import Sides, log_ratios, logps, per_token
 from adadpo_lightning.losses.simpo import AdaSimPO, SimPO
@@ -50,6 +51,7 @@ __all__ = [
     "Mixture",
     "PairwiseLoss",
     "PreferenceLoss",
+    "Schedule",
     "Sides",
     "SimPO",
     "adaptive_twin",

@@ -56,6 +56,10 @@ KINDS = {
     "adacpo": ["--model.loss=adacpo"],
     "lora": ["--model.policy.lora.r=2", "--model.policy.lora.target_modules=[q_proj,v_proj]"],
     "cached": ["--model.reference=cached"],
+    "scheduled": [
+        "--model.loss.beta={from: 0.3, to: 0.05, schedule: cosine}",
+        "--model.loss.ceiling={from: 1.0, to: 3.0, schedule: linear}",
+    ],
 }
 
 
@@ -80,7 +84,7 @@ def options(kind, out):
 # Micro-batches: 4 make an optimizer step, 12 an epoch; validation comes after the 6th and the 12th of each.
 @pytest.mark.parametrize(
     ("kind", "at"),
-    [("adadpo", at) for at in (0, 5, 7, 11, 21)] + [(k, 9) for k in ("dpo", "adacpo", "lora", "cached")],
+    [("adadpo", at) for at in (0, 5, 7, 11, 21)] + [(k, 9) for k in ("dpo", "adacpo", "lora", "cached", "scheduled")],
 )
 def test_resumed_equals_uninterrupted(tmp_path, model_dir, pairs, whole, interrupted, capsys, kind, at):
     expected = whole(kind)
