@@ -37,6 +37,7 @@ PAIR_NUMBERS = ("weight", "margin")
 # Written by transformers for the record; no number depends on them.
 NOTES = ("transformers_version", "_name_or_path")
 SHOWN_DIGITS = 12
+DATA_FILES = (".jsonl", ".json", ".parquet", ".csv", ".arrow")
 
 
 def of_file(path: str | Path) -> str:
@@ -144,6 +145,22 @@ def of_model_folder(path: str | Path) -> dict[str, Any]:
         if files:
             found[kind] = {file.name: of_file(file) for file in files}
     return found
+
+
+def of_path(name: str) -> Any:
+    """Hash of a data file, hashes of the data files in a directory, or fingerprint of a model; None for other text."""
+    try:
+        path = Path(name)
+        if path.is_file():
+            return of_file(path)
+        if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
+            return of_model_folder(path)
+        if name and path.is_dir():
+            files = sorted(file for file in path.iterdir() if file.suffix in DATA_FILES and file.is_file())
+            return {file.name: of_file(file) for file in files} or None
+    except (OSError, ValueError):  # not a path: too long, or with a null character
+        return None
+    return None
 
 
 def of_config(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -238,13 +238,16 @@ def pages() -> dict[str, str]:
         ),
         "api/metrics.md": api("Metrics", "torchmetrics classes over pure functions.", public("metrics")),
         "api/evaluation.md": api(
-            "Generation and evaluation",
-            "Sampling answers, and win rates by a judge.",
+            "Generation, pairs and evaluation",
+            "Sampling answers, making pairs of them, and win rates by a judge.",
             [
                 "SamplingOptions",
                 "generation.options.GenerateOptions",
+                "preferences.options.MakePairsOptions",
+                "preferences.make.make_pairs",
                 "evaluation.options.EvaluateOptions",
                 "evaluation.judges.base.Judge",
+                "evaluation.judges.base.PointwiseJudge",
                 "evaluation.comparisons.Comparison",
                 "evaluation.judges.base.register_judge",
                 "evaluation.judges.base.available_judges",

@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING
 
 from adadpo_lightning.embedded.gold import grade
 from adadpo_lightning.errors import UserError
-from adadpo_lightning.evaluation.judges.base import Judge, preference_of, register_judge
+from adadpo_lightning.evaluation.judges.base import PointwiseJudge, register_judge
 
 if TYPE_CHECKING:
-    from adadpo_lightning.evaluation.comparisons import Comparison
     from adadpo_lightning.generation.responses import Response
 
 
 @register_judge("gold")
 @dataclass
-class GoldJudge(Judge):
+class GoldJudge(PointwiseJudge):
     """The embedded task's gold reward, for prompts of that task only.
 
     Args:
@@ -26,13 +25,13 @@ class GoldJudge(Judge):
 
     temperature: float = 0.0
 
-    def preferences(self, comparisons: Sequence[Comparison]) -> list[float | None]:
-        """The higher gold reward wins.
+    def scores(self, responses: Sequence[Response]) -> list[float | None]:
+        """The gold rewards.
 
         Raises:
             UserError: If a prompt does not belong to the embedded task.
         """
-        return [preference_of(_gold(pair.model), _gold(pair.baseline), self.temperature) for pair in comparisons]
+        return [_gold(response) for response in responses]
 
 
 def _gold(response: Response) -> float:

@@ -14,6 +14,7 @@ import numpy as np
 
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.evaluation.comparisons import answer_length, difficulties, with_difficulties
+from adadpo_lightning.evaluation.judges.base import verdicts_of
 from adadpo_lightning.evaluation.length_controlled import Anchor, length_controlled
 from adadpo_lightning.evaluation.options import EvaluationOptions, LengthUnit
 from adadpo_lightning.evaluation.statistics import Interval, bootstrap, mean_over_prompts
@@ -175,13 +176,7 @@ def summary(report: dict[str, Any]) -> str:
 
 
 def _judged(judge: Judge, comparisons: Sequence[Comparison], unit: LengthUnit) -> _Judged:
-    verdicts = judge.preferences(comparisons)
-    odd = [verdict for verdict in verdicts if verdict is not None and not 0 <= verdict <= 1]
-    if len(verdicts) != len(comparisons) or odd:
-        got = f"{odd[0]!r}" if odd else f"{len(verdicts)} verdicts"
-        raise UserError(
-            f"judge {judge.key!r}", f"expected a number in [0, 1] or None per comparison, got {got}", "fix the judge"
-        )
+    verdicts = verdicts_of(judge, comparisons)
     decided = [(pair, verdict) for pair, verdict in zip(comparisons, verdicts, strict=True) if verdict is not None]
     if not decided:
         raise UserError("judge", f"gave no verdict on any of {len(comparisons)} comparisons")

@@ -19,12 +19,13 @@ if TYPE_CHECKING:
 class Engine(Protocol):
     """Answers a batch of prompts."""
 
-    def __call__(self, prompts: Sequence[list[int]], numbers: Sequence[int]) -> list[Sampled]:
+    def __call__(self, prompts: Sequence[list[int]], rows: Sequence[tuple[int, int]]) -> list[Sampled]:
         """One answer per prompt.
 
         Args:
             prompts: Token ids.
-            numbers: Number of each prompt in the whole job, for its random numbers.
+            rows: For the random numbers of each answer, the number of its prompt in the whole job, and its number among
+                the answers to that prompt.
         """
 
 
@@ -51,8 +52,9 @@ def transformers_engine(options: GenerateOptions, encoder: PromptTokenizer, long
     model = loaded.to(device)
     stops, pad_id = encoder.stop_ids(), pad_id_of(encoder.tokenizer)
 
-    def answer(prompts: Sequence[list[int]], numbers: Sequence[int]) -> list[Sampled]:
-        drawn = sample(model, prompts, options.sampling, stop_ids=stops, pad_id=pad_id, numbers=numbers)
+    def answer(prompts: Sequence[list[int]], rows: Sequence[tuple[int, int]]) -> list[Sampled]:
+        numbers, firsts = zip(*rows, strict=True)
+        drawn = sample(model, prompts, options.sampling, stop_ids=stops, pad_id=pad_id, numbers=numbers, firsts=firsts)
         return [answers[0] for answers in drawn]
 
     return answer
@@ -75,17 +77,17 @@ def vllm_engine(options: GenerateOptions, encoder: PromptTokenizer, longest: int
     sampling, stops = options.sampling, encoder.stop_ids()
     model = LLM(model=options.model, dtype=options.dtype, seed=sampling.seed)
 
-    def answer(prompts: Sequence[list[int]], numbers: Sequence[int]) -> list[Sampled]:
+    def answer(prompts: Sequence[list[int]], rows: Sequence[tuple[int, int]]) -> list[Sampled]:
         params = [
             SamplingParams(
                 max_tokens=sampling.max_new_tokens,
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 top_k=sampling.top_k or -1,
-                seed=row_seed(sampling.seed, number),
+                seed=row_seed(sampling.seed, *row),
                 stop_token_ids=sorted(stops),
             )
-            for number in numbers
+            for row in rows
         ]
         outputs = model.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
         firsts = [output.outputs[0] for output in outputs]

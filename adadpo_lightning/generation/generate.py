@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -40,7 +39,10 @@ def generate(options: GenerateOptions) -> Generated:
 
 
 def generate_responses(options: GenerateOptions, prompts: Sequence[Prompt]) -> Generated:
-    """Answer every prompt that has no answer in the output file yet.
+    """Answer every prompt that does not have all of its answers in the output file yet.
+
+    The answers to one prompt follow each other. A resumed job repeats the batch that was interrupted and appends what
+    is missing of it, so that all batches, and with them all answers, are those of a job that nothing interrupted.
 
     ``<output>.settings.json`` records what the answers depend on: model (weights and config), tokenizer with its
     template, options and prompts. A job with the same record resumes after the existing rows; any other stops before
@@ -58,29 +60,50 @@ def _generate_locked(options: GenerateOptions, prompts: Sequence[Prompt]) -> Gen
     fmt, output = response_format(options.response_format), Path(options.output)
     tokenizer = load_tokenizer(PolicyConfig(path=options.model))
     check_record(output, make_record(options, prompts, tokenizer))
-    done = recover_rows(output, fmt)
-    if done >= len(prompts):
-        return Generated(len(prompts), done)
+    done, total = recover_rows(output, fmt), len(prompts) * options.samples
+    if done >= total:
+        return Generated(total, done)
     encoder = PromptTokenizer(tokenizer, options.chat, options.special_tokens, options.chat_template_kwargs)
     encoder.read(prompts)
     encoder.warn_if_rendered(options.prompts)
+    if not encoder.uses_template and options.chat == "auto":
+        log.warn(f"{options.model} has no chat template: the model continues the prompts as plain text")
     encoded = [encoder.encode(prompt.with_system(options.system)) for prompt in prompts]
     answer = build_engine(options, encoder, max(map(len, encoded)))
-    numbers = iter(range(done, len(prompts)))
-    while batch := list(islice(numbers, options.batch_size)):
-        answers = answer([encoded[i] for i in batch], batch)
-        rows = [
+    for start in range(done - done % options.batch_size, total, options.batch_size):
+        rows = [divmod(i, options.samples) for i in range(start, min(start + options.batch_size, total))]
+        answers = answer([encoded[prompt] for prompt, _ in rows], rows)
+        responses = [
             Response(
-                prompt=prompts[i].text,
+                prompt=prompts[prompt].text,
                 response=decode_answer(tokenizer, sampled),
                 generator=options.name,
-                uid=prompts[i].uid,
-                dataset=prompts[i].dataset,
+                uid=prompts[prompt].uid,
+                dataset=prompts[prompt].dataset,
                 finished=sampled.finished,
                 tokens=len(sampled.answer),
+                messages=prompts[prompt].conversation,
+                sample=number if options.samples > 1 else None,
             )
-            for i, sampled in zip(batch, answers, strict=True)
+            for (prompt, number), sampled in zip(rows, answers, strict=True)
         ]
-        append_responses(output, rows, fmt)
-        log.info(f"{batch[-1] + 1} of {len(prompts)} prompts answered")
-    return Generated(len(prompts), done)
+        append_responses(output, responses[max(0, done - start) :], fmt)
+        log.info(progress(rows[-1], len(prompts), options.samples))
+    return Generated(total, done)
+
+
+def progress(last: tuple[int, int], prompts: int, samples: int) -> str:
+    """How far a job is.
+
+    Args:
+        last: Prompt and sample of its last answer.
+        prompts: Prompts of the job.
+        samples: Answers per prompt.
+
+    Example:
+        >>> progress((1, 0), 5, 1), progress((1, 2), 5, 4)
+        ('2 of 5 prompts answered', '7 of 20 answers sampled')
+    """
+    if samples == 1:
+        return f"{last[0] + 1} of {prompts} prompts answered"
+    return f"{last[0] * samples + last[1] + 1} of {prompts * samples} answers sampled"

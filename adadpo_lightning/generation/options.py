@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import KW_ONLY, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -52,21 +52,17 @@ class SamplingOptions:
 
 
 @dataclass(frozen=True)
-class GenerateOptions:
-    """Answer prompts with a model and write a response file; an interrupted job resumes.
+class AnswerOptions:
+    """Which prompts a model answers, and how.
 
     Args:
         model: Hugging Face directory (of ``export``) or hub id.
         prompts: File (.txt with one prompt per line, .json, .jsonl, .parquet, .csv, .arrow), directory or hub id;
             AlpacaEval's and Arena-Hard's question files work unchanged.
-        output: File to write; <output>.settings.json beside it records what produced it.
-        format: jsonl or json (this package's rows), alpaca_eval (model_outputs.json), arena_hard (answer file); null
-            follows the file extension, .json or .jsonl.
         column: Column with the prompt, text or messages; null detects it.
         subset: Configuration of a hub dataset.
         split: Split of a hub dataset, or of a directory with several splits.
         limit: Use only the first N prompts.
-        generator: Model name written to the file; null uses the last part of the model's path.
         system: System prompt.
         chat: auto uses the tokenizer's chat template if it has one, always requires it, never ignores it.
         engine: transformers, or vllm (extra vllm).
@@ -76,8 +72,9 @@ class GenerateOptions:
         temperature: Sampling temperature; 0 is greedy decoding.
         top_p: Sample from the smallest set of tokens whose probability reaches this value.
         top_k: Sample from the k most likely tokens; 0 keeps all.
-        batch_size: Prompts per batch; changes the answers only through rounding.
+        batch_size: Answers per batch; changes the answers only through rounding.
         seed: Random seed.
+        samples: Answers per prompt, each with random numbers of its own.
         special_tokens: Special tokens that prompts spell out: text keeps them as text, parse reads them as tokens, auto
             decides as ``fit`` does.
         chat_template_kwargs: Variables of the chat template, such as --chat_template_kwargs.enable_thinking=false.
@@ -88,13 +85,11 @@ class GenerateOptions:
 
     model: str
     prompts: str
-    output: str
-    format: FormatName | None = None
+    _: KW_ONLY
     column: str | None = None
     subset: str | None = None
     split: str | None = None
     limit: int | None = None
-    generator: str | None = None
     system: str | None = None
     chat: Chat = "auto"
     engine: Engine = "transformers"
@@ -106,6 +101,7 @@ class GenerateOptions:
     top_k: int = 0
     batch_size: int = 16
     seed: int = 0
+    samples: int = 1
     special_tokens: SpecialTokens = "auto"
     chat_template_kwargs: dict[str, Any] | None = None
 
@@ -116,8 +112,13 @@ class GenerateOptions:
                 raise UserError(
                     name, f"unknown {name} {getattr(self, name)!r}", did_you_mean(getattr(self, name), known)
                 )
-        if self.limit is not None and self.limit < 1:
-            raise UserError("limit", f"expected at least 1, got {self.limit}")
+        for name in ("limit", "samples"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(name, f"expected at least 1, got {value}")
+        if self.samples > 1 and self.temperature == 0:
+            raise UserError(
+                "temperature", f"0 always draws the same answer, and samples is {self.samples}", "set it above 0"
+            )
         _ = self.sampling
 
     @property
@@ -125,6 +126,34 @@ class GenerateOptions:
         """The part that says how answers are sampled."""
         values = asdict(self)
         return SamplingOptions(**{field.name: values[field.name] for field in fields(SamplingOptions)})
+
+
+@dataclass(frozen=True)
+class GenerateOptions(AnswerOptions):
+    """Answer prompts with a model and write a response file; an interrupted job resumes.
+
+    Args:
+        output: File to write; <output>.settings.json beside it records what produced it.
+        format: jsonl or json (this package's rows), alpaca_eval (model_outputs.json), arena_hard (answer file); null
+            follows the file extension, .json or .jsonl.
+        generator: Model name written to the file; null uses the last part of the model's path.
+
+    Raises:
+        UserError: If a value is out of range or an engine is unknown.
+    """
+
+    output: str
+    _: KW_ONLY
+    format: FormatName | None = None
+    generator: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the choices and the ranges."""
+        super().__post_init__()
+        if self.samples > 1 and self.format in ("alpaca_eval", "arena_hard"):
+            raise UserError(
+                "samples", f"{self.format} holds one answer per prompt, got {self.samples}", "choose another format"
+            )
 
     @property
     def response_format(self) -> str:
@@ -140,4 +169,5 @@ class GenerateOptions:
         """The options that change the content of the output; the others say where things are and how fast."""
         beside = ("output", "model", "prompts", "column", "subset", "split", "limit", "device", "batch_size", "format")
         values = {name: value for name, value in asdict(self).items() if name not in beside}
-        return values | {"format": self.response_format, "generator": self.name}
+        several = {"samples": self.samples if self.samples > 1 else None}
+        return values | several | {"format": self.response_format, "generator": self.name}

@@ -48,6 +48,12 @@ class Prompt:
             return str(self.messages[0]["content"])
         return json.dumps(self.messages, ensure_ascii=False)
 
+    @property
+    def conversation(self) -> list[dict[str, Any]] | None:
+        """The messages, where `text` cannot say them all; None for one user message or plain text."""
+        alone = isinstance(self.messages, str) or (len(self.messages) == 1 and self.messages[0]["role"] == "user")
+        return None if alone else list(self.messages)  # type: ignore[arg-type]  # messages, not text
+
     def with_system(self, system: str | None) -> Prompt:
         """The prompt after a system message; itself without one."""
         if system is None:

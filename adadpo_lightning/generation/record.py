@@ -42,8 +42,14 @@ def make_record(
     }
 
 
-def check_record(output: Path, record: dict[str, Any]) -> None:
+def check_record(output: Path, record: dict[str, Any], field: str = "output", maker: str = "generate") -> None:
     """Write the record of a new output, or compare with that of an existing one.
+
+    Args:
+        output: The output.
+        record: What it is about to be made from.
+        field: The option that named it, for errors.
+        maker: The command that makes it, for errors.
 
     Raises:
         UserError: If the output was produced from something else; names what differs.
@@ -53,7 +59,7 @@ def check_record(output: Path, record: dict[str, Any]) -> None:
         write_atomically(beside, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
         return
     if not beside.exists():
-        raise UserError("output", f"{output} exists and is not an output of generate", "choose another path")
+        raise UserError(field, f"{output} exists and is not an output of {maker}", "choose another path")
     try:
         before = json.loads(beside.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -65,7 +71,7 @@ def check_record(output: Path, record: dict[str, Any]) -> None:
     changed = fingerprint.differences(before, record)
     if changed:
         raise UserError(
-            "output",
+            field,
             f"{output} was started with other inputs: {'; '.join(changed)}",
             "restore them, delete the output, or choose another path",
         )

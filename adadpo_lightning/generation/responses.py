@@ -13,7 +13,7 @@ from typing import Any
 
 from adadpo_lightning.data.sources import SourceConfig
 from adadpo_lightning.errors import UserError, did_you_mean
-from adadpo_lightning.generation.prompts import PROMPT_COLUMNS, Row, find_column, parse_prompt, read_objects
+from adadpo_lightning.generation.prompts import PROMPT_COLUMNS, Prompt, Row, find_column, parse_prompt, read_objects
 
 ANSWER_COLUMNS = ("response", "output", "choices", "completion", "chosen")
 
@@ -31,6 +31,8 @@ class Response:
         finished: Whether the model ended the answer before the maximum length.
         tokens: Tokens of the answer without its terminator; None if unknown.
         difficulty: AlpacaEval's instruction difficulty; None if unknown.
+        messages: The prompt as messages, where it is more than one user message; None otherwise.
+        sample: Number of the answer among those to the prompt, from 0; None if it is the only one.
     """
 
     prompt: str
@@ -41,6 +43,8 @@ class Response:
     finished: bool = True
     tokens: int | None = None
     difficulty: float | None = None
+    messages: list[dict[str, Any]] | None = None
+    sample: int | None = None
 
 
 @dataclass(frozen=True)
@@ -188,10 +192,8 @@ def _response(row: Row, where: str, number: int) -> Response:
     column = None if has_prompt else "question_id"
     asked = row if column is None or row.get(column) is None else {**row, column: str(row[column])}
     prompt = parse_prompt(asked, where, column, number)
-    tokens = read_number(row, "tokens", where)
+    tokens, sample = (_whole_number(row, name, where) for name in ("tokens", "sample"))
     difficulty = "difficulty" if row.get("difficulty") is not None else "instruction_difficulty"
-    if tokens is not None and (tokens < 0 or tokens != int(tokens)):
-        raise UserError(f"{where}: tokens", f"expected a whole number of tokens, got {tokens:g}", "fix the row")
     return Response(
         prompt.text,
         _answer(row[name], where, name),
@@ -199,9 +201,26 @@ def _response(row: Row, where: str, number: int) -> Response:
         prompt.uid,
         prompt.dataset,
         _finished(row, where),
-        None if tokens is None else int(tokens),
+        tokens,
         read_number(row, difficulty, where),
+        _conversation(row, prompt),
+        sample,
     )
+
+
+def _whole_number(row: Row, name: str, where: str) -> int | None:
+    value = read_number(row, name, where)
+    if value is not None and (value < 0 or value != int(value)):
+        raise UserError(f"{where}: {name}", f"expected a whole number, got {value:g}", "fix the row")
+    return None if value is None else int(value)
+
+
+def _conversation(row: Row, prompt: Prompt) -> list[dict[str, Any]] | None:
+    """The messages of the prompt; a column ``messages`` counts only if it says the same as the prompt."""
+    written = row.get("messages")
+    if isinstance(written, list) and json.dumps(written, ensure_ascii=False) == prompt.text:
+        return [dict(message) for message in written]
+    return prompt.conversation
 
 
 def _answer(value: Any, where: str, name: str) -> str:

@@ -133,6 +133,7 @@ def sample(
     stop_ids: set[int],
     pad_id: int,
     numbers: Sequence[int] | None = None,
+    firsts: Sequence[int] | None = None,
     samples: int = 1,
     with_logps: bool = False,
     block: int | None = None,
@@ -147,6 +148,7 @@ def sample(
         stop_ids: Tokens that end an answer, in addition to those of the model's generation config.
         pad_id: Token that pads shorter prompts; it is masked.
         numbers: Number of each prompt in the whole job, for its random numbers; None counts from 0.
+        firsts: Number of each prompt's first answer among all answers to it, for the same; None is 0.
         samples: Answers per prompt.
         with_logps: Also return the log-probability of each token.
         block: Remove finished answers from the batch after every `block` tokens, so that long answers do not cost as
@@ -157,13 +159,14 @@ def sample(
         For each prompt its answers.
     """
     numbers = range(len(prompts)) if numbers is None else numbers
+    firsts = [0] * len(prompts) if firsts is None else firsts
     rows = list(product(range(len(prompts)), range(samples)))
     rows.sort(key=lambda row: len(prompts[row[0]]))
     answers: dict[tuple[int, int], Sampled] = {}
     with _generation_config(model, options, stop_ids, pad_id) as stops:
         for start in range(0, len(rows), options.batch_size):
             batch = rows[start : start + options.batch_size]
-            seeds = [row_seed(options.seed, numbers[prompt], number) for prompt, number in batch]
+            seeds = [row_seed(options.seed, numbers[prompt], firsts[prompt] + number) for prompt, number in batch]
             drawn = _Batch(model, [prompts[prompt] for prompt, _ in batch], pad_id, stops)
             drawn.run(uniforms(seeds, options.max_new_tokens), options, block, with_logps=with_logps, synced=synced)
             answers.update(zip(batch, drawn.answers(), strict=True))

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 SAVED = "study.yaml"
 RESULT = "result.json"
-DATA_FILES = (".jsonl", ".json", ".parquet", ".csv", ".arrow")
 FIXED = ("task", "embedded", "fit_options", "evaluation")  # must not change between calls
 OF_ARM = ("loss", "options", "strength", "coefficient_of", "training_seed")
 
@@ -116,7 +115,7 @@ def shared_fingerprint(study: StudyConfig) -> dict[str, Any]:
     configs = [_config(name) for name in names]
     evaluation = asdict(study.evaluation) if study.evaluation else None
     paths = sorted({text for text in _texts([configs, study.fit_options, evaluation]) if text not in names})
-    files = {path: found for path in paths if (found := _content(path)) is not None}
+    files = {path: found for path in paths if (found := fingerprint.of_path(path)) is not None}
     found = {
         "numerics": fingerprint.NUMERICS_VERSION,
         "task": study.task,
@@ -156,22 +155,6 @@ def _texts(value: Any) -> Iterator[str]:
     elif isinstance(value, list | tuple):
         for each in value:
             yield from _texts(each)
-
-
-def _content(name: str) -> Any:
-    """Hashes of a data file, of the data files in a directory, or of a model; None for any other text."""
-    try:
-        path = Path(name)
-        if path.is_file():
-            return fingerprint.of_file(path)
-        if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
-            return fingerprint.of_model_folder(path)
-        if name and path.is_dir():
-            files = sorted(file for file in path.iterdir() if file.suffix in DATA_FILES and file.is_file())
-            return {file.name: fingerprint.of_file(file) for file in files} or None
-    except (OSError, ValueError):  # not a path: too long, or with a null character
-        return None
-    return None
 
 
 def check_results(study: StudyConfig) -> None:

@@ -169,7 +169,7 @@ def test_no_verdict_is_counted_and_left_out(tmp_path):
     assert report["win_rate"] == pytest.approx(SOFT[10:].mean())
 
 
-@pytest.mark.parametrize(("verdicts", "got"), [([0.5], "1 verdicts"), ([0.5, 2.0], "2.0"), ([math.nan] * 2, "nan")])
+@pytest.mark.parametrize(("verdicts", "got"), [([0.5], "1 for 2"), ([0.5, 2.0], "2.0"), ([math.nan] * 2, "nan")])
 def test_a_judge_that_returns_nonsense_is_named(verdicts, got):
     class Odd(Judge):
         key = "odd"

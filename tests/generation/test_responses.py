@@ -26,7 +26,7 @@ BAD_ROWS = {
     "choices text": ({"response": None, "choices": "yes"}, ": choices: expected text, got null"),
     "number as prompt": ({"prompt": 5}, ": prompt: expected text, messages"),
     "messages": ({"prompt": [{"role": "user", "content": None}]}, ": prompt: expected text, messages"),
-    "half": ({"tokens": 1.5}, ": tokens: expected a whole number of tokens, got 1.5"),
+    "half": ({"tokens": 1.5}, ": tokens: expected a whole number, got 1.5"),
     "tokens": ({"tokens": "many"}, ": tokens: expected a number, got str 'many'"),
     "difficulty": ({"instruction_difficulty": "hard"}, ": instruction_difficulty: expected a number, got str 'hard'"),
     "list of lists": ({"response": [["a"]]}, ": response: expected text, got null"),

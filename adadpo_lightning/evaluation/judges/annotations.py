@@ -35,6 +35,11 @@ class AnnotationsJudge(Judge):
     generator: str | None = None
     _rows: list[tuple[Comparison, float | None]] = field(init=False, repr=False)
 
+    @property
+    def by_order(self) -> bool:
+        """False: the file has one verdict on two answers."""
+        return False
+
     def __post_init__(self) -> None:
         """Read the file."""
         found = read_objects(SourceConfig(self.annotations))

@@ -14,13 +14,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from adadpo_lightning.errors import UserError, did_you_mean
+from adadpo_lightning.fingerprint import of_path
 from adadpo_lightning.plugins import load_plugins
 
 if TYPE_CHECKING:
     from adadpo_lightning.evaluation.comparisons import Comparison
+    from adadpo_lightning.generation.responses import Response
 
 ENTRY_POINT_GROUP = "adadpo_lightning.judges"
 # Judges of this package that need rooms above this one; imported by name when judges are asked for.
@@ -35,6 +37,8 @@ class Judge(ABC):
     """Decides comparisons. Subclasses are dataclasses: their fields are the judge's options."""
 
     key = ""
+    # Options that change neither scores nor verdicts, only where or how fast they are found.
+    BESIDE: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def preferences(self, comparisons: Sequence[Comparison]) -> list[float | None]:
@@ -54,6 +58,41 @@ class Judge(ABC):
     def report(self) -> dict[str, Any]:
         """Further entries of the report, such as the cost."""
         return {}
+
+    @property
+    def by_order(self) -> bool:
+        """Whether a verdict may depend on which answer is which; ``make-pairs`` then asks in both orders."""
+        return True
+
+    def deciding(self) -> dict[str, Any]:
+        """What the verdicts depend on: the judge's key, its options, and the content of files that they name."""
+        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.init}  # type: ignore[arg-type]
+        named = {name: value for name, value in options.items() if name not in self.BESIDE}
+        files = {name: found for name, v in named.items() if isinstance(v, str) and (found := of_path(v)) is not None}
+        # Of a file the content counts, and its place does not.
+        return {"judge": self.key, "options": {**named, **files}}
+
+
+class PointwiseJudge(Judge):
+    """A judge that scores one answer at a time; of two answers, the one with the higher score is the better one.
+
+    Args:
+        temperature: As in `preference_of`; a field of each subclass.
+    """
+
+    temperature: float
+
+    @abstractmethod
+    def scores(self, responses: Sequence[Response]) -> list[float | None]:
+        """A score for each answer, comparable among answers to one prompt; None if the judge gives none."""
+
+    def preferences(self, comparisons: Sequence[Comparison]) -> list[float | None]:
+        """Score both sides of each comparison; None if one has no score."""
+        scores = self.scores([side for pair in comparisons for side in (pair.model, pair.baseline)])
+        return [
+            None if ours is None or theirs is None else preference_of(ours, theirs, self.temperature)
+            for ours, theirs in zip(scores[::2], scores[1::2], strict=True)
+        ]
 
 
 def register_judge(key: str) -> Callable[[J], J]:
@@ -121,6 +160,36 @@ def build_judge(key: str, **options: Any) -> Judge:
     if missing := [name for name in required if name not in options]:
         raise UserError("judge_options", f"{key!r} needs {', '.join(missing)}", "set it")
     return cls(**options)  # type: ignore[no-any-return]  # registered classes are judges
+
+
+def verdicts_of(judge: Judge, comparisons: Sequence[Comparison]) -> list[float | None]:
+    """The preferences of a judge, checked.
+
+    Raises:
+        UserError: If they are not one number in [0, 1] or None per comparison.
+    """
+    found = judge.preferences(comparisons)
+    return _checked(judge, found, len(comparisons), "a number in [0, 1] or None per comparison", lambda v: 0 <= v <= 1)
+
+
+def scores_of(judge: PointwiseJudge, responses: Sequence[Response]) -> list[float | None]:
+    """The scores of a judge, checked.
+
+    Raises:
+        UserError: If they are not one finite number or None per answer.
+    """
+    found = judge.scores(responses)
+    return _checked(judge, found, len(responses), "a finite number or None per answer", math.isfinite)
+
+
+def _checked(
+    judge: Judge, found: list[float | None], count: int, expected: str, good: Callable[[float], bool]
+) -> list[float | None]:
+    odd = [value for value in found if value is not None and not good(value)]
+    if len(found) != count or odd:
+        got = f"{odd[0]!r}" if odd else f"{len(found)} for {count}"
+        raise UserError(f"judge {judge.key!r}", f"expected {expected}, got {got}", "fix the judge")
+    return found
 
 
 @cache

@@ -85,6 +85,13 @@ class EndpointJudge(Judge):
     _used: dict[str, int] = field(init=False, repr=False)
     _endpoint: ChatEndpoint = field(init=False, repr=False)
 
+    BESIDE = ("api_key_env", "retries", "backoff", "timeout", "parallel", "cache", "price_in", "price_out")
+
+    @property
+    def by_order(self) -> bool:
+        """False for ``order: both``, which asks in both orders itself."""
+        return self.order != "both"
+
     def __post_init__(self) -> None:
         """Check the options and read the cache."""
         from adadpo_lightning.evaluation.chat import ChatEndpoint

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.evaluation.comparisons import answer_length
-from adadpo_lightning.evaluation.judges.base import Judge, preference_of, register_judge
+from adadpo_lightning.evaluation.judges.base import PointwiseJudge, register_judge
 
 if TYPE_CHECKING:
-    from adadpo_lightning.evaluation.comparisons import Comparison
     from adadpo_lightning.evaluation.options import LengthUnit
+    from adadpo_lightning.generation.responses import Response
 
 
 @register_judge("length")
 @dataclass
-class LengthJudge(Judge):
+class LengthJudge(PointwiseJudge):
     """The longer answer wins, or the shorter one.
 
     Args:
@@ -38,14 +38,7 @@ class LengthJudge(Judge):
                     f"judge_options.{name}", f"expected one of {', '.join(known)}, got {getattr(self, name)!r}"
                 )
 
-    def preferences(self, comparisons: Sequence[Comparison]) -> list[float | None]:
-        """Compare the lengths."""
+    def scores(self, responses: Sequence[Response]) -> list[float | None]:
+        """The length, negative where shorter is better."""
         sign = 1 if self.prefer == "longer" else -1
-        return [
-            preference_of(
-                sign * answer_length(pair.model, self.unit),
-                sign * answer_length(pair.baseline, self.unit),
-                self.temperature,
-            )
-            for pair in comparisons
-        ]
+        return [sign * answer_length(response, self.unit) for response in responses]

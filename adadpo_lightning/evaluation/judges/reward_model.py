@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from adadpo_lightning.errors import UserError
-from adadpo_lightning.evaluation.judges.base import Judge, preference_of, register_judge
+from adadpo_lightning.evaluation.judges.base import PointwiseJudge, register_judge
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from adadpo_lightning.evaluation.comparisons import Comparison
     from adadpo_lightning.generation.responses import Response
 
 
 @register_judge("reward_model")
 @dataclass
-class RewardModelJudge(Judge):
+class RewardModelJudge(PointwiseJudge):
     """Any Hugging Face sequence classifier: the answer with the higher score wins.
 
     Args:
@@ -39,13 +39,9 @@ class RewardModelJudge(Judge):
     dtype: str = "auto"
     device: str = "auto"
 
-    def preferences(self, comparisons: Sequence[Comparison]) -> list[float | None]:
-        """Score both sides of each comparison."""
-        responses = [side for pair in comparisons for side in (pair.model, pair.baseline)]
-        scores = self.scores(responses)
-        return [preference_of(a, b, self.temperature) for a, b in zip(scores[::2], scores[1::2], strict=True)]
+    BESIDE = ("batch_size", "device")
 
-    def scores(self, responses: Sequence[Response]) -> list[float]:
+    def scores(self, responses: Sequence[Response]) -> list[float | None]:
         """The model's score of each answer.
 
         Raises:
@@ -53,7 +49,7 @@ class RewardModelJudge(Judge):
         """
         import torch
 
-        classifier, tokenizer = self._load()
+        classifier, tokenizer = self._loaded
         pad = tokenizer.pad_token_id
         # Without a padding token the model cannot tell where a shorter text ends.
         size = 1 if pad is None or classifier.config.pad_token_id is None else self.batch_size
@@ -70,7 +66,7 @@ class RewardModelJudge(Judge):
                 logits = classifier(**dict(zip(("input_ids", "attention_mask"), tensors, strict=True))).logits.float()
             for i, score in zip(chunk, self._score(logits).tolist(), strict=True):
                 scores[i] = score
-        return scores
+        return list(scores)
 
     def _score(self, logits: Any) -> Any:
         outputs = logits.shape[1]
@@ -84,7 +80,8 @@ class RewardModelJudge(Judge):
             )
         return logits[:, 0] if outputs == 1 else logits[:, 1] - logits[:, 0]
 
-    def _load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    @cached_property
+    def _loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -112,7 +109,8 @@ def _scored_text(tokenizer: PreTrainedTokenizerBase, response: Response) -> list
     if not tokenizer.chat_template:
         ids: list[int] = tokenizer(response.prompt, response.response)["input_ids"]
         return ids
-    messages = [{"role": "user", "content": response.prompt}, {"role": "assistant", "content": response.response}]
+    asked = response.messages or [{"role": "user", "content": response.prompt}]
+    messages = [*asked, {"role": "assistant", "content": response.response}]
     text = tokenizer.apply_chat_template(messages, tokenize=False)
     # The template adds BOS itself.
     templated: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
