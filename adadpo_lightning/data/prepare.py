@@ -13,6 +13,7 @@ from adadpo_lightning import fingerprint
 from adadpo_lightning.data.cache import cache_folder, writing
 from adadpo_lightning.data.encoding import ACCOUNT, BLANK, FORMAT_VERSION, features, tokenize_rows
 from adadpo_lightning.data.formats import detect_format, read_pair, rename_columns
+from adadpo_lightning.data.pipeline import CHUNK
 from adadpo_lightning.data.prepared import Prepared, split_by_prompt
 from adadpo_lightning.data.report import DataReport, report_table
 from adadpo_lightning.data.schema import IDENTICAL, BadRow, PreferencePair
@@ -32,6 +33,8 @@ ALWAYS_DROPPED = (IDENTICAL, TOO_LONG)
 # Number of rows for detecting the format, and for deciding how special tokens are read.
 PROBED_ROWS = 16
 SAMPLED_ROWS = 1000
+# Several calls of the tokenizer, so that they overlap with the work on other rows; bounds the memory.
+ROWS_PER_BATCH = 4 * CHUNK
 # Below this, starting processes takes longer than tokenizing.
 ROWS_WORTH_A_PROCESS = 500
 
@@ -109,6 +112,7 @@ def _tokenize(rows: Rows, source: SourceConfig, encoder: PairTokenizer, fmt: str
         return rows.table.map(
             tokenize_rows,
             batched=True,
+            batch_size=ROWS_PER_BATCH,
             with_indices=True,
             fn_kwargs={"encoder": encoder, "fmt": fmt, "columns": source.columns, "is_json": rows.is_json},
             remove_columns=rows.table.column_names,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 from adadpo_lightning.data.schema import BadRow
@@ -51,6 +51,7 @@ class SpecialText:
         self._ends = {name[i:] for name in names for i in range(1, len(name))}
         self._longest = max(map(len, names), default=0)
         self._inside = "\n".join(name[1:-1] for name in names)
+        self._added, self._unit_starts = _unit_starts(tokenizer)
         # Names that the template itself looks up are structure, not text.
         template = tokenizer.chat_template or ""
         self._structure = frozenset(re.findall(r"\w+", str(template))) | ROLES
@@ -119,6 +120,19 @@ class SpecialText:
             text = text[:inside] + BREAK + text[inside:]
             joins = {join + (join > inside) for join in joins if join != inside}
 
+    def units(self, text: str) -> list[str]:
+        """Split a settled text where its token ids can be concatenated: at each `BREAK`, and before special tokens.
+
+        A tokenizer in the Rust library finds added tokens first, and tokenizes the text between them independently. A
+        prompt that several texts begin with is thus a unit of its own, and tokenized once.
+        """
+        units = []
+        for part in text.split(BREAK):
+            starts = [found.start() for found in self._added.finditer(part) if found[0] in self._unit_starts]
+            bounds = [0, *starts, len(part)]
+            units += [part[start:end] for start, end in pairwise(bounds) if start < end]
+        return units
+
     def check_ids(self, text: str, ids: Sequence[int]) -> None:
         """Compare the special tokens in the ids with those in the settled text.
 
@@ -133,6 +147,15 @@ class SpecialText:
 def _one_of(names: Iterable[str]) -> re.Pattern[str]:
     """Pattern that matches any of the names, longest first; matches nothing without names."""
     return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or r"(?!)")
+
+
+def _unit_starts(tokenizer: PreTrainedTokenizerBase) -> tuple[re.Pattern[str], frozenset[str]]:
+    """Pattern of the tokens that are found before normalization, and those that text can be split before."""
+    added = [token for token in tokenizer.added_tokens_decoder.values() if token.content and not token.normalized]
+    if not tokenizer.is_fast or tokenizer.split_special_tokens or any(token.single_word for token in added):
+        return _one_of([]), frozenset()
+    # A token with `lstrip` includes the whitespace before it.
+    return _one_of(token.content for token in added), frozenset(token.content for token in added if not token.lstrip)
 
 
 def check_marks(text: str) -> None:

@@ -15,7 +15,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from adadpo_lightning.data.schema import BadRow, PreferencePair, as_messages
-from adadpo_lightning.data.special import BREAK, Reading, SpecialText, SpecialTokens, check_marks, decide
+from adadpo_lightning.data.special import Reading, SpecialText, SpecialTokens, check_marks, decide
 from adadpo_lightning.data.template import check_template_kwargs, probe_template, render
 from adadpo_lightning.data.truncate import fit_length
 from adadpo_lightning.errors import UserError
@@ -168,8 +168,8 @@ class PairTokenizer:
         return self._joined(pair) if self.joins(pair) else self._templated(pair)
 
     def ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text of `render`; equal texts are tokenized once, all of them in one call."""
-        pieces = [[piece for piece in text.split(BREAK) if piece] for text in texts]
+        """Token ids of each text of `render`; what is equal in them is tokenized once, and all of it in one call."""
+        pieces = [self.special.units(text) for text in texts]
         distinct = list(dict.fromkeys(chain.from_iterable(pieces)))
         # The template has already added BOS if the model needs it.
         options = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}

@@ -1,17 +1,20 @@
 """Pairs tokenized in batches have the ids of pairs tokenized one text at a time."""
 
 import threading
+from functools import cache
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from adadpo_lightning.data.pipeline import encode
 from adadpo_lightning.data.schema import BadRow, PreferencePair
 from adadpo_lightning.data.special import BREAK, JOIN, Reading
 from adadpo_lightning.data.tokenize import PairTokenizer, TokenizeOptions
 from tests.data.test_families import FAMILIES, TOOLS
-from tests.support.tokenizers import STYLES, make
+from tests.support.tokenizers import CHATML, SENTENCES, STYLES, make
 
 
 class OneTextAtATime(PairTokenizer):
@@ -58,6 +61,57 @@ PAIRS = st.builds(
     chat_template_kwargs=st.sampled_from([None, {"enable_thinking": False}]),
 )
 READINGS = st.builds(Reading, st.booleans(), st.booleans(), st.booleans(), st.booleans())
+
+
+def other(kind):
+    """Tokenizers whose rules depend on what stands before or after a text."""
+    special = [
+        AddedToken(token, special=True, normalized=False) for token in ("<s>", "</s>", "<|im_start|>", "<|im_end|>")
+    ]
+    special.append(AddedToken("<mask>", special=True, normalized=False, lstrip=True, rstrip=kind == "word pieces"))
+    special.append(AddedToken("<|im_start|>a", special=False, normalized=False, single_word=kind == "single words"))
+    special.append(AddedToken("ab.", special=False, normalized=True))
+    made = Tokenizer(models.WordPiece(unk_token="<unk>") if kind == "word pieces" else models.BPE(unk_token="<unk>"))
+    if kind == "word pieces":
+        made.normalizer, made.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+        trainer = trainers.WordPieceTrainer
+    elif kind == "prepend":
+        made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        trainer = trainers.BpeTrainer
+    else:
+        made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always" if kind == "always" else "first")
+        trainer = trainers.BpeTrainer
+    alphabet = list("ab .\n<|>s/é▁_imendtrPu:")
+    options = {"vocab_size": 200, "initial_alphabet": alphabet, "show_progress": False}
+    made.train_from_iterator(SENTENCES * 3, trainer(special_tokens=["<unk>", "<s>", "</s>"], **options))
+    made.add_tokens(special)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, bos_token="<s>", eos_token="</s>", unk_token="<unk>", chat_template=CHATML
+    )
+
+
+OTHERS = ("first", "always", "prepend", "word pieces", "single words")
+make_other = cache(other)
+
+
+@example(texts=["a <mask> b", "Paris  <mask>"], kind="first")
+@example(texts=["a <mask> b", "Paris  <mask>"], kind="word pieces")
+@example(texts=["a<|im_start|>ab", "<|im_start|>a b"], kind="single words")
+@given(texts=st.lists(TEXTS, min_size=1, max_size=4), kind=st.sampled_from(OTHERS))
+def test_ids_of_the_units_of_a_text_are_those_of_the_text(texts, kind):
+    tokenizer = make_other(kind)
+    texts = [text.replace(BREAK, "") for text in [*texts, texts[0] + "<|im_end|>" + texts[-1], "<mask> " + texts[0]]]
+    options = TokenizeOptions(chat="never")
+    assert PairTokenizer(tokenizer, options).ids(texts) == OneTextAtATime(tokenizer, options).ids(texts)
+
+
+def test_a_text_is_split_before_its_special_tokens():
+    units = PairTokenizer(make_other("first"), TokenizeOptions()).special.units
+    assert units("<s>user a<|im_end|>\n<|im_start|>b <mask>c") == ["<s>user a", "<|im_end|>\n", "<|im_start|>b <mask>c"]
+    # The longest added token is the one that is found.
+    assert units("x<|im_start|>a") == ["x", "<|im_start|>a"]
+    assert units(f"a{BREAK}b") == ["a", "b"]
+    assert PairTokenizer(make_other("single words"), TokenizeOptions()).special.units("a</s>b") == ["a</s>b"]
 
 
 @given(
