@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @register_loss("dposhift", twin=False)
 @dataclass(frozen=True)
 class DPOShift(ImplicitReward, ContrastiveLoss):
-    """DPO-Shift: ``-logsigmoid(beta (h_w - lam h_l))``, arXiv 2502.07599, eq. 4.
+    """DPO-Shift: ``-logsigmoid(beta (h_w - lam h_l))``, arXiv 2502.07599.
 
     The same as `AdaDPO` with ``floor = ceiling = 1 / lam`` and beta multiplied by lam.
 

@@ -79,7 +79,7 @@ def power_score(v: Tensor, alpha: float) -> Tensor:
         v: Log-ratios or log-probabilities in nats, any shape.
         alpha: Shape; 1 is the forward KL divergence's score.
 
-    Source: f-DPO, arXiv 2309.16240, table 1 (alpha-divergence); AlphaPO, arXiv 2501.03884.
+    Source: f-DPO, arXiv 2309.16240; AlphaPO, arXiv 2501.03884.
 
     Example:
         >>> power_score(torch.tensor([0.0, 1.0]), 1.0)

@@ -1,13 +1,35 @@
 """Values and gradients against TRL's own functions."""
 
 from collections import defaultdict
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from adadpo_lightning.losses import CPO, DPO, IPO, ORPO, SFT, Mixture, SimPO
+from adadpo_lightning.losses import (
+    BCO,
+    CPO,
+    DPO,
+    EXO,
+    FDPO,
+    IPO,
+    LNDPO,
+    NCA,
+    ORPO,
+    SFT,
+    SPPO,
+    AlphaPO,
+    APODown,
+    APOZero,
+    DiscoPOP,
+    Hinge,
+    Mixture,
+    RobustDPO,
+    SimPO,
+)
 from adadpo_lightning.losses.testing import sample_pairs
+from adadpo_lightning.losses.testing.samples import cast
 from adadpo_lightning.types import PairLogps
 from tests.support.tiny import make_rows
 
@@ -20,7 +42,7 @@ def leaves(x):
     return [t.clone().requires_grad_() for t in (x.chosen, x.rejected)]
 
 
-def trl_dpo(x, loss_types, weights=(1.0,), beta=0.1):
+def trl_dpo(x, loss_types, weights=(1.0,), beta=0.1, **options):
     """TRL's `DPOTrainer._compute_loss` over a "model" that returns given log-probabilities of single tokens.
 
     Every answer's log-probability is spread evenly over its tokens, after a prompt of one token.
@@ -44,8 +66,10 @@ def trl_dpo(x, loss_types, weights=(1.0,), beta=0.1):
         beta=beta,
         loss_types=list(loss_types),
         loss_weights=list(weights),
-        label_smoothing=0.0,
-        f_divergence_type="reverse_kl",
+        label_smoothing=options.get("label_smoothing", 0.0),
+        f_divergence_type=options.get("f_divergence_type", "reverse_kl"),
+        f_alpha_divergence_coef=options.get("f_alpha_divergence_coef", 0.5),
+        args=SimpleNamespace(discopop_tau=options.get("discopop_tau", 0.05)),
         ld_alpha=None,
         use_weighting=False,
         aux_loss_enabled=False,
@@ -98,6 +122,56 @@ def test_mixture_is_trls_list_of_losses():
     torch.testing.assert_close(got_grad, wanted_grad, rtol=1e-11, atol=1e-14)
 
 
+OTHERS = {
+    "sigmoid_norm": (LNDPO, {}),
+    "hinge": (Hinge, {}),
+    "robust": (RobustDPO, {"label_smoothing": 0.2}),
+    "exo_pair": (EXO, {"label_smoothing": 1e-3}),
+    "discopop": (DiscoPOP, {"tau": 0.3}),
+    "apo_zero": (APOZero, {}),
+    "apo_down": (APODown, {}),
+    "nca_pair": (NCA, {}),
+    "bco_pair": (BCO, {}),
+    "sppo_hard": (SPPO, {}),
+}
+
+
+def assert_same(x, loss, wanted, wanted_grad, rewards):
+    """To 1e-6, which is what TRL's own float32 constants leave even of float64 inputs."""
+    got, got_grad, out = ours(loss, x)
+    torch.testing.assert_close(got, wanted, rtol=1e-6, atol=0)
+    torch.testing.assert_close(got_grad, wanted_grad, rtol=1e-6, atol=1e-7 * float(wanted_grad[0].abs().max()))
+    measured = [out.chosen_rewards.mean().item(), out.rejected_rewards.mean().item()]
+    assert measured == pytest.approx(rewards[:2], rel=1e-6)
+
+
+@pytest.mark.parametrize("beta", [0.02, 0.3, 1.3])
+@pytest.mark.parametrize("loss_type", OTHERS)
+def test_dpo_trainers_other_losses(loss_type, beta):
+    x = sample_pairs(24, seed=8)
+    cls, options = OTHERS[loss_type]
+    trl_options = {"discopop_tau" if name == "tau" else name: value for name, value in options.items()}
+    assert_same(x, cls(beta=beta, **options), *trl_dpo(x, [loss_type], beta=beta, **trl_options))
+
+
+@pytest.mark.parametrize("alpha", [0.2, 0.5, 0.9])
+@pytest.mark.parametrize("divergence", ["js", "forward_kl", "alpha"])
+def test_dpo_trainers_divergences(divergence, alpha):
+    """TRL's alpha is 1 - alpha of the paper."""
+    x = sample_pairs(24, seed=9)
+    if divergence == "alpha":  # TRL computes it in float32 only: sums that are exact there, and small log-ratios
+        sides = {
+            "chosen": (x.chosen / x.chosen_len, x.chosen_len),
+            "rejected": (x.rejected / x.rejected_len, x.rejected_len),
+        }
+        exact = {side: (mean * 64).round() / 64 * n for side, (mean, n) in sides.items()}
+        near = {f"ref_{side}": sums + torch.linspace(-1, 1, 24).mul(64).round() / 64 for side, sums in exact.items()}
+        x = cast(replace(x, **exact, **near), torch.float32)
+    name = divergence if divergence == "forward_kl" else f"{divergence}_divergence"
+    wanted = trl_dpo(x, ["sigmoid"], beta=0.1, f_divergence_type=name, f_alpha_divergence_coef=1.0 - alpha)
+    assert_same(x, FDPO(beta=0.1, divergence=divergence, alpha=alpha), *wanted)
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("loss_type", ["sigmoid", "simpo"])
 def test_cpo_trainers_function(loss_type, smoothing):
@@ -126,6 +200,23 @@ def test_cpo_trainers_function(loss_type, smoothing):
     torch.testing.assert_close(out.per_pair, wanted, rtol=1e-11, atol=1e-14)
     torch.testing.assert_close(got_grad, wanted_grad, rtol=1e-10, atol=1e-14)
     torch.testing.assert_close([out.chosen_rewards, out.rejected_rewards], rewards, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("alpha", [0.25, -0.4])
+def test_cpo_trainers_alphapo(alpha):
+    from trl.experimental.cpo import CPOTrainer
+
+    x, beta, gamma = sample_pairs(64, seed=5), 2.5, 0.3
+    trainer = SimpleNamespace(
+        alpha=alpha, accelerator=ONE_PROCESS, loss_type="simpo", beta=beta, simpo_gamma=gamma, label_smoothing=0.0
+    )
+    chosen, rejected = leaves(x)
+    wanted, *rewards = CPOTrainer.cpo_loss(trainer, chosen / x.chosen_len, rejected / x.rejected_len)
+    wanted_grad = torch.autograd.grad(wanted.mean(), (chosen, rejected))
+    _, got_grad, out = ours(AlphaPO(beta=beta, alpha=alpha, gamma=gamma), x)
+    torch.testing.assert_close(out.per_pair, wanted, rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(got_grad, wanted_grad, rtol=1e-9, atol=1e-14)
+    torch.testing.assert_close([out.chosen_rewards, out.rejected_rewards], rewards, rtol=1e-10, atol=1e-14)
 
 
 def test_orpo_trainers_function():
@@ -177,15 +268,20 @@ def model(model_dir):
     return LlamaForCausalLM.from_pretrained(model_dir)
 
 
-@pytest.mark.parametrize("loss_type", ["sigmoid", "ipo"])
+@pytest.mark.parametrize(
+    "loss_type", ["sigmoid", "ipo", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
+)
 def test_dpo_trainer_over_a_model(loss_type, model_dir, model, tmp_path):
     from datasets import Dataset
     from transformers import AutoTokenizer
     from trl import DPOConfig, DPOTrainer
 
+    cls, options = {"sigmoid": (DPO, {}), **OTHERS}.get(loss_type, (None, {}))
     args = DPOConfig(
         str(tmp_path),
         loss_type=[loss_type],
+        label_smoothing=options.get("label_smoothing", 0.0),
+        discopop_tau=options.get("tau", 0.05),
         beta=0.2,
         use_cpu=True,
         bf16=False,
@@ -213,7 +309,7 @@ def test_dpo_trainer_over_a_model(loss_type, model_dir, model, tmp_path):
         del reference.forward
         ref_sums, _ = by_hand(reference, *ids)
     x = PairLogps(*sums.chunk(2), *lengths.chunk(2), *ref_sums.chunk(2))
-    loss = DPO(beta=0.2) if loss_type == "sigmoid" else IPO(tau=0.2)
+    loss = IPO(tau=0.2) if loss_type == "ipo" else cls(beta=0.2, **options)
     assert (x.chosen - x.ref_chosen).abs().min() > 1e-3
     assert_same_training(model, wanted, loss(x).reduce(5, int(x.chosen_len.sum())))
 

@@ -8,6 +8,7 @@ import torch
 from adadpo_lightning.losses import (
     CPO,
     DPO,
+    NCA,
     SFT,
     AdaDPO,
     AdaSimPO,
@@ -163,6 +164,37 @@ class BalancesElsewhere(AdaDPO):
 
 
 @loss
+class ForgotTheRejectedSlope(DPO):
+    def rejected_score(self, v):
+        return 0.5 * self.beta * v
+
+
+@loss
+class FallingRejectedScore(DPO):
+    def rejected_score(self, v):
+        return -self.beta * v
+
+
+@loss
+class IgnoresTargetMargins(NCA):
+    takes_margin = True
+
+
+@loss
+class ContrastOfThePolicyItself(NCA):
+    def contrast(self, scores, x):
+        return super().contrast(scores, x) + 0.01 * x.chosen
+
+
+@loss
+class StraightThrough(NCA):
+    """A gradient that is not the value's."""
+
+    def contrast(self, scores, x):
+        return super().contrast(type(scores)(scores.chosen * 2 - scores.chosen.detach(), scores.rejected), x)
+
+
+@loss
 class WrongReport(AdaSimPO):
     def __call__(self, x):
         out = super().__call__(x)
@@ -198,6 +230,11 @@ BROKEN = {
     GradientLeaksThroughTheScore: "gradient of chosen with the coefficient held constant",
     NoCeiling: "is above the ceiling 2.0",
     BalancesElsewhere: "log_balance, against autograd",
+    ForgotTheRejectedSlope: "rejected_log_slope, against autograd",
+    FallingRejectedScore: "rejected_score: must not decrease",
+    IgnoresTargetMargins: "target margins change nothing",
+    ContrastOfThePolicyItself: "log_balance, against autograd",
+    StraightThrough: "gradient of chosen: differs from finite differences",
     WrongReport: "log_balance, against autograd",
     WrongReportInPolicySpace: "log_balance_policy",
 }

@@ -25,14 +25,18 @@ PAIRWISE = [key for key in KEYS if isinstance(build_loss(key), PairwiseLoss)]
 CONTRASTIVE = [key for key in KEYS if isinstance(build_loss(key), ContrastiveLoss)]
 ADAPTIVE = [key for key in KEYS if isinstance(build_loss(key), Adaptive)]
 # These weigh the two answers differently even where the policy equals the reference.
-LOPSIDED = {"adadposhift"}
+LOPSIDED = {"adadposhift", "adabdpo", "adabpo"}
 REFERENCE = [key for key in ADAPTIVE if build_loss(key).needs_reference and key not in LOPSIDED]
 
 FIRST_SIX = {"dpo", "rdpo", "ipo", "simpo", "cpo", "orpo"}
-every_example = settings(deadline=None, max_examples=25)
 log_probability = st.sampled_from(EXTREME_LOGPS) | st.floats(-1e5, -1e-8) | st.floats(-60.0, 0.0)
 length = st.sampled_from([1, 2, 5000]) | st.integers(1, 5000)
 row = st.tuples(*[log_probability] * 4, length, length)
+
+
+def examples(key):
+    """Fewer for the losses that share all their code but a formula with the first six."""
+    return settings(deadline=None, max_examples=25 if key.removeprefix("ada") in FIRST_SIX else 4)
 
 
 @st.composite
@@ -48,7 +52,7 @@ def test_every_plain_pairwise_loss_has_a_twin():
     assert set(CONTRASTIVE) >= FIRST_SIX
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("key", KEYS)
 def test_reusable_check(key, seed):
     check_loss(build_loss(key), seed=seed)
@@ -59,7 +63,7 @@ def test_reusable_check(key, seed):
 def test_all_is_finite(key, dtype):
     loss = build_loss(key)
 
-    @every_example
+    @examples(key)
     @given(drawn_pairs(dtype))
     def holds(x):
         out = loss(x)
@@ -81,7 +85,7 @@ def test_policy_equal_to_reference_gives_the_plain_loss(key):
     loss = build_loss(key)
     plain = plain_counterpart(loss)
 
-    @every_example
+    @examples(key)
     @given(drawn_pairs())
     def holds(x):
         x = replace(x, ref_chosen=x.chosen, ref_rejected=x.rejected)
@@ -105,7 +109,7 @@ def unclipped(out):
 def test_gradients_balance(key, k):
     loss = build_loss(key, target_ratio=k)
 
-    @every_example
+    @examples(key)
     @given(drawn_pairs())
     def holds(x):
         measured = own_log_balance(loss, x)[unclipped(loss(x))]
@@ -120,10 +124,14 @@ def test_gradients_balance_and_the_plain_ones_do_not(key):
     loss, x = build_loss(key), sample_pairs(400, seed=2)
     measured = own_log_balance(loss, x)
     free = unclipped(loss(x)) & ~measured.isnan()  # NaN: a side without gradient
-    assert free.sum() > 50
-    torch.testing.assert_close(measured[free].exp(), torch.ones_like(measured[free]), rtol=1e-12, atol=0)
+    if key == "adabpo":  # every pair has its gradient on one side
+        assert not free.any()
+        return
+    assert free.sum() > (5 if key == "adaapodown" else 50)
+    torch.testing.assert_close(measured[free].exp(), torch.ones_like(measured[free]), rtol=1e-9, atol=0)
     plain = own_log_balance(plain_counterpart(loss), x)[free]
-    assert plain[~plain.isnan()].abs().mean() > 0.05
+    if key != "adasimper":  # balanced from the start
+        assert plain[~plain.isnan()].abs().mean() > 0.05
 
 
 # Fact 3: c never exceeds C.
@@ -134,7 +142,7 @@ def test_gradients_balance_and_the_plain_ones_do_not(key):
 def test_coefficient_never_exceeds_its_ceiling(key, ceiling):
     loss = build_loss(key, ceiling=ceiling)
 
-    @every_example
+    @examples(key)
     @given(drawn_pairs(torch.float32) | drawn_pairs(torch.float64))
     def holds(x):
         out = loss(x)
@@ -142,6 +150,8 @@ def test_coefficient_never_exceeds_its_ceiling(key, ceiling):
         assert (out.coefficient >= 0).all()
 
     holds()
+    if key in ("adasimper", "adabpo"):  # which have nothing to balance
+        return
     extremes = loss(extreme_pairs())
     assert extremes.clipped.any()
     assert not extremes.clipped.all()
@@ -159,14 +169,7 @@ def test_ceiling_holds_for_vectorised_exponentials_too(dtype):
         assert (c >= ceiling * (1 - 1e-6)).all()
 
 
-# Fact 4 is `test_against_trl`, but for rdpo, which TRL has not.
-
-
-def test_rdpo_by_hand():
-    x = sample_pairs(16)
-    h_w, h_l = x.chosen - x.ref_chosen, x.rejected - x.ref_rejected
-    wanted = torch.log1p(torch.exp(-(0.3 * (h_w - h_l) + 0.02 * (x.chosen_len - x.rejected_len))))
-    torch.testing.assert_close(build_loss("rdpo", beta=0.3, alpha=0.02)(x).per_pair, wanted)
+# Fact 4 is `test_against_trl` and, for what TRL has not, `test_against_papers`.
 
 
 # The coefficient, and what must not flow through it.
@@ -197,15 +200,36 @@ def test_coefficient_of_the_other_twins_by_hand():
     x = sample_pairs(64, seed=9)
     h_w, h_l = x.chosen - x.ref_chosen, x.rejected - x.ref_rejected
     u = (h_w / x.chosen_len - h_l / x.rejected_len).exp()
+    lbar_w, lbar_l = x.chosen / x.chosen_len, x.rejected / x.rejected_len
     s = torch.sigmoid
+
+    def bell(r):
+        return s(r) * s(-r)
+
     gradient_ratio = {  # g_l / g_w
-        "adahinge": torch.ones_like(u),
+        **dict.fromkeys(["adahinge", "adarobust", "adaexo", "adadiscopop", "adalndpo"], torch.ones_like(u)),
+        "adafdpo": s(-h_l) / s(-h_w),
         "adadposhift": torch.full_like(u, 0.75),
+        "adadpop": torch.ones_like(u).masked_fill(h_w < 0, 1 / 51),
+        "adabdpo": h_l.exp() / (h_l.exp() + 1),
+        "adaminordpo": torch.ones_like(u).masked_fill(h_l < 0, math.nan),
+        "adabpo": torch.full_like(u, math.nan),
+        "adacaldpo": (s(h_l - h_w) + h_l + 250).abs() / (-s(h_l - h_w) + h_w - 250).abs(),
+        "adaapozero": s(0.1 * h_l) * s(-0.1 * h_l) / (s(0.1 * h_w) * s(-0.1 * h_w)),
+        "adaapodown": bell(0.1 * (h_w - h_l)) / (bell(0.1 * h_w) - bell(0.1 * (h_w - h_l))).abs(),
         "adanca": 0.5 * s(0.01 * h_l) / (s(-0.01 * h_w) - 0.5 * s(0.01 * h_w)).abs(),
+        "adabco": s(0.01 * h_l) / s(-0.01 * h_w),
+        "adasppo": (h_l + 500).abs() / (h_w - 500).abs(),
     }
-    assert set(gradient_ratio) == {key for key in ADAPTIVE if key[3:] not in FIRST_SIX}
-    for key, ratio in gradient_ratio.items():
-        torch.testing.assert_close(build_loss(key)(x).coefficient, (u * ratio).clamp(max=2.0), msg=key)
+    reference_free = {  # g_l u_w / (g_w u_l) in policy space
+        "adaalphapo": (1.25 * (lbar_w - lbar_l)).exp(),
+        "adasimper": torch.ones_like(u),
+    }
+    assert {*gradient_ratio, *reference_free} == {key for key in ADAPTIVE if key[3:] not in FIRST_SIX}
+    wanted = {key: u * ratio for key, ratio in gradient_ratio.items()} | reference_free
+    for key, c in wanted.items():
+        expected = torch.where(c.isnan(), 1.0, c.clamp(max=2.0))  # NaN: a side without gradient
+        torch.testing.assert_close(build_loss(key)(x).coefficient, expected, msg=key)
 
 
 @pytest.mark.parametrize("key", ADAPTIVE)
@@ -233,11 +257,10 @@ def test_chosen_is_pushed_up_and_rejected_down_or_ipo_overshoots(key):
     x = sample_pairs(64, seed=5)
     up, down = gradients(build_loss(key), x)
     assert (up * down <= 0).all()
-    if key.endswith("hinge"):  # no gradient from a margin of 1 on
+    if key.removeprefix("ada") not in ("ipo", "exo", "discopop"):  # whose link is not monotone
         assert (up <= 0).all()
-    elif not key.endswith("ipo"):
-        assert (up < 0).all()
-        assert (down > 0).all()
+        assert (down >= 0).all()
+        assert (down > 0).sum() > 20
 
 
 # Half precision, batches of one, extra columns.
@@ -252,7 +275,8 @@ def test_half_precision_is_computed_in_float32(key, dtype):
     out, wanted = build_loss(key)(half), build_loss(key)(wide)
     for name, value in vars(out).items():
         assert value is None or value.dtype in (torch.float32, torch.bool), name
-        assert value is None or torch.equal(value, getattr(wanted, name)), name
+        if value is not None:
+            torch.testing.assert_close(value, getattr(wanted, name), rtol=0, atol=0, equal_nan=True, msg=name)
 
 
 @pytest.mark.parametrize("key", CONTRASTIVE)

@@ -35,8 +35,18 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("key", ADAPTIVE)
+FIRST = ("adadpo", "adaipo", "adasimpo", "adaorpo", "adanca", "adabdpo")
+
+
+def cases():
+    """All options for one loss of each kind; for each of the others every third, and the rest if there is time."""
+    for i, key in enumerate(ADAPTIVE):
+        for j, options in enumerate(OPTIONS):
+            rare = key not in FIRST and i % 3 != j % 3
+            yield pytest.param(key, options, marks=[pytest.mark.slow] if rare else [], id=f"{key}-{options}")
+
+
+@pytest.mark.parametrize(("key", "options"), cases())
 def test_every_property_holds_under_every_option(key, options):
     check_loss(build_loss(key, **options))
 
@@ -56,6 +66,19 @@ def test_every_property_holds_under_every_option(key, options):
         ("adadpo", {"normalize": "sequence", "space": "policy"}),
         ("adacpo", {"normalize": "sequence"}),
         ("adaorpo", {"lam": 3.0}),
+        ("adafdpo", {"divergence": "forward_kl"}),
+        ("adafdpo", {"divergence": "alpha", "alpha": 0.3}),
+        ("adaalphapo", {"alpha": 0.0}),
+        ("adaalphapo", {"alpha": -0.5, "gamma": 0.0}),
+        ("adarobust", {"label_smoothing": 0.3}),
+        ("adaexo", {"label_smoothing": 0.2, "beta": 1.0}),
+        ("adadiscopop", {"tau": 1.0}),
+        ("adadpop", {"lam": 0.0}),
+        ("adabdpo", {"lam": 0.9}),
+        ("adabpo", {"alpha": 1.0}),
+        ("adacaldpo", {"beta": 1.0}),
+        ("adasppo", {"beta": 0.5}),
+        ("adanca", {"beta": 1.0, "normalize": "sequence"}),
     ],
     ids=str,
 )
@@ -70,14 +93,23 @@ def free_coefficient(key, **options):
     return out.coefficient
 
 
+def balanceable(key):
+    """Pairs whose two gradients have a ratio."""
+    return ~plain_counterpart(build_loss(key))(X).log_balance.isnan()
+
+
+NOTHING = ("adasimper", "adabpo")  # to balance: c is 1
+
+
 @pytest.mark.parametrize("key", ADAPTIVE)
 def test_ceiling_and_floor_clip(key):
     wanted = free_coefficient(key)
     out = build_loss(key, ceiling=1.2, floor=0.8)(X)
     torch.testing.assert_close(out.coefficient, wanted.clamp(0.8, 1.2), rtol=1e-12, atol=0)
     assert torch.equal(out.clipped, wanted >= 1.2)
-    assert 0 < out.clipped.sum() < len(out.clipped)
-    assert (wanted < 0.8).any()
+    if key not in (*NOTHING, "adabdpo", "adaapodown"):  # where c is on one side of 1 only
+        assert 0 < out.clipped.sum() < len(out.clipped)
+        assert (wanted < 0.8).any()
     constant = build_loss(key, ceiling=0.7, floor=0.7)(X).coefficient
     torch.testing.assert_close(constant, torch.full_like(constant, 0.7), rtol=1e-12, atol=0)
 
@@ -90,11 +122,13 @@ def test_zero_floor_is_no_floor(key):
 @pytest.mark.parametrize("k", [0.25, 1.0, 3.0])
 @pytest.mark.parametrize("key", ADAPTIVE)
 def test_target_ratio_scales_the_coefficient_and_is_met(key, k):
-    torch.testing.assert_close(free_coefficient(key, target_ratio=k), k * free_coefficient(key))
-    measured = own_log_balance(build_loss(key, ceiling=1e6, target_ratio=k), X)
-    measured = measured[~measured.isnan()]  # NaN: a side without gradient
-    assert len(measured) > 20
-    torch.testing.assert_close(measured.exp(), torch.full_like(measured, k), rtol=1e-11, atol=0)
+    free = balanceable(key)
+    assert free.sum() > (20 if key != "adabpo" else -1)
+    scaled, plain = free_coefficient(key, target_ratio=k), free_coefficient(key)
+    torch.testing.assert_close(scaled, torch.where(free, k * plain, 1.0))
+    measured = own_log_balance(build_loss(key, ceiling=1e6, target_ratio=k), X)[free]
+    measured = measured[~measured.isnan()]
+    torch.testing.assert_close(measured.exp(), torch.full_like(measured, k), rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("key", ADAPTIVE)
@@ -114,8 +148,9 @@ def test_alphas_are_exponents_on_the_two_factors(key):
         slope_w, slope_l = (slope.abs() for slope in torch.autograd.grad(total, v))
     factor_w, factor_l = u.chosen.exp() / slope_w, u.rejected.exp() / slope_l
     for a_w, a_l in ((1.0, 0.0), (0.0, 1.0), (0.3, 0.8), (-0.5, 2.0)):
-        got = free_coefficient(key, alpha_w=a_w, alpha_l=a_l, target_ratio=1.5)
-        torch.testing.assert_close(got, 1.5 * factor_w**a_w / factor_l**a_l)
+        got = build_loss(key, ceiling=1e6, alpha_w=a_w, alpha_l=a_l, target_ratio=1.5)(X).coefficient
+        wanted = 1.5 * factor_w**a_w / factor_l**a_l
+        torch.testing.assert_close(got, torch.where(balanceable(key), wanted.clamp(max=1e6), 1.0))
 
 
 @pytest.mark.parametrize("key", ADAPTIVE)
@@ -127,7 +162,8 @@ def test_zero_alphas_and_unit_clips_are_the_plain_loss(key):
             assert torch.equal(loss(X).per_pair, plain(X).per_pair)
             for got, wanted in zip(gradients(loss, X), gradients(plain, X), strict=True):
                 assert torch.equal(got, wanted)
-    assert not torch.equal(gradients(build_loss(key), X).chosen, gradients(plain, X).chosen)
+    if key not in NOTHING:
+        assert not torch.equal(gradients(build_loss(key), X).chosen, gradients(plain, X).chosen)
 
 
 @pytest.mark.parametrize("key", SUMS)

@@ -40,7 +40,9 @@ def registry(monkeypatch):
 
 
 def test_keys_and_classes():
-    plain = ["dpo", "rdpo", "ipo", "simpo", "cpo", "orpo", "hinge", "dposhift", "nca"]
+    margins = "dpo rdpo ipo lndpo hinge robust exo discopop fdpo dposhift dpop bdpo minordpo"
+    reference_free, side_wise = "simpo cpo orpo alphapo simper", "bpo caldpo apozero apodown nca bco sppo"
+    plain = f"{margins} {reference_free} {side_wise}".split()
     assert sorted(KEYS) == sorted([*plain, *(f"ada{key}" for key in plain), "sft"])
     for key in KEYS:
         cls = loss_class(key)
@@ -100,6 +102,9 @@ def test_unknown_option_lists_what_there_is():
         build_loss("sft", beta=2.0)
 
 
+BETA = (
+    "lndpo hinge robust exo discopop fdpo alphapo dposhift dpop bdpo minordpo bpo caldpo apozero nca bco sppo".split()
+)
 BAD_NUMBERS = [NAN, INF, -INF, "0.1", None, True, [0.1], 1j]
 BAD = [
     *[(key, "beta", bad) for key in ("dpo", "rdpo", "simpo", "cpo", "adadpo") for bad in (0, -0.1, *BAD_NUMBERS)],
@@ -119,6 +124,19 @@ BAD = [
     *[("simpo", "gamma_beta_ratio", bad) for bad in (-0.1, *BAD_NUMBERS)],
     *[("cpo", "nll_weight", bad) for bad in (-0.1, *BAD_NUMBERS)],
     *[("orpo", "lam", bad) for bad in (0, -0.1, *BAD_NUMBERS)],
+    *[(key, "beta", bad) for key in BETA for bad in (0, -0.1, *BAD_NUMBERS)],
+    *[("robust", "label_smoothing", bad) for bad in (-0.1, 0.5, *BAD_NUMBERS)],
+    *[("exo", "label_smoothing", bad) for bad in (0, 0.5, *BAD_NUMBERS)],
+    *[("discopop", "tau", bad) for bad in (0, 1.1, *BAD_NUMBERS)],
+    *[("fdpo", "divergence", bad) for bad in ("reverse_kl", "", None)],
+    *[("fdpo", "alpha", bad) for bad in (0, 1, *BAD_NUMBERS)],
+    *[("alphapo", "alpha", bad) for bad in BAD_NUMBERS],
+    *[("alphapo", "gamma", bad) for bad in (-0.1, *BAD_NUMBERS)],
+    *[("dposhift", "lam", bad) for bad in (0, 1.1, *BAD_NUMBERS)],
+    *[("dpop", "lam", bad) for bad in (-0.1, *BAD_NUMBERS)],
+    *[("bdpo", "lam", bad) for bad in (0, 1, *BAD_NUMBERS)],
+    *[("bpo", "alpha", bad) for bad in (0, 1.1, *BAD_NUMBERS)],
+    *[(key, "apply", "margin") for key in ("adabpo", "adacaldpo", "adaapozero", "adanca", "adabco", "adasppo")],
 ]
 
 

@@ -28,7 +28,11 @@ def test_one_pair_of_one_token_answers_stays_finite(key, dtype, chosen, rejected
         assert gradient is None or gradient.isfinite().all()
 
 
-@pytest.mark.parametrize("key", LOSSES)
+# These weigh the two answers differently by design, and some twins have nothing to balance there.
+LOPSIDED = ("dposhift", "bdpo", "bpo", "minordpo", "adaminordpo", "apodown", "adaapodown")
+
+
+@pytest.mark.parametrize("key", [key for key in LOSSES if key not in LOPSIDED])
 def test_identical_answers_push_nowhere_in_sum(key):
     logps = torch.tensor([-12.0], dtype=torch.float64)
     chosen, rejected = logps.clone().requires_grad_(), logps.clone().requires_grad_()

@@ -71,6 +71,6 @@ def _log_u(loss: PairwiseLoss, x: PairLogps) -> Sides:
 
 
 def _log_ratio(sides: Sides) -> Tensor:
-    smallest = torch.finfo(sides.chosen.dtype).tiny  # below it digits are lost
+    smallest = 1e6 * torch.finfo(sides.chosen.dtype).tiny  # below the smallest number digits are lost, here or before
     big = (sides.chosen.abs() > smallest) & (sides.rejected.abs() > smallest)
     return torch.where(big, sides.chosen.abs().log() - sides.rejected.abs().log(), math.nan)

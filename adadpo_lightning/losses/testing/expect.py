@@ -30,17 +30,18 @@ def finite(name: str, value: Tensor, x: PairLogps) -> None:
 
 def equal(name: str, got: Tensor, wanted: Tensor) -> None:
     """Two tensors are equal bit for bit."""
-    expect(bool(torch.equal(got, wanted)), f"{name}: differ by up to {_gap(got, wanted)}, expected equal")
+    same = (got == wanted) | (got.isnan() & wanted.isnan())
+    expect(bool(same.all()), f"{name}: differ by up to {_gap(got, wanted)}, expected equal")
 
 
 def close(name: str, got: Tensor | None, wanted: Tensor, *, skip_nan: bool = False) -> None:
-    """Two tensors agree to 1e-9 in float64, to 1e-5 otherwise; `skip_nan` leaves out where `wanted` is NaN."""
+    """Two tensors agree to 1e-9 in float64, to 1e-5 otherwise, NaN where `wanted` is; `skip_nan` leaves these out."""
     if got is None:
         raise AssertionError(f"{name}: is None")
     if skip_nan:
         got, wanted = got[~wanted.isnan()], wanted[~wanted.isnan()]
     tolerance = 1e-9 if wanted.dtype == torch.float64 else 1e-5
-    if not torch.allclose(got.to(wanted.dtype), wanted, rtol=tolerance, atol=tolerance):
+    if not torch.allclose(got.to(wanted.dtype), wanted, rtol=tolerance, atol=tolerance, equal_nan=True):
         raise AssertionError(f"{name}: differ by up to {_gap(got, wanted)}")
 
 

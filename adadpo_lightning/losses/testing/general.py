@@ -38,8 +38,10 @@ def check_output(loss: PreferenceLoss, x: PairLogps) -> None:
     for name in ("chosen_rewards", "rejected_rewards", "coefficient", "log_balance", "log_balance_policy", "clipped"):
         value = getattr(out, name)
         expect(value is None or not value.requires_grad, f"{name}: must be detached, but carries a gradient")
-    with torch.inference_mode():
-        loss(x)  # as in validation
+    with torch.inference_mode():  # as in validation, whose tensors are made there
+        inside = loss(cast(x, torch.float32))
+    for name, value in _tensors(loss(cast(x, torch.float32))).items():
+        equal(f"{name} in inference mode", getattr(inside, name), value)
 
 
 def check_reference(loss: PreferenceLoss, x: PairLogps) -> None:

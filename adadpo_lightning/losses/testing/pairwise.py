@@ -45,7 +45,9 @@ def check_pieces(loss: PairwiseLoss, x: PairLogps) -> None:
 def check_assembly(loss: PairwiseLoss, x: PairLogps) -> None:
     """Value and gradient are those of ``contrast(c a_w, a_l)`` with c held constant."""
     if loss.takes_margin:
+        without = loss(x).per_pair
         x = replace(x, margin=torch.linspace(-0.5, 0.5, len(x.chosen), dtype=x.chosen.dtype))
+        expect(not torch.equal(loss(x).per_pair, without), "takes_margin is True, yet target margins change nothing")
     else:
         _check_margin_is_refused(loss, x)
     c = loss(x).coefficient.detach()
