@@ -46,7 +46,7 @@ def cases():
             yield pytest.param(key, options, marks=[pytest.mark.slow] if rare else [], id=f"{key}-{options}")
 
 
-@pytest.mark.parametrize(("key", "options"), cases())
+@pytest.mark.parametrize(("key", "options"), list(cases()))
 def test_every_property_holds_under_every_option(key, options):
     check_loss(build_loss(key, **options))
 
