@@ -102,6 +102,8 @@ class EncodedPair:
         chosen_ids: Scored tokens of the chosen answer, including its terminator; never empty.
         rejected_ids: The same of the rejected answer; empty for rows with only a chosen answer (``sft``).
         row_id: Number of the row in its dataset, for error messages and the reference cache.
+        chosen_index: Position of the chosen answer in its row's ranked list; None for a row that is a pair.
+        rejected_index: The same of the rejected answer.
         weight: The row's loss weight, if its dataset has one.
         margin: The row's target margin, if its dataset has one.
         cut: What was cut off: ``""``, ``"answer cut"`` or ``"prompt cut"``.
@@ -112,6 +114,8 @@ class EncodedPair:
     chosen_ids: list[int]
     rejected_ids: list[int]
     row_id: int = 0
+    chosen_index: int | None = None
+    rejected_index: int | None = None
     weight: float | None = None
     margin: float | None = None
     cut: str = ""
@@ -136,7 +140,9 @@ class PreferenceBatch:
         targets: The scored token ids, (N,).
         chosen_len: Scored tokens of each chosen answer, int64, (B,).
         rejected_len: Scored tokens of each rejected answer, int64, (B,).
-        row_ids: Dataset row of each pair, int64, (B,).
+        row_ids: Dataset row of each pair, int64, (B,). The pairs of a ranked list have the same.
+        answer_ids: Positions of the chosen and the rejected answer in the ranked list of that row, int64, (B, 2); 0 and
+            1 for a row that is a pair. With `row_ids` they identify each distinct answer.
         step_pairs: Pairs of the optimizer step this micro-batch belongs to, over all ranks and micro-batches.
         step_chosen_tokens: Scored chosen tokens of that step.
         segments: ``(prompt, chosen, rejected)`` token counts of each pair, on the host; the packed layout's offsets.
@@ -154,6 +160,7 @@ class PreferenceBatch:
     chosen_len: Tensor
     rejected_len: Tensor
     row_ids: Tensor
+    answer_ids: Tensor
     step_pairs: int
     step_chosen_tokens: int
     segments: tuple[tuple[int, int, int], ...]

@@ -42,7 +42,7 @@ class LikelihoodDisplacement(Callback):
         self.baseline = baseline
         self.hint = hint
         self.hint_nats = hint_nats
-        self._initial: dict[int, tuple[float, float]] = {}
+        self._initial: dict[tuple[int, ...], tuple[float, float]] = {}
         self._means: WeightedMeans | None = None
         self._history: list[tuple[float, float]] = []
 
@@ -52,7 +52,9 @@ class LikelihoodDisplacement(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the log-probabilities and the pending hint."""
-        self._initial = state_dict["initial"]
+        # Checkpoints of release 0.1.0 have the row alone.
+        initial = state_dict["initial"].items()
+        self._initial = {(pair, 0, 1) if isinstance(pair, int) else pair: values for pair, values in initial}
         self.hint = self.hint and state_dict["hint"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -62,16 +64,16 @@ class LikelihoodDisplacement(Callback):
         wanted = self.baseline and not module.loss.needs_reference and module.loss.needs_rejected
         if not wanted or self._initial or data is None or not trainer.enable_validation:
             return
-        mine: dict[int, tuple[float, float]] = {}
+        mine: dict[tuple[int, ...], tuple[float, float]] = {}
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             for batch in data.val_dataloader():
                 placed = trainer.strategy.batch_to_device(batch)
                 _, output = module.step(placed)
                 if not batch.filler:
                     sides = zip(output.pairs.chosen.tolist(), output.pairs.rejected.tolist(), strict=True)
-                    mine.update(zip(batch.row_ids.tolist(), sides, strict=True))
+                    mine.update(zip(_pairs_of(batch), sides, strict=True))
         # After resuming, the rows may be distributed over the ranks differently.
-        self._initial = {row: values for part in gather(mine) for row, values in part.items()}
+        self._initial = {pair: values for part in gather(mine) for pair, values in part.items()}
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PreferenceBatch, *args: Any
@@ -80,7 +82,7 @@ class LikelihoodDisplacement(Callback):
         if not self._initial:
             return
         pairs = outputs["step"].pairs
-        initial = [self._initial.get(row, (0.0, 0.0)) for row in batch.row_ids.tolist()]
+        initial = [self._initial.get(pair, (0.0, 0.0)) for pair in _pairs_of(batch)]
         then = torch.tensor(initial, dtype=pairs.chosen.dtype, device=pairs.chosen.device)
         count = 0 if batch.filler else len(batch)
         statistics = displacement(pairs.chosen - then[:, 0], pairs.rejected - then[:, 1], count)
@@ -154,3 +156,8 @@ def explain(drift: float, margin: float, *, adaptive: bool) -> str:
         f"margin has risen to {margin:.3g}; rejected ones fall faster. If that is not intended, try: "
         f"{', '.join(helps)}. (LikelihoodDisplacement, hint: false, silences this.)"
     )
+
+
+def _pairs_of(batch: PreferenceBatch) -> list[tuple[int, ...]]:
+    """Identity of each pair: its row, and which answers of the row it compares."""
+    return list(map(tuple, torch.column_stack([batch.row_ids, batch.answer_ids]).tolist()))

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 class WritePredictions(BasePredictionWriter):
     """Writes ``<output_dir>/predictions.jsonl``, or one file per rank with several ranks (``predictions-rank0.jsonl``).
 
-    Each line has the dataset row, summed log-probabilities (nats) and implicit rewards of both answers, and the margin.
+    Each line has the dataset row, the positions of the answers in its ranked list (0 and 1 for a pair), summed
+    log-probabilities (nats) and implicit rewards of both answers, and the margin.
     """
 
     def __init__(self) -> None:

@@ -42,6 +42,7 @@ def collate(
         chosen_len=torch.tensor([len(p.chosen_ids) for p in pairs]),
         rejected_len=torch.tensor([len(p.rejected_ids) for p in pairs]),
         row_ids=torch.tensor([p.row_id for p in pairs]),
+        answer_ids=torch.tensor([_answer_ids(p) for p in pairs]),
         step_pairs=step_pairs,
         step_chosen_tokens=step_chosen_tokens,
         segments=tuple((len(p.prompt_ids), len(p.chosen_ids), len(p.rejected_ids)) for p in pairs),
@@ -50,6 +51,10 @@ def collate(
         margin=_column([p.margin for p in pairs], missing=0.0),
         filler=filler,
     )
+
+
+def _answer_ids(pair: EncodedPair) -> tuple[int, int]:
+    return pair.chosen_index or 0, 1 if pair.rejected_index is None else pair.rejected_index
 
 
 def _column(values: list[float | None], missing: float) -> Tensor | None:

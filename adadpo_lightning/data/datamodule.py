@@ -11,6 +11,7 @@ from lightning.pytorch import LightningDataModule
 from adadpo_lightning.data import position as run
 from adadpo_lightning.data.batching import BatchOptions, evaluation_plan, scoring_plan, training_plan
 from adadpo_lightning.data.datasets import PairSets
+from adadpo_lightning.data.lists import BEST_AGAINST_WORST, ListOptions
 from adadpo_lightning.data.loader import MicroBatches, PairsToScore, PlanLoader
 from adadpo_lightning.data.sources import SourceConfig
 from adadpo_lightning.data.tokenize import TokenizeOptions
@@ -59,6 +60,7 @@ class PreferenceDataModule(LightningDataModule):
             tokens, ``auto`` decides for each column (see `adadpo_lightning.data.special.decide`).
         chat_template_kwargs: Variables of the chat template, such as ``enable_thinking``; a column of that name takes
             precedence.
+        lists: Which pairs a ranked list is made into.
 
     Raises:
         UserError: If an option is out of its range; in `setup`, if the data are not usable.
@@ -102,6 +104,7 @@ class PreferenceDataModule(LightningDataModule):
         num_proc: int | None = None,
         special_tokens: Literal["auto", "text", "parse"] = "auto",
         chat_template_kwargs: dict[str, Any] | None = None,
+        lists: ListOptions = BEST_AGAINST_WORST,
     ) -> None:
         super().__init__()
         self.sources = {"train": _listed(train), "val": _listed(val), "test": _listed(test)}
@@ -120,6 +123,7 @@ class PreferenceDataModule(LightningDataModule):
             chat,
             special_tokens=special_tokens,
             chat_template_kwargs=chat_template_kwargs,
+            lists=lists,
         )
         self.batching = BatchOptions(
             global_batch_size,

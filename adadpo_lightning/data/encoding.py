@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +11,10 @@ import numpy as np
 
 from adadpo_lightning.data.files import decode
 from adadpo_lightning.data.formats import read_pair, rename_columns
+from adadpo_lightning.data.lists import best, expand
 from adadpo_lightning.data.pipeline import encode
-from adadpo_lightning.data.schema import TOO_DEEP, BadRow, PreferencePair
-from adadpo_lightning.data.tokenize import PairTokenizer, one_text
+from adadpo_lightning.data.schema import NO_PAIR, TOO_DEEP, BadRow, PreferencePair, RankedList
+from adadpo_lightning.data.tokenize import PairTokenizer, TokenizeOptions, one_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -21,22 +23,25 @@ if TYPE_CHECKING:
     from adadpo_lightning.types import EncodedPair
 
 # Raised by hand when what `tokenize_rows` writes changes: datasets cached by an older version are then not used.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 4
 BLANK = "blank line"
 
 _IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
 _COUNTS = ("prompt_len", "chosen_len", "rejected_len")
+_INDICES = ("chosen_index", "rejected_index")
+# Counts of a ranked list, on the first of its pairs.
+_LISTS = ("ranked_lists", "ties", "narrow")
 _TEXTS = ("prompt_key", "outcome", "detail", "cut")
 _FLAGS = ("boundary_moved", "special_prompt", "special_answer", "rendered")
 _NOTHING: dict[str, Any] = (
     {name: [] for name in _IDS}
-    | dict.fromkeys(_COUNTS, 0)
-    | dict.fromkeys(("weight", "margin"))
+    | dict.fromkeys((*_COUNTS, *_LISTS), 0)
+    | dict.fromkeys(("weight", "margin", *_INDICES))
     | dict.fromkeys(_TEXTS, "")
     | dict.fromkeys(_FLAGS, False)
 )
 # Columns that the account of a dataset is made of; the pairs that are trained on do without them.
-ACCOUNT = ("outcome", "detail", "cut", *_FLAGS)
+ACCOUNT = ("outcome", "detail", "cut", *_LISTS, *_FLAGS)
 
 
 def features() -> Features:
@@ -46,7 +51,7 @@ def features() -> Features:
     return Features(
         {"row": Value("int64")}
         | dict.fromkeys(_IDS, List(Value("int32")))
-        | dict.fromkeys(_COUNTS, Value("int32"))
+        | dict.fromkeys((*_COUNTS, *_LISTS, *_INDICES), Value("int32"))
         | dict.fromkeys(("weight", "margin"), Value("float64"))
         | dict.fromkeys(_TEXTS, Value("string"))
         | dict.fromkeys(_FLAGS, Value("bool"))
@@ -72,15 +77,42 @@ def tokenize_rows(
         is_json: Whether `values` holds JSON text.
 
     Returns:
-        The columns of `features`. A row without a usable pair has its reason in ``outcome`` and no ids.
+        The columns of `features`, once for each row or each pair of a ranked list. A row or pair that is not usable
+        has its reason in ``outcome`` and no ids.
     """
     rows = (dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True))
-    read = (_read(row, fmt, columns, is_json) for row in rows)
-    results = [_result(outcome, encoder) for outcome in encode(encoder, read)]
-    return _table([{"row": number, **result} for number, result in zip(numbers, results, strict=True)])
+    origins: list[dict[str, int]] = []
+
+    def read() -> Iterator[PreferencePair | BadRow]:
+        for number, row in zip(numbers, rows, strict=True):
+            made, counts = _pairs_of(_read(row, fmt, columns, is_json), encoder.options)
+            origins.append({"row": number, **counts})
+            origins.extend({"row": number} for _ in made[1:])
+            yield from made
+
+    results = [_result(outcome, encoder) for outcome in encode(encoder, read())]
+    return _table([result | origin for result, origin in zip(results, origins, strict=True)])
 
 
-def _read(values: dict[str, Any], fmt: str, columns: dict[str, str] | None, is_json: bool) -> PreferencePair | BadRow:
+def _pairs_of(
+    read: PreferencePair | RankedList | BadRow, options: TokenizeOptions
+) -> tuple[Sequence[PreferencePair | BadRow], dict[str, int]]:
+    """The pairs of a row, at least one or why there is none, and what is counted of a ranked list."""
+    if not isinstance(read, RankedList):
+        return [read], {}
+    if not options.with_rejected:
+        return [best(read)], {"ranked_lists": 1}
+    try:
+        made = expand(read, options.lists)
+    except BadRow as error:
+        return [error], {}
+    counts = {"ranked_lists": 1, "ties": made.ties, "narrow": made.narrow}
+    return made.pairs or [BadRow(NO_PAIR)], counts
+
+
+def _read(
+    values: dict[str, Any], fmt: str, columns: dict[str, str] | None, is_json: bool
+) -> PreferencePair | RankedList | BadRow:
     try:
         row = decode(values, is_json=is_json)
         return BadRow(BLANK) if row is None else read_pair(rename_columns(row, columns), fmt)
@@ -97,8 +129,11 @@ def _result(outcome: tuple[PreferencePair, EncodedPair] | BadRow, encoder: PairT
     ids = {name: getattr(encoded, name) for name in _IDS}
     counts = {count: len(ids[name]) for count, name in zip(_COUNTS, _IDS, strict=True)}
     account = {"cut": encoded.cut, "boundary_moved": encoded.boundary_moved} | _special_flags(pair, encoder)
+    indices = dict(zip(_INDICES, pair.answer_indices or (None, None), strict=True))
     key = hashlib.sha256(pair.prompt_key.encode()).hexdigest()[:16]
-    return _NOTHING | ids | counts | account | {"weight": pair.weight, "margin": pair.margin, "prompt_key": key}
+    return (
+        _NOTHING | ids | counts | account | indices | {"weight": pair.weight, "margin": pair.margin, "prompt_key": key}
+    )
 
 
 def _table(results: list[dict[str, Any]]) -> pa.Table:

@@ -69,7 +69,16 @@ class MicroBatches(Dataset["PreferenceBatch"]):
         reference: Mapping[str, CachedLogps] | None = None,
         name: str = "",
     ) -> None:
-        names = ["prompt_ids", "chosen_ids", "rejected_ids", "weight", "margin", "row"]
+        names = [
+            "prompt_ids",
+            "chosen_ids",
+            "rejected_ids",
+            "weight",
+            "margin",
+            "row",
+            "chosen_index",
+            "rejected_index",
+        ]
         self.pairs = pairs.select_columns(names).rename_column("row", "row_id")
         self.layout: Literal["packed", "padded"] = layout
         self.pad_id = pad_id

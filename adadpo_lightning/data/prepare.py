@@ -16,7 +16,7 @@ from adadpo_lightning.data.formats import detect_format, read_pair, rename_colum
 from adadpo_lightning.data.pipeline import CHUNK
 from adadpo_lightning.data.prepared import Prepared, split_by_prompt
 from adadpo_lightning.data.report import DataReport, report_table
-from adadpo_lightning.data.schema import IDENTICAL, BadRow, PreferencePair
+from adadpo_lightning.data.schema import IDENTICAL, NO_PAIR, BadRow, PreferencePair, RankedList
 from adadpo_lightning.data.sources import Rows, SourceConfig, load_rows
 from adadpo_lightning.data.tokenize import PairTokenizer, TokenizeOptions
 from adadpo_lightning.data.truncate import TOO_LONG
@@ -29,10 +29,15 @@ if TYPE_CHECKING:
 __all__ = ["DataReport", "Prepared", "prepare", "report_table", "split_by_prompt"]
 
 # Not treated as errors: identical answers have no training signal, and the user sets the length limit.
-ALWAYS_DROPPED = (IDENTICAL, TOO_LONG)
+ALWAYS_DROPPED = (IDENTICAL, TOO_LONG, NO_PAIR)
 # Number of rows for detecting the format, and for deciding how special tokens are read.
 PROBED_ROWS = 16
 SAMPLED_ROWS = 1000
+LIST_COUNTS = {
+    "ranked_lists": "ranked lists",
+    "ties": "pairs not made, equal scores",
+    "narrow": "pairs not made, below data.lists.min_gap",
+}
 # Several calls of the tokenizer, so that they overlap with the work on other rows; bounds the memory.
 ROWS_PER_BATCH = 4 * CHUNK
 # Below this, starting processes takes longer than tokenizing.
@@ -97,7 +102,7 @@ def _detected(rows: Rows, source: SourceConfig) -> str:
     return detect_format(found, source.path)
 
 
-def _pairs(rows: Iterable[dict[str, Any]], source: SourceConfig, fmt: str) -> Iterable[PreferencePair]:
+def _pairs(rows: Iterable[dict[str, Any]], source: SourceConfig, fmt: str) -> Iterable[PreferencePair | RankedList]:
     for row in rows:
         try:
             yield read_pair(rename_columns(row, source.columns), fmt)
@@ -140,14 +145,16 @@ def _usable(
     on_bad_row: Literal["error", "drop"],
 ) -> Dataset:
     outcomes = np.asarray(tokenised["outcome"])
+    numbers = np.asarray(tokenised["row"])
     counts = Counter(outcomes.tolist())
-    report.rows += len(outcomes) - counts.pop(BLANK, 0)
+    # The pairs of a ranked list are on one row.
+    report.rows += len(np.unique(numbers)) - counts.pop(BLANK, 0)
     counts.pop("", None)
     bad = np.flatnonzero(~np.isin(outcomes, ("", BLANK, *ALWAYS_DROPPED)))
     if on_bad_row == "error" and len(bad):
         more = f" (and {len(bad) - 1} more bad rows)" if len(bad) > 1 else ""
         raise UserError(
-            rows.where(int(bad[0])),
+            rows.where(int(numbers[bad[0]])),
             tokenised[int(bad[0])]["detail"] + more,
             "fix the data, or set data.on_bad_row=drop to drop and count such rows",
         )
@@ -158,6 +165,8 @@ def _usable(
     for column, parsed in (("prompt", reading.prompts), ("answer", reading.answers)):
         how = "tokens" if parsed else "text"
         report.note(f"special tokens in {column}s, read as {how}", int(np.sum(tokenised[f"special_{column}"])))
+    for column, what in LIST_COUNTS.items():
+        report.note(what, int(np.sum(tokenised[column])))
     if encoder.options.chat == "auto" and encoder.uses_template:
         report.note("prompts rendered already, not rendered again", int(np.sum(tokenised["rendered"])))
     return tokenised.select(np.flatnonzero(outcomes == ""))

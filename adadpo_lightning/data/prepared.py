@@ -22,7 +22,9 @@ class Prepared:
     """Tokenized pairs and their origin.
 
     Args:
-        pairs: One row per pair: ids, their counts, weight, margin, ``row``, ``source`` and ``prompt_key``.
+        pairs: One row per pair: ids, their counts, weight, margin, ``row``, ``source`` and ``prompt_key``. Pairs that a
+            ranked list was made into share their ``row``; ``chosen_index`` and ``rejected_index`` are the positions of
+            their answers in it, null for a row that is a pair.
         report: Report of dropped and truncated pairs.
         sources: Configs of the sources.
         origins: For each source, the index of its first row, and its rows.
@@ -41,10 +43,12 @@ class Prepared:
         return prompt, chosen, rejected
 
     def where(self, pair: int) -> str:
-        """File and row of a pair."""
-        row = int(self.pairs[pair]["row"])
+        """File and row of a pair, and the positions of its answers in a ranked list, counted from 1."""
+        values = self.pairs.select_columns(["row", "chosen_index", "rejected_index"])[pair]
+        row, answers = int(values["row"]), [values["chosen_index"], values["rejected_index"]]
         first, rows = [origin for origin in self.origins if origin[0] <= row][-1]
-        return rows.where(row - first)
+        listed = " over ".join(str(answer + 1) for answer in answers if answer is not None)
+        return rows.where(row - first) + (f", answer {listed}" if listed else "")
 
     def select(self, which: NDArray[np.int64]) -> Prepared:
         """A subset of the pairs."""

@@ -12,6 +12,7 @@ Row = Mapping[str, Any]
 
 # Why a row is left out without being an error of the data: equal answers teach nothing.
 IDENTICAL = "chosen equals rejected"
+NO_PAIR = "ranked list without a pair"
 # Arguments of `apply_chat_template` that this package sets itself, or that change what it returns.
 RESERVED = frozenset(
     {
@@ -62,6 +63,8 @@ class PreferencePair:
         weight: Loss weight of the pair, at least 0.
         margin: Target margin of the pair.
         chat_template_kwargs: Variables of the chat template for this pair.
+        answer_indices: Positions of the chosen and the rejected answer in the ranked list that the pair was made from;
+            None for a row that is a pair.
     """
 
     prompt: list[Message] | str
@@ -72,6 +75,7 @@ class PreferencePair:
     weight: float | None = None
     margin: float | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    answer_indices: tuple[int, int | None] | None = None
 
     @property
     def answers(self) -> list[Message | str]:
@@ -84,6 +88,31 @@ class PreferencePair:
         messages = as_messages(self.prompt, "user")
         words = [(m.get("role"), str(m.get("content") or "").strip(), str(m.get("tool_calls", ""))) for m in messages]
         return json.dumps([self.system, words])
+
+
+@dataclass(frozen=True)
+class RankedList:
+    """A prompt and several answers with scores; `data.lists` makes it into pairs.
+
+    Args:
+        prompt: As in `PreferencePair`.
+        answers: The answers, each one assistant message, or all of them text.
+        scores: The score of each answer; the highest is the best. Ranks are negated.
+        system: As in `PreferencePair`.
+        tools: As in `PreferencePair`.
+        weight: Loss weight of each pair, at least 0.
+        margin: Target margin of each pair.
+        chat_template_kwargs: As in `PreferencePair`.
+    """
+
+    prompt: list[Message] | str
+    answers: list[Message | str]
+    scores: list[float]
+    system: str | None = None
+    tools: list[Any] | None = None
+    weight: float | None = None
+    margin: float | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
 
 def check_text(value: Any) -> None:

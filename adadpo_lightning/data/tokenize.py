@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from adadpo_lightning.data.schema import BadRow, PreferencePair, as_messages
+from adadpo_lightning.data.lists import ListOptions
+from adadpo_lightning.data.schema import BadRow, PreferencePair, RankedList, as_messages
 from adadpo_lightning.data.special import Reading, SpecialText, SpecialTokens, check_marks, decide
 from adadpo_lightning.data.template import check_template_kwargs, probe_template, render
 from adadpo_lightning.data.truncate import fit_length
@@ -46,6 +47,7 @@ class TokenizeOptions:
             ``auto`` decides for each column; see `special.decide`.
         chat_template_kwargs: Variables of the chat template, for example ``{"enable_thinking": False}``; a column of
             this name takes precedence.
+        lists: How ranked lists are made into pairs.
     """
 
     max_length: int = 2048
@@ -55,6 +57,7 @@ class TokenizeOptions:
     with_rejected: bool = True
     special_tokens: SpecialTokens = "auto"
     chat_template_kwargs: dict[str, Any] | None = None
+    lists: ListOptions = field(default_factory=ListOptions)
 
     def __post_init__(self) -> None:
         """Check the bounds and the choices."""
@@ -127,7 +130,7 @@ class PairTokenizer:
         if self.uses_template:
             probe_template(tokenizer, options.chat_template_kwargs or {})
 
-    def decide(self, pairs: Sequence[PreferencePair]) -> Reading:
+    def decide(self, pairs: Sequence[PreferencePair | RankedList]) -> Reading:
         """Decide from a sample of pairs how their columns are read; see `special.decide`."""
         prompts = [text for pair in pairs if (text := one_text(pair.prompt)) is not None]
         answers = [text for pair in pairs for answer in pair.answers if (text := one_text(answer)) is not None]

@@ -246,12 +246,17 @@ class PreferenceLitModule(PolicyModule):
         return self.validation_step(batch, batch_idx)
 
     def predict_step(self, batch: PreferenceBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Per pair: dataset row, summed log-probabilities and implicit rewards; tensors of shape (B,)."""
+        """Per pair: dataset row, positions of the answers in its list, summed log-probabilities, implicit rewards.
+
+        Each is a tensor of shape (B,).
+        """
         output = self.step(batch)[1]
         if batch.filler:
             return {}
         return {
             "row_id": batch.row_ids,
+            "chosen_index": batch.answer_ids[:, 0],
+            "rejected_index": batch.answer_ids[:, 1],
             "logps_chosen": output.pairs.chosen,
             "logps_rejected": output.pairs.rejected,
             "reward_chosen": output.loss.chosen_rewards,

@@ -28,6 +28,7 @@ def make_step(count, seed, loss, filler=False, step_pairs=None):
         chosen_len=torch.tensor(chosen_len),
         rejected_len=torch.tensor(rejected_len),
         row_ids=torch.arange(count),
+        answer_ids=torch.tensor([[0, 1]] * count),
         step_pairs=step_pairs or count,
         step_chosen_tokens=int(chosen_len.sum()),
         segments=tuple((1, int(c), int(r)) for c, r in zip(chosen_len, rejected_len, strict=True)),

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from adadpo_lightning.cli.parser import options
+from adadpo_lightning.cli.parser import instantiate, options
+from adadpo_lightning.data.lists import BEST_AGAINST_WORST, ListOptions
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -25,6 +26,7 @@ def inspect_data(
     chat: Literal["auto", "always", "never"] = "auto",
     special_tokens: Literal["auto", "text", "parse"] = "auto",
     chat_template_kwargs: dict[str, Any] | None = None,
+    lists: ListOptions = BEST_AGAINST_WORST,
     examples: int = 3,
 ) -> None:
     """What preference data look like to a model: lengths, drops, cuts, duplicates, terminators, examples.
@@ -43,6 +45,7 @@ def inspect_data(
         chat: As in ``fit``.
         special_tokens: As in ``fit``.
         chat_template_kwargs: As in ``fit``.
+        lists: As in ``fit``.
         examples: Pairs to show; the terminal shows a few lines of each text, the page all of it.
     """
     from rich.console import Console
@@ -60,6 +63,7 @@ def inspect_data(
         chat,
         special_tokens=special_tokens,
         chat_template_kwargs=chat_template_kwargs,
+        lists=lists,
     )
     source = SourceConfig(data, subset, split, columns=columns, format=format)
     encoder = load_tokenizer(PolicyConfig(path=tokenizer))
@@ -78,4 +82,4 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(config: Namespace, parser: ArgumentParser) -> None:
     """Inspect."""
-    inspect_data(**options(config))
+    inspect_data(**options(instantiate(parser, config)))

@@ -15,5 +15,5 @@ from adadpo_lightning.data.formats.registry import (
 __all__ = ["FORMATS", "RowFormat", "check_format", "detect_format", "read_pair", "register_format", "rename_columns"]
 
 # Where rows match several formats, the first of them is detected.
-for _name in ("text", "messages", "conversations", "hh", "answer", "dialogue"):
+for _name in ("text", "messages", "conversations", "hh", "answer", "dialogue", "ranked", "ultrafeedback"):
     import_module(f"{__name__}.{_name}")

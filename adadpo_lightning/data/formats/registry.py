@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from adadpo_lightning.data.formats.fields import is_blank, number_of, template_kwargs_of, text_of, tools_of
-from adadpo_lightning.data.schema import IDENTICAL, BadRow, PreferencePair, Row, check_text
+from adadpo_lightning.data.schema import IDENTICAL, BadRow, Message, PreferencePair, RankedList, Row, check_text
 from adadpo_lightning.errors import UserError, did_you_mean
 from adadpo_lightning.plugins import load_plugins
 
@@ -22,13 +22,15 @@ class RowFormat(NamedTuple):
     """A shape of rows: a predicate on a row, and a function that reads the prompt and the answers of one."""
 
     matches: Callable[[Row], bool]
-    read: Callable[[Row], PreferencePair]
+    read: Callable[[Row], PreferencePair | RankedList]
 
 
 FORMATS: dict[str, RowFormat] = {}
 
 
-def register_format(name: str, matches: Callable[[Row], bool]) -> Callable[[Callable[[Row], PreferencePair]], Any]:
+def register_format(
+    name: str, matches: Callable[[Row], bool]
+) -> Callable[[Callable[[Row], PreferencePair | RankedList]], Any]:
     """Add a dataset format; the ones registered first are tried first.
 
     Args:
@@ -44,7 +46,7 @@ def register_format(name: str, matches: Callable[[Row], bool]) -> Callable[[Call
         >>> _ = FORMATS.pop("example")
     """
 
-    def add(read: Callable[[Row], PreferencePair]) -> Callable[[Row], PreferencePair]:
+    def add(read: Callable[[Row], PreferencePair | RankedList]) -> Callable[[Row], PreferencePair | RankedList]:
         FORMATS[name] = RowFormat(matches, read)
         return read
 
@@ -78,7 +80,8 @@ def detect_format(rows: Iterable[Row], where: str) -> str:
     raise UserError(
         where,
         "missing columns: expected prompt, chosen and rejected (or chosen and rejected as whole conversations; or for "
-        f"sft prompt and chosen, or messages), found {', '.join(columns) or 'none'}",
+        "sft prompt and chosen, or messages; for ranked lists prompt, responses, and scores or ranks), found "
+        f"{', '.join(columns) or 'none'}",
         "map them with the source's columns option, such as {prompt: question, chosen: good, rejected: bad}",
     )
 
@@ -102,8 +105,8 @@ def rename_columns(row: Row, columns: Mapping[str, str] | None) -> Row:
     return {k: v for k, v in row.items() if k not in taken} | {ours: row[theirs] for ours, theirs in columns.items()}
 
 
-def read_pair(row: Row, fmt: str) -> PreferencePair:
-    r"""Read one row.
+def read_pair(row: Row, fmt: str) -> PreferencePair | RankedList:
+    r"""Read one row: a pair, or the ranked list that pairs are made from.
 
     Args:
         row: Column names (``prompt``, ``chosen``, ...) to values.
@@ -119,15 +122,22 @@ def read_pair(row: Row, fmt: str) -> PreferencePair:
         ([{'role': 'user', 'content': 'Hi'}], 'Hello!')
     """
     pair = FORMATS[fmt].read(row)
-    for name in ("chosen", "rejected"):
-        if is_blank(getattr(pair, name)):
+    answers: Mapping[str, Message | str | None]
+    if isinstance(pair, RankedList):
+        answers = {f"answer {number}": answer for number, answer in enumerate(pair.answers, start=1)}
+        if len(pair.answers) != len(pair.scores) or not answers:
+            raise BadRow("uneven lists", f"{len(answers)} answers and {len(pair.scores)} scores")
+    else:
+        answers = {"chosen": pair.chosen, "rejected": pair.rejected}
+        if pair.chosen == pair.rejected:
+            raise BadRow(IDENTICAL)
+    for name, answer in answers.items():
+        if is_blank(answer):
             raise BadRow("empty answer", f"{name} has no text")
-    if pair.chosen == pair.rejected:
-        raise BadRow(IDENTICAL)
     if not pair.prompt:
         raise BadRow("empty prompt")
     system = row.get("system")
-    check_text([pair.prompt, pair.chosen, pair.rejected, system, row.get("tools"), row.get("chat_template_kwargs")])
+    check_text([pair.prompt, *pair.answers, system, row.get("tools"), row.get("chat_template_kwargs")])
     if system and not isinstance(pair.prompt, str) and pair.prompt[0]["role"] == "system":
         raise BadRow("two system prompts", "one in the system column and one in the messages")
     return replace(
