@@ -23,6 +23,7 @@ from adadpo_lightning.cli.registry import Entry, commands
 from adadpo_lightning.compat import actions_of
 from adadpo_lightning.convert.trl_keys import key_table
 from adadpo_lightning.data.datamodule import PreferenceDataModule
+from adadpo_lightning.data.lists import ListOptions
 from adadpo_lightning.data.sources import SourceConfig
 from adadpo_lightning.losses import available_losses, loss_class
 from adadpo_lightning.models.loading import LoraOptions, PolicyConfig
@@ -41,6 +42,10 @@ SECTIONS: dict[str, tuple[str, Any]] = {
     "data.train": (
         "A data source with options beyond its path; also `data.val`, `data.test`, `data.predict`.",
         SourceConfig,
+    ),
+    "data.lists": (
+        "Which pairs a row with several scored answers is made into.",
+        ListOptions,
     ),
     "trainer.strategy": ("FSDP2: `class_path: adadpo_lightning.strategies.FSDP2`.", strategies.FSDP2),
 }
