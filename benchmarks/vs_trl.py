@@ -31,6 +31,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
+from generated_pairs import REAL_LENGTHS
 
 MODELS = {
     "v32k": {"hidden_size": 512, "num_hidden_layers": 8, "vocab_size": 32000},
@@ -42,7 +43,6 @@ HEADS = {"v32k": (8, 4, 1408), "v4k": (8, 4, 1408), "1b": (32, 8, 8192)}
 LENGTHS = {"short": (180, 250), "long": (600, 250)}
 MAX_LENGTH = 1024
 LEARNING_RATE = 1e-5
-REAL_LENGTHS = Path(__file__).with_name("real_lengths.json")
 VARIANTS = ("trl", "trl_chunked", "padded", "packed")
 
 

