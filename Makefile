@@ -7,7 +7,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 FAST := "not slow and not gpu and not real_model"
 
-.PHONY: quickstart test test-all coverage lower-bounds notebooks lint types audit schema docs release-check bench clean
+.PHONY: quickstart test test-all coverage lower-bounds notebooks lint types audit schema docs release-check bench bench-end-to-end clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -82,6 +82,11 @@ types: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	$(INSTALL) --editable .[bench]
 	$(BIN)/python benchmarks/vs_trl.py
+
+# Whole processes on SmolLM2-135M-Instruct, here and in TRL, on an idle machine with 16 GB of memory.
+bench-end-to-end: $(VENV)/.installed-dev
+	$(INSTALL) --editable .[bench]
+	$(BIN)/python benchmarks/end_to_end.py
 
 clean:
 	rm -rf $(VENV) .venv-lower dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*

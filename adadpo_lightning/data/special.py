@@ -91,6 +91,8 @@ class SpecialText:
         if single := self._single.search(text):
             raise BadRow("special token in text", f"{single[0]!r} has only one character")
         body = text.strip()
+        if not body:  # a template asks whether there is content
+            return text
         # Marks are put next to the stripped text, so that a template can still trim the whitespace around it.
         ends = range(1, min(len(body), self._longest) + 1)
         inside = len(body) < self._longest and body in self._inside

@@ -194,7 +194,9 @@ class PairTokenizer:
         for text, found in zip(rendered.texts, ids, strict=True):
             self.special.check_ids(text, found)
         prompt, *wholes = self._with_bos(rendered, ids)
-        wholes = [self._terminate(whole, len(prompt), rendered.end_id) for whole in wholes]
+        # An answer may begin before the end of the prompt, where the template opens a thought for generation only.
+        starts = [common_prefix_length([prompt, whole]) for whole in wholes]
+        wholes = [self._terminate(*answer, rendered.end_id) for answer in zip(wholes, starts, strict=True)]
         # An answer has at least one token, whatever the prompt's tokens are.
         boundary = min(common_prefix_length([prompt, *wholes]), *(len(ids) - 1 for ids in wholes))
         if boundary < 1:

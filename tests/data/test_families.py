@@ -1,11 +1,13 @@
 """One table: our ids against `apply_chat_template` and against TRL's own preparation, over families of tokenizers."""
 
+from copy import deepcopy
+
 import pytest
 
 from adadpo_lightning.data.formats import read_pair
 from adadpo_lightning.data.schema import PreferencePair
 from adadpo_lightning.data.tokenize import PairTokenizer, TokenizeOptions
-from tests.support.tokenizers import STYLES, make
+from tests.support.tokenizers import QWEN3, STYLES, make
 
 SYSTEM = {"role": "system", "content": "You are a helpful assistant."}
 ASKED = {"role": "user", "content": "What is the capital of France?"}
@@ -30,19 +32,18 @@ LEFT_OUT = {
 TABLE = [(name, family) for name in CONVERSATIONS for family in FAMILIES if (name, family) not in LEFT_OUT]
 
 
-def ours(family, row, **options):
+def ours(tokenizer, row, **options):
     pair = read_pair(row, "messages")
-    encoded = PairTokenizer(make(family), TokenizeOptions(**options))(pair)
+    encoded = PairTokenizer(tokenizer, TokenizeOptions(**options))(pair)
     return encoded.prompt_ids, encoded.chosen_ids, encoded.rejected_ids
 
 
-def trl_ids(family, row):
+def trl_ids(tokenizer, row):
     """What `DPOTrainer` makes of the row, by its own function."""
     from datasets import Dataset
     from trl import DPOConfig
     from trl.trainer.dpo_trainer import DPOTrainer
 
-    tokenizer = make(family)
     trainer = object.__new__(DPOTrainer)
     trainer._tokenizer = tokenizer
     args = DPOConfig(output_dir="unused", max_length=None, report_to=[], use_cpu=True, bf16=False)
@@ -61,7 +62,7 @@ def without_blanks(tokenizer, ids):
 def test_ids_are_those_of_the_template_and_of_trl(name, family):
     conversation, tokenizer = CONVERSATIONS[name], make(family)
     row = {"chosen": ANSWERS[:1], "rejected": ANSWERS[1:], **conversation}
-    prompt, *answers = ours(family, row)
+    prompt, *answers = ours(tokenizer, row)
     kwargs = {"tools": conversation.get("tools"), **conversation.get("chat_template_kwargs", {}), "return_dict": False}
     for ids, answer in zip(answers, ANSWERS, strict=True):
         whole = tokenizer.apply_chat_template([*conversation["prompt"], answer], **kwargs)
@@ -70,7 +71,7 @@ def test_ids_are_those_of_the_template_and_of_trl(name, family):
     asked = tokenizer.apply_chat_template(conversation["prompt"], add_generation_prompt=True, **kwargs)
     if name != "thinking off" or family == "qwen3":
         assert prompt == list(asked)
-    theirs = trl_ids(family, row)
+    theirs = trl_ids(tokenizer, row)
     assert prompt == theirs[0]
     assert answers == [without_blanks(tokenizer, ids) for ids in theirs[1:]]
 
@@ -79,14 +80,16 @@ def test_ids_are_those_of_the_template_and_of_trl(name, family):
 def test_text_is_joined_as_trl_joins_it(family):
     row = {"prompt": "What is the capital of France?", "chosen": " Paris.", "rejected": " I am sorry."}
     encoded = PairTokenizer(make(family), TokenizeOptions(chat="never"))(PreferencePair(**row))
-    assert [encoded.prompt_ids, encoded.chosen_ids, encoded.rejected_ids] == list(trl_ids(family, row))
+    assert [encoded.prompt_ids, encoded.chosen_ids, encoded.rejected_ids] == list(trl_ids(make(family), row))
 
 
 def test_an_option_sets_what_a_column_does():
     row = {"prompt": [ASKED], "chosen": ANSWERS[:1], "rejected": ANSWERS[1:]}
     off = {"enable_thinking": False}
-    assert ours("qwen3", row | {"chat_template_kwargs": off}) == ours("qwen3", row, chat_template_kwargs=off)
-    assert ours("qwen3", row) != ours("qwen3", row, chat_template_kwargs=off)
+    assert ours(make("qwen3"), row | {"chat_template_kwargs": off}) == ours(
+        make("qwen3"), row, chat_template_kwargs=off
+    )
+    assert ours(make("qwen3"), row) != ours(make("qwen3"), row, chat_template_kwargs=off)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -100,3 +103,32 @@ def test_text_that_trl_reads_as_rendered_is_read_alike(family):
     encoded = encode.reads(encode.decide([PreferencePair(**row)]))(PreferencePair(**row))
     whole = tokenizer(row["prompt"] + row["chosen"], add_special_tokens=False)["input_ids"]
     assert encoded.prompt_ids + encoded.chosen_ids == whole
+
+
+def encoded(template, row):
+    tokenizer = deepcopy(make("qwen3"))
+    tokenizer.chat_template = template
+    return tokenizer, PairTokenizer(tokenizer, TokenizeOptions())(read_pair(row, "messages"))
+
+
+def test_an_answer_shorter_than_what_the_generation_prompt_opens_has_one_terminator():
+    """Templates of reasoning models open a thought for generation, which the turns of the data do not have."""
+    template = QWEN3.replace("<|im_start|>assistant\n{% if enable", "<|im_start|>assistant\n<think>\n{% if enable")
+    template = template.replace("{% if loop.last %}<think>\n\n</think>\n\n{% endif %}", "")
+    answers = [{"role": "assistant", "content": text} for text in ("5", "4")]
+    row = {"prompt": [ASKED], "chosen": answers[:1], "rejected": answers[1:]}
+    tokenizer, pair = encoded(template, row)
+    assert [tokenizer.decode(ids) for ids in (pair.chosen_ids, pair.rejected_ids)] == ["5<|im_end|>", "4<|im_end|>"]
+
+
+def test_empty_content_stays_empty_for_the_template():
+    """Templates ask whether a turn has content; that of a turn of tool calls is often an empty string."""
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}{% if m.content %}{{ '\n' + m.content }}{% endif %}"
+        "{% for call in m.tool_calls or [] %}\n{{ call.function | tojson }}{% endfor %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    row = {"prompt": [ASKED, CALL, {"role": "tool", "content": "5"}], "chosen": ANSWERS[:1], "rejected": ANSWERS[1:]}
+    tokenizer, pair = encoded(template, row)
+    whole = tokenizer.apply_chat_template([*row["prompt"], ANSWERS[0]], return_dict=False)
+    assert pair.prompt_ids + pair.chosen_ids == without_blanks(tokenizer, list(whole))
