@@ -20,7 +20,9 @@ def prepare(args: Sequence[str]) -> list[str]:
     Raises:
         UserError: If a config file cannot be read.
     """
-    resolved = _replace(args, CONFIG, _shipped_config)
+    from adadpo_lightning.shipped import config_path
+
+    resolved = _replace(args, CONFIG, config_path)
     for _, name in _values(resolved, CONFIG):
         _check_config_file(Path(name))
     return _replace(resolved, LOSS, _loss_class_name)
@@ -41,17 +43,6 @@ def _replace(args: Sequence[str], flags: Sequence[str], change: Callable[[str], 
     for i, value in _values(args, flags):
         changed[i] = args[i][: len(args[i]) - len(value)] + change(value)
     return changed
-
-
-def _shipped_config(name: str) -> str:
-    from adadpo_lightning.shipped import find_config
-
-    if Path(name).exists():
-        return name
-    try:
-        return str(find_config(name if name.endswith(".yaml") else f"{name}.yaml"))
-    except UserError:
-        return name  # the parser reports that the file does not exist
 
 
 def _loss_class_name(value: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -70,7 +71,8 @@ def _generate_locked(options: GenerateOptions, prompts: Sequence[Prompt]) -> Gen
         log.warn(f"{options.model} has no chat template: the model continues the prompts as plain text")
     encoded = [encoder.encode(prompt.with_system(options.system)) for prompt in prompts]
     answer = build_engine(options, encoder, max(map(len, encoded)))
-    for start in range(done - done % options.batch_size, total, options.batch_size):
+    first, begun = done - done % options.batch_size, time.monotonic()
+    for start in range(first, total, options.batch_size):
         rows = [divmod(i, options.samples) for i in range(start, min(start + options.batch_size, total))]
         answers = answer([encoded[prompt] for prompt, _ in rows], rows)
         responses = [
@@ -88,22 +90,24 @@ def _generate_locked(options: GenerateOptions, prompts: Sequence[Prompt]) -> Gen
             for (prompt, number), sampled in zip(rows, answers, strict=True)
         ]
         append_responses(output, responses[max(0, done - start) :], fmt)
-        log.info(progress(rows[-1], len(prompts), options.samples))
+        so_far = start + len(rows)
+        seconds = (time.monotonic() - begun) / (so_far - first) * (total - so_far)
+        log.info(progress(so_far, total, options.samples, seconds))
     return Generated(total, done)
 
 
-def progress(last: tuple[int, int], prompts: int, samples: int) -> str:
+def progress(done: int, total: int, samples: int, seconds: float) -> str:
     """How far a job is.
 
     Args:
-        last: Prompt and sample of its last answer.
-        prompts: Prompts of the job.
+        done: Number of answers.
+        total: The same at the end.
         samples: Answers per prompt.
+        seconds: Estimated time left.
 
     Example:
-        >>> progress((1, 0), 5, 1), progress((1, 2), 5, 4)
-        ('2 of 5 prompts answered', '7 of 20 answers sampled')
+        >>> progress(2, 5, 1, 90.0), progress(20, 20, 4, 0.0)
+        ('2 of 5 prompts answered (ETA 2 min)', '20 of 20 answers sampled')
     """
-    if samples == 1:
-        return f"{last[0] + 1} of {prompts} prompts answered"
-    return f"{last[0] * samples + last[1] + 1} of {prompts * samples} answers sampled"
+    eta = f" (ETA {max(1, round(seconds / 60))} min)" if done < total else ""
+    return f"{done} of {total} {'prompts answered' if samples == 1 else 'answers sampled'}{eta}"

@@ -58,7 +58,9 @@ def _histogram(axes: Axes, unit: str, values: np.ndarray, sides: Mapping[str, Se
 
 def _cloud(axes: Axes, lengths: np.ndarray, scores: np.ndarray) -> None:
     step = -(-len(scores) // POINTS)
-    axes.scatter(lengths[::step], scores[::step], s=8, alpha=0.35, color=COLOURS[0], linewidths=0, rasterized=True)
+    size, alpha = (20, 0.7) if len(scores) < 300 else (8, 0.3)
+    points = lengths[::step], scores[::step]
+    axes.scatter(*points, s=size, alpha=alpha, color=COLOURS[0], linewidths=0, rasterized=True)
     if np.ptp(lengths) > 0:
         slope = float(lengths @ scores / (lengths @ lengths))
         ends = np.array([lengths.min(), lengths.max()])

@@ -18,7 +18,7 @@ from adadpo_lightning.generation.responses import Response, write_atomically
 from adadpo_lightning.preferences.judging import judge_answers
 from adadpo_lightning.preferences.report import write_report
 from adadpo_lightning.preferences.rows import provenance, rows_of
-from adadpo_lightning.preferences.select import IDENTICAL, Selection, select, usable
+from adadpo_lightning.preferences.select import CUT_OFF, IDENTICAL, Selection, select, usable
 from adadpo_lightning.preferences.statistics import Outcome, statistics_of
 from adadpo_lightning.runs.lock import lock_directory
 
@@ -103,8 +103,10 @@ def _outcome(prompt: Prompt, answers: Sequence[Response], judged: Judged, option
     kept, left_out = usable(answers, options.unfinished)
     chosen = [answers[i] for i in kept]
     selection = select(chosen, judged.scores, options.select, options.min_gap)
-    if not selection.pairs and len(kept) == 1 and left_out.keys() == {"duplicate"}:
+    if len(kept) == 1 and left_out.keys() == {"duplicate"}:
         selection = Selection([], [], IDENTICAL)
+    elif len(kept) < 2 and len(usable(answers, "keep")[0]) > 1:
+        selection = Selection([], [], CUT_OFF)
     return Outcome(prompt, chosen, judged.scores, left_out, judged.no_verdict, selection)
 
 

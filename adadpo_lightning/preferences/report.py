@@ -55,6 +55,7 @@ def summary(statistics: Mapping[str, Any]) -> str:
     ]
     lines += [f"no pair: {reason}: {count} prompts" for reason, count in statistics["prompts_without_pairs"].items()]
     lines += [f"left out: {what}: {count} answers" for what, count in statistics["answers_left_out"].items()]
+    lines += [f"note: {note}" for note in statistics["notes"]]
     return "\n".join(lines)
 
 
@@ -76,6 +77,7 @@ def markdown(statistics: Mapping[str, Any], outcomes: Sequence[Outcome], figure:
         f"`{statistics['select']}` with a least difference of {statistics['min_gap']:g}.",
         "",
         *_table(["", "count"], _counts(statistics)),
+        *(line for note in statistics["notes"] for line in (f"Note: {note}.", "")),
         "## Scores and lengths",
         "",
         *_table(["", *COLUMNS], _distributions(statistics)),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 TIE = 1e-9
 IDENTICAL = "all answers identical"
 TOO_FEW = "fewer than two usable answers"
+CUT_OFF = "fewer than two answers ended before max_new_tokens"
 UNSCORED = "fewer than two scored answers"
 EQUAL = "all scores equal"
 BELOW_GAP = "largest difference of score below min_gap"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from adadpo_lightning.evaluation.judges.base import PointwiseJudge
 from adadpo_lightning.evaluation.statistics import mean_over_prompts
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from adadpo_lightning.preferences.options import MakePairsOptions
     from adadpo_lightning.preferences.select import Pair, Selection
 
+MANY = 0.1  # share of answers
 QUANTILES = {"min": 0.0, "p10": 0.1, "median": 0.5, "p90": 0.9, "max": 1.0}
 
 
@@ -55,6 +57,7 @@ def statistics_of(outcomes: Sequence[Outcome], options: MakePairsOptions, judge:
         "model": options.generate.name,
         "judge": judge.key,
         "judge_options": options.judge_options or {},
+        "pointwise": isinstance(judge, PointwiseJudge),
         "select": options.select,
         "min_gap": options.min_gap,
         "unfinished": options.unfinished,
@@ -84,7 +87,26 @@ def statistics_of(outcomes: Sequence[Outcome], options: MakePairsOptions, judge:
             "correlation_within_prompts": correlation(centred(scores, prompts), centred(lengths, prompts)),
         },
         **judge.report(),
+        "notes": notes_of(outcomes, options),
     }
+
+
+def notes_of(outcomes: Sequence[Outcome], options: MakePairsOptions) -> list[str]:
+    """What a user should know before training on the pairs."""
+    total = len(outcomes) * options.samples
+    cut_off = sum(outcome.left_out["cut off"] for outcome in outcomes)
+    missing = sum(outcome.no_verdict for outcome in outcomes)
+    notes = []
+    if cut_off > MANY * total:
+        notes.append(
+            f"{cut_off / total:.0%} of the answers reach max_new_tokens ({options.max_new_tokens}) and are left out, "
+            "so the pairs lack the long answers: raise max_new_tokens, or set unfinished to keep"
+        )
+    if missing:
+        notes.append(f"{missing} comparisons have no verdict: the win rates of their answers rest on the others")
+    if options.chat == "never":
+        notes.append("the prompts were sampled without a chat template: train with --data.chat never")
+    return notes
 
 
 def scored_answers(outcomes: Sequence[Outcome]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

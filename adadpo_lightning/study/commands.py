@@ -40,7 +40,7 @@ def fit_arguments(study: StudyConfig, cell: Cell, options: dict[str, Any], outpu
         f"--seed_everything={order}",
         f"--data.seed={order}",
         f"--model.loss={loss_class(cell.loss).__name__}",
-        *(f"--model.loss.{name}={_value(value)}" for name, value in options.items()),
+        *(f"--model.loss.{name}={option_value(value)}" for name, value in options.items()),
         f"--model.optimizer.lr={cell.lr}",
     ]
     if build_loss(cell.loss, **options).needs_reference:
@@ -49,10 +49,11 @@ def fit_arguments(study: StudyConfig, cell: Cell, options: dict[str, Any], outpu
         arguments += _embedded_arguments(study, cell.seed, output_dir)
     else:
         arguments += ["--auto_resume=true", "--trainer.callbacks+=adadpo_lightning.callbacks.ExportHF"]
-    return arguments + [f"--{name}={_value(value)}" for name, value in study.fit_options.items()]
+    return arguments + [f"--{name}={option_value(value)}" for name, value in study.fit_options.items()]
 
 
-def _value(value: Any) -> str:
+def option_value(value: Any) -> str:
+    """The value of an option as it is written on a command line."""
     return str(value) if isinstance(value, (str, Path)) else json.dumps(value)
 
 
@@ -91,7 +92,7 @@ def judge_arguments(study: StudyConfig, cell: Cell, model: Path, responses: Path
         **how.evaluate,
     }
     commands = (("generate", generate), ("evaluate", evaluate))
-    return [[command, *(f"--{name}={_value(v)}" for name, v in options.items())] for command, options in commands]
+    return [[command, *(f"--{name}={option_value(v)}" for name, v in options.items())] for command, options in commands]
 
 
 def seed_folder(study: StudyConfig, seed: int) -> Path:

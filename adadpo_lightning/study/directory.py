@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,7 +98,7 @@ def fingerprint_of(study: StudyConfig, job: Job, shared: dict[str, Any] | None =
     else:
         arm = asdict(study.arms[job.cell.arm])
         own = {"seed": job.seed, "lr": job.cell.lr, "beta": job.cell.beta, **{key: arm[key] for key in OF_ARM}}
-    return {"shared": shared_fingerprint(study) if shared is None else shared, "job": _plain(own)}
+    return {"shared": shared_fingerprint(study) if shared is None else shared, "job": plain(own)}
 
 
 def shared_fingerprint(study: StudyConfig) -> dict[str, Any]:
@@ -112,25 +112,31 @@ def shared_fingerprint(study: StudyConfig) -> dict[str, Any]:
         names = [*(study.fit_configs or shipped[:1]), shipped[1]]
     else:
         names = study.fit_configs or []
-    configs = [_config(name) for name in names]
     evaluation = asdict(study.evaluation) if study.evaluation else None
-    paths = sorted({text for text in _texts([configs, study.fit_options, evaluation]) if text not in names})
-    files = {path: found for path in paths if (found := fingerprint.of_path(path)) is not None}
-    found = {
-        "numerics": fingerprint.NUMERICS_VERSION,
-        "task": study.task,
-        "fit_configs": {str(number): config for number, config in enumerate(configs, start=1)},
-        "fit_options": study.fit_options,
-        "evaluation": evaluation,
-        "files": files,
-    }
+    found = {"task": study.task, "evaluation": evaluation, **content_of(names, study.fit_options, evaluation)}
     if study.task == "embedded":
         found["embedded"] = asdict(study.embedded)
-    plain: dict[str, Any] = _plain(found)
-    return plain
+    as_json: dict[str, Any] = plain(found)
+    return as_json
 
 
-def _plain(value: Any) -> Any:
+def content_of(fit_configs: Sequence[str], fit_options: Mapping[str, Any], beside: Any = None) -> dict[str, Any]:
+    """What ``fit`` runs depend on: configs, options, and the content of every file that they or `beside` name.
+
+    Raises:
+        UserError: If a config is not valid YAML.
+    """
+    configs = [_config(name) for name in fit_configs]
+    paths = sorted({text for text in _texts([configs, fit_options, beside]) if text not in fit_configs})
+    return {
+        "numerics": fingerprint.NUMERICS_VERSION,
+        "fit_configs": {str(number): config for number, config in enumerate(configs, start=1)},
+        "fit_options": fit_options,
+        "files": {path: found for path in paths if (found := fingerprint.of_path(path)) is not None},
+    }
+
+
+def plain(value: Any) -> Any:
     """Round trip through JSON, so that stored and new fingerprints compare equal."""
     return json.loads(json.dumps(value, default=str))
 

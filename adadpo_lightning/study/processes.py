@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
+import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from typing import IO, Any
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from typing import IO, Any, TypeVar
 
 from adadpo_lightning import log
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
+
+
+T = TypeVar("T")
 
 
 class Processes:
@@ -23,13 +29,15 @@ class Processes:
         self._running: set[subprocess.Popen[bytes]] = set()
         self._lock = threading.Lock()
 
-    def run(self, command: Sequence[str], output: IO[Any], environment: Mapping[str, str]) -> int | None:
+    def run(
+        self, command: Sequence[str], output: IO[Any] | None = None, environment: Mapping[str, str] | None = None
+    ) -> int | None:
         """Run a command to its end.
 
         Args:
             command: Program and arguments.
-            output: Open file for its output and errors.
-            environment: Its environment.
+            output: Open file for its output and errors; None writes to those of this process.
+            environment: Its environment; None is that of this process.
 
         Returns:
             Exit status; None if `stop` was called before it started.
@@ -39,7 +47,11 @@ class Processes:
                 return None
             # Our own command line, no shell.
             process = subprocess.Popen(  # noqa: S603
-                command, stdout=output, stderr=output, env=dict(environment), start_new_session=True
+                command,
+                stdout=output,
+                stderr=output,
+                env=None if environment is None else dict(environment),
+                start_new_session=True,
             )
             self._running.add(process)
         try:
@@ -56,6 +68,35 @@ class Processes:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, number)
             return len(self._running)
+
+
+def run_in_turn(commands: Generator[list[str], None, T]) -> T:
+    """Print and run commands of this package one after the other, each in its own process.
+
+    SIGTERM, SIGINT and SIGHUP are passed on as SIGTERM, and this process waits until the command has ended.
+
+    Args:
+        commands: Yields the arguments of each command once the one before it has succeeded.
+
+    Returns:
+        What the generator returns.
+
+    Raises:
+        SystemExit: With the status of a command that failed, after its error was printed.
+    """
+    processes = Processes()
+    # The thread waits for the command, also after the signal handler has left this one.
+    with stop_on_signals(processes), closing(commands), ThreadPoolExecutor(1) as pool:
+        while True:
+            try:
+                arguments = next(commands)
+            except StopIteration as end:
+                found: T = end.value
+                return found
+            print(f"python -m adadpo_lightning {shlex.join(arguments)}", flush=True)
+            command = [sys.executable, "-m", "adadpo_lightning", *arguments]
+            if status := pool.submit(processes.run, command).result():
+                raise SystemExit(status if status > 0 else 128 - status)
 
 
 @contextmanager

@@ -1,8 +1,13 @@
 """make-pairs on the tiny model: the same answers as generate, resumption, the report, and bad input."""
 
 import json
+import multiprocessing as mp
+import os
+import random
 import re
 import shutil
+import signal
+from dataclasses import dataclass
 from importlib.util import find_spec
 
 import pytest
@@ -11,6 +16,8 @@ import torch
 from adadpo_lightning.cli import main
 from adadpo_lightning.data.datamodule import PreferenceDataModule
 from adadpo_lightning.errors import UserError
+from adadpo_lightning.evaluation.judges import base
+from adadpo_lightning.evaluation.judges.base import Judge
 from adadpo_lightning.generation.answers import answer_prompts
 from adadpo_lightning.generation.options import SamplingOptions
 from adadpo_lightning.models.loading import PolicyConfig, load_model, load_tokenizer
@@ -226,3 +233,57 @@ def test_messages_need_a_chat_template(model_dir, tmp_path):
     options = MakePairsOptions(str(model), str(asked), str(tmp_path / "out"), "length", max_new_tokens=3)
     with pytest.raises(UserError, match="has messages and the tokenizer no chat template"):
         make_pairs(options)
+
+
+@pytest.mark.slow
+def test_sigkill_at_any_moment(whole, job, tmp_path, monkeypatch):
+    """Children, forked after everything is imported, until one ends by itself."""
+    monkeypatch.setattr(judging, "CHUNK", 2)
+    rng, folder, kills = random.Random(0), tmp_path / "job", 0
+    options = job(folder)
+    while True:
+        process = mp.get_context("fork").Process(target=make_pairs, args=(options,))
+        process.start()
+        process.join(timeout=rng.uniform(0.05, 1.0) if kills < 20 else None)
+        if process.exitcode is not None:
+            break
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        kills += 1
+    assert process.exitcode == 0
+    assert kills > 0
+    assert contents(folder) == contents(whole[0])
+
+
+@dataclass
+class LikesCats(Judge):
+    """Compares two answers: more cats win, and among equals what is shown first."""
+
+    def preferences(self, comparisons):
+        cats = [(c.model.response.split().count("cat"), c.baseline.response.split().count("cat")) for c in comparisons]
+        return [float(ours >= theirs) for ours, theirs in cats]
+
+
+def test_a_judge_that_compares_two_answers(job, tmp_path, monkeypatch):
+    monkeypatch.setitem(base._judges, "cats", LikesCats)
+    monkeypatch.setattr(LikesCats, "key", "cats")
+    made = make_pairs(job(tmp_path / "out", judge="cats", judge_options={}))
+    for row in rows_of(made.pairs):
+        assert row["chosen"].split().count("cat") > row["rejected"].split().count("cat")
+        assert 1 >= row["score_chosen"] > row["score_rejected"] >= 0
+    assert made.statistics["pointwise"] is False
+    assert made.statistics["prompts_without_pairs"]["all scores equal"] > 0  # equal numbers of cats, either way round
+
+
+def test_cut_off_answers_are_left_out_and_said(whole, job, tmp_path):
+    shutil.copytree(whole[0], tmp_path / "job")
+    (tmp_path / "job/scores.jsonl").unlink()
+    made = make_pairs(job(tmp_path / "job", unfinished="drop"))
+    written = rows_of(tmp_path / "job/responses.jsonl")
+    cut_off = {(row["prompt"], row["response"]) for row in written if not row["finished"]}
+    assert made.statistics["answers_left_out"]["cut off"] == sum(not row["finished"] for row in written) > 0
+    assert not any(
+        (row["prompt"], row[side]) in cut_off for row in rows_of(made.pairs) for side in ("chosen", "rejected")
+    )
+    assert "of the answers reach max_new_tokens (12) and are left out" in made.statistics["notes"][0]
+    assert made.statistics["notes"][0] in made.report.read_text()
