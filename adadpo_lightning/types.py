@@ -226,8 +226,10 @@ class ModuleNeeds:
         rejected: Whether the loss reads the rejected answers.
         layout: Gives the layout of the batches. A function, because it is known only when the model is built; the
             datamodule asks when it makes its first loader.
+        margins: Whether the loss can use target margins.
     """
 
     tokenizer: PreTrainedTokenizerBase
     rejected: bool
     layout: Callable[[], Literal["packed", "padded"]]
+    margins: bool = True

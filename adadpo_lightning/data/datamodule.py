@@ -227,6 +227,8 @@ class PreferenceDataModule(LightningDataModule):
             # Inspection of the data also accepts rows without a rejected answer.
             needs_rejected=needs is not None and needs.rejected,
         )
+        if needs is not None and not needs.margins:
+            self.sets.refuse_margins(stage)
 
     def train_dataloader(self) -> PlanLoader:
         """This rank's micro-batches, starting at the trainer's position: a resumed run replays nothing."""

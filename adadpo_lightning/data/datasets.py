@@ -85,6 +85,21 @@ class PairSets:
         if needed not in self.prepared:
             raise UserError(f"data.{needed}", f"'{stage}' needs it, got null", "give a file, directory or hub id")
 
+    def refuse_margins(self, stage: str) -> None:
+        """Raise if a pair of the stage has a target margin.
+
+        Raises:
+            UserError: Names the dataset, and how many there are.
+        """
+        for name in set(STAGES[stage]) & set(self.prepared):
+            pairs = self.prepared[name].pairs
+            if count := sum(margin is not None for margin in pairs["margin"]):
+                raise UserError(
+                    f"data.{name}",
+                    f"{count} of {len(pairs)} rows have a target margin, and the loss is no function of a margin",
+                    "remove the column margin, or train with a loss of one margin such as dpo",
+                )
+
     def report(self, stage: str) -> None:
         """Show the reports of a stage's datasets, each only once."""
         new = [name for name in STAGES[stage] if name in self.prepared and name not in self._reported]

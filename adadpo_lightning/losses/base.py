@@ -78,6 +78,11 @@ class PreferenceLoss(ABC):
         """Whether the loss reads the rejected answer; if not, its forward pass is skipped."""
         return True
 
+    @property
+    def takes_margin(self) -> bool:
+        """Whether pairs may have a target margin of their own."""
+        return True
+
     @abstractmethod
     def __call__(self, x: PairLogps) -> LossOutput:
         """Compute the loss of each pair.
@@ -96,7 +101,11 @@ class PairwiseLoss(PreferenceLoss):
     """
 
     group = "side-wise"
-    takes_margin: ClassVar[bool] = False
+
+    @property
+    def takes_margin(self) -> bool:
+        """There is no margin that a target could be subtracted from."""
+        return False
 
     @abstractmethod
     def variable(self, x: PairLogps) -> Sides:
@@ -192,7 +201,11 @@ class ContrastiveLoss(PairwiseLoss):
     """
 
     group = "margin"
-    takes_margin = True
+
+    @property
+    def takes_margin(self) -> bool:
+        """A pair's target is subtracted from its margin."""
+        return True
 
     @abstractmethod
     def link(self, margin: Tensor) -> Tensor:

@@ -91,6 +91,11 @@ class Mixture(PreferenceLoss):
         """Whether any part does."""
         return any(part.needs_rejected for part in self.losses)
 
+    @property
+    def takes_margin(self) -> bool:
+        """Whether every part does."""
+        return all(part.takes_margin for part in self.losses)
+
     def __call__(self, x: PairLogps) -> LossOutput:
         """Compute the weighted sum of the parts."""
         x = x.in_float32()

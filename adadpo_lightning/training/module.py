@@ -95,7 +95,7 @@ class PreferenceLitModule(PolicyModule):
 
     def data_needs(self) -> ModuleNeeds:
         """What a datamodule has to know of this module; see `PreferenceDataModule.connect`."""
-        return ModuleNeeds(self.tokenizer, self.loss.needs_rejected, lambda: self.layout)
+        return ModuleNeeds(self.tokenizer, self.loss.needs_rejected, lambda: self.layout, self.loss.takes_margin)
 
     def configure_callbacks(self) -> list[Callback]:
         """The default callbacks that the trainer lacks; one that the user passed to it replaces its default.

@@ -9,6 +9,7 @@ from adadpo_lightning.data import prepare as prepare_room
 from adadpo_lightning.data.datamodule import PreferenceDataModule
 from adadpo_lightning.data.sources import SourceConfig
 from adadpo_lightning.errors import UserError
+from adadpo_lightning.types import ModuleNeeds
 from tests.support.tiny import WORDS, make_rows, make_tokenizer
 from tests.support.tokenizers import make
 
@@ -428,3 +429,16 @@ def test_ids_are_those_of_the_file_order_even_with_blank_lines(tmp_path):
     with pytest.raises(UserError, match=r"gaps.jsonl:5: empty answer"):
         ready(train=str(path))
     assert np.array_equal(data.prepared["train"].counts()[1], [4, 4])
+
+
+@pytest.mark.parametrize("margins", [True, False])
+def test_target_margins_are_refused_if_the_loss_has_none(write, margins):
+    """A loss that is no function of a margin would ignore the column without a word."""
+    data = PreferenceDataModule(**SIZES, train=write([*make_rows(5), row(5, margin=0.5), row(6, margin=0.0)]))
+    module = SimpleNamespace(data_needs=lambda: ModuleNeeds(make_tokenizer(), True, lambda: "packed", margins))
+    data.trainer = SimpleNamespace(lightning_module=module)
+    if margins:
+        data._load("fit")
+        return
+    with pytest.raises(UserError, match=r"data.train: 2 of 7 rows have a target margin.*remove the column"):
+        data._load("fit")

@@ -7,7 +7,22 @@ import pytest
 import torch
 
 from adadpo_lightning.errors import UserError
-from adadpo_lightning.losses import CPO, DPO, IPO, ORPO, SFT, AdaDPO, AdaORPO, AdaSimPO, Mixture, PreferenceLoss, SimPO
+from adadpo_lightning.losses import (
+    BPO,
+    CPO,
+    DPO,
+    IPO,
+    NCA,
+    ORPO,
+    SFT,
+    AdaDPO,
+    AdaNCA,
+    AdaORPO,
+    AdaSimPO,
+    Mixture,
+    PreferenceLoss,
+    SimPO,
+)
 from adadpo_lightning.losses.testing import (
     autograd_log_balance,
     check_loss,
@@ -76,6 +91,19 @@ def test_reported_numbers_are_those_of_the_first_contrastive_part():
     out, first = Mixture([SFT(), AdaDPO(), DPO(beta=3.0)], [0.1, 0.2, 0.7])(X), AdaDPO()(X)
     for name in ("coefficient", "clipped", "chosen_rewards", "rejected_rewards"):
         assert torch.equal(getattr(out, name), getattr(first, name))
+
+
+def test_target_margins_are_for_mixtures_of_margins():
+    assert Mixture([DPO(), SFT()], [1, 1]).takes_margin
+    assert not Mixture([DPO(), NCA()], [1, 1]).takes_margin
+    with pytest.raises(UserError, match="target margins, but 'nca' has no margin"):
+        Mixture([DPO(), NCA()], [1, 1])(replace(X, margin=torch.zeros_like(X.chosen)))
+
+
+def test_side_wise_losses_mix():
+    mixture = Mixture([AdaNCA(), DPO(), BPO()], [0.5, 1.0, 0.3])
+    check_loss(mixture)
+    torch.testing.assert_close(mixture(X).log_balance_policy, autograd_log_balance(mixture, X), equal_nan=True)
 
 
 def test_needs():

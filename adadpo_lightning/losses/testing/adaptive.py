@@ -37,15 +37,17 @@ def check_coefficient(loss: Adaptive, x: PairLogps) -> None:
 
 
 def check_target_ratio(loss: Adaptive, x: PairLogps) -> None:
-    """``g_w / g_l = k`` where no clip is active, for full balancing."""
-    c, clipped = loss(x).coefficient, loss(x).clipped
-    free = (c > (loss.floor or 0.0) * (1 + 1e-9)) & ~clipped  # type: ignore[operator]  # `clipped` was checked
-    if (loss.alpha_w, loss.alpha_l) != (1.0, 1.0) or not free.any():
+    """``g_w / g_l = k`` where no clip is active, for full balancing, in the loss's space and in policy space."""
+    if (loss.alpha_w, loss.alpha_l) != (1.0, 1.0):
         return
-    ratio = own_log_balance(loss, x)[free]
-    ratio = ratio[~ratio.isnan()]
-    wanted = torch.full_like(ratio, math.log(loss.target_ratio))
-    close(f"log(g_w / g_l) for target_ratio {loss.target_ratio}", ratio, wanted)
+    for space in dict.fromkeys((loss.space, "policy")):
+        balanced: Any = replace(loss, space=space)
+        out = balanced(x)
+        free = (out.coefficient > (loss.floor or 0.0) * (1 + 1e-9)) & ~out.clipped
+        ratio = own_log_balance(balanced, x)[free]
+        ratio = ratio[~ratio.isnan()]
+        wanted = torch.full_like(ratio, math.log(loss.target_ratio))
+        close(f"log(g_w / g_l) for target_ratio {loss.target_ratio} in space {space}", ratio, wanted)
 
 
 def check_plain_limits(loss: Adaptive, x: PairLogps) -> None:

@@ -88,7 +88,7 @@ def check_weight_and_margin(loss: PreferenceLoss, x: PairLogps) -> None:
     if plain.nll is not None and weighted.nll is not None:
         close("nll under weights", weighted.nll, weight * plain.nll)
     close("rewards under weights", weighted.chosen_rewards, plain.chosen_rewards)
-    if getattr(loss, "takes_margin", True):
+    if loss.takes_margin:
         zero = loss(replace(x, margin=torch.zeros_like(x.chosen)))
         close("per_pair under a margin of 0", zero.per_pair, plain.per_pair)
 
