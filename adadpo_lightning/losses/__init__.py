@@ -37,7 +37,7 @@ from adadpo_lightning.losses.sides import Sides, log_ratios, logps, per_token
 from adadpo_lightning.losses.simper import AdaSimPER, SimPER
 from adadpo_lightning.losses.simpo import AdaSimPO, SimPO
 from adadpo_lightning.losses.sppo import SPPO, AdaSPPO
-from adadpo_lightning.losses.variables import ImplicitReward, MeanLogp
+from adadpo_lightning.losses.variables import ImplicitReward, LogisticLoss, MeanLogp
 
 __all__ = [
     "BCO",
@@ -91,6 +91,7 @@ __all__ = [
     "DiscoPOP",
     "Hinge",
     "ImplicitReward",
+    "LogisticLoss",
     "MeanLogp",
     "MinorDPO",
     "Mixture",

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adadpo_lightning.losses.balance import Adaptive
-from adadpo_lightning.losses.base import ContrastiveLoss
-from adadpo_lightning.losses.functional import logistic_link, power_score, power_score_log_slope
+from adadpo_lightning.losses.functional import power_score, power_score_log_slope
 from adadpo_lightning.losses.options import require_number
 from adadpo_lightning.losses.registry import register_loss
-from adadpo_lightning.losses.variables import MeanLogp
+from adadpo_lightning.losses.variables import LogisticLoss, MeanLogp
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 @register_loss("alphapo", twin=False)
 @dataclass(frozen=True)
-class AlphaPO(MeanLogp, ContrastiveLoss):
+class AlphaPO(MeanLogp, LogisticLoss):
     """AlphaPO: ``-logsigmoid(a_w - a_l - gamma)``, ``a = beta (1 - exp(-alpha lbar)) / alpha``, arXiv 2501.03884.
 
     Args:
@@ -53,10 +52,6 @@ class AlphaPO(MeanLogp, ContrastiveLoss):
     def offset(self, x: PairLogps) -> float:
         """``-gamma``."""
         return -self.gamma
-
-    def link(self, margin: Tensor) -> Tensor:
-        """``-logsigmoid``."""
-        return logistic_link(margin)
 
 
 @register_loss("adaalphapo")

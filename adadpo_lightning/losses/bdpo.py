@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from adadpo_lightning.losses.balance import Adaptive
-from adadpo_lightning.losses.base import ContrastiveLoss
-from adadpo_lightning.losses.functional import logistic_link
 from adadpo_lightning.losses.options import require_number
 from adadpo_lightning.losses.registry import register_loss
-from adadpo_lightning.losses.variables import ImplicitReward
+from adadpo_lightning.losses.variables import ImplicitReward, LogisticLoss
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
 
 @register_loss("bdpo", twin=False)
 @dataclass(frozen=True)
-class BDPO(ImplicitReward, ContrastiveLoss):
+class BDPO(ImplicitReward, LogisticLoss):
     """Bounded DPO: ``-logsigmoid(beta (h_w - log(lam exp(h_l) + 1 - lam)))``, arXiv 2506.12725.
 
     However unlikely the rejected answer gets, its score stays above ``beta log(1 - lam)``, so its gradient ends.
@@ -52,10 +50,6 @@ class BDPO(ImplicitReward, ContrastiveLoss):
     def rejected_log_slope(self, v: Tensor) -> Tensor:
         """The logarithm of the policy's share of the mixture at this answer."""
         return v + math.log(self.lam) - self._log_mixture(v)
-
-    def link(self, margin: Tensor) -> Tensor:
-        """``-logsigmoid``."""
-        return logistic_link(margin)
 
 
 @register_loss("adabdpo")

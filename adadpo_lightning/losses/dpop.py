@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from adadpo_lightning.losses.balance import Adaptive
-from adadpo_lightning.losses.base import ContrastiveLoss
-from adadpo_lightning.losses.functional import logistic_link
 from adadpo_lightning.losses.options import require_number
 from adadpo_lightning.losses.registry import register_loss
-from adadpo_lightning.losses.variables import ImplicitReward
+from adadpo_lightning.losses.variables import ImplicitReward, LogisticLoss
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
 
 @register_loss("dpop", twin=False)
 @dataclass(frozen=True)
-class DPOP(ImplicitReward, ContrastiveLoss):
+class DPOP(ImplicitReward, LogisticLoss):
     """DPOP: ``-logsigmoid(beta (h_w - h_l - lam max(0, -h_w)))``, Smaug, arXiv 2402.13228.
 
     The penalty stands inside the logarithm and inside beta. So the chosen score is ``1 + lam`` times as steep where
@@ -58,10 +56,6 @@ class DPOP(ImplicitReward, ContrastiveLoss):
     def rejected_log_slope(self, v: Tensor) -> Tensor:
         """0: linear."""
         return torch.zeros_like(v)
-
-    def link(self, margin: Tensor) -> Tensor:
-        """``-logsigmoid``."""
-        return logistic_link(margin)
 
 
 @register_loss("adadpop")

@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from adadpo_lightning.losses.balance import Adaptive
-from adadpo_lightning.losses.base import ContrastiveLoss
-from adadpo_lightning.losses.functional import logistic_link
 from adadpo_lightning.losses.options import require_number
 from adadpo_lightning.losses.registry import register_loss
-from adadpo_lightning.losses.variables import ImplicitReward
+from adadpo_lightning.losses.variables import ImplicitReward, LogisticLoss
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +19,7 @@ if TYPE_CHECKING:
 
 @register_loss("dposhift", twin=False)
 @dataclass(frozen=True)
-class DPOShift(ImplicitReward, ContrastiveLoss):
+class DPOShift(ImplicitReward, LogisticLoss):
     """DPO-Shift: ``-logsigmoid(beta (h_w - lam h_l))``, arXiv 2502.07599.
 
     The same as `AdaDPO` with ``floor = ceiling = 1 / lam`` and beta multiplied by lam.
@@ -49,10 +47,6 @@ class DPOShift(ImplicitReward, ContrastiveLoss):
     def rejected_log_slope(self, v: Tensor) -> Tensor:
         """``log lam``."""
         return torch.full_like(v, math.log(self.lam))
-
-    def link(self, margin: Tensor) -> Tensor:
-        """``-logsigmoid``."""
-        return logistic_link(margin)
 
 
 @register_loss("adadposhift")

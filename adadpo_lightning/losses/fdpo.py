@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Literal
 import torch.nn.functional as F
 
 from adadpo_lightning.losses.balance import Adaptive
-from adadpo_lightning.losses.base import ContrastiveLoss
-from adadpo_lightning.losses.functional import logistic_link, power_score, power_score_log_slope
+from adadpo_lightning.losses.functional import power_score, power_score_log_slope
 from adadpo_lightning.losses.options import require, require_number
 from adadpo_lightning.losses.registry import register_loss
-from adadpo_lightning.losses.variables import ImplicitReward
+from adadpo_lightning.losses.variables import ImplicitReward, LogisticLoss
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
 @register_loss("fdpo", twin=False)
 @dataclass(frozen=True)
-class FDPO(ImplicitReward, ContrastiveLoss):
+class FDPO(ImplicitReward, LogisticLoss):
     """f-DPO: ``-logsigmoid(beta (f'(exp h_w) - f'(exp h_l)))``, arXiv 2309.16240.
 
     Args:
@@ -57,10 +56,6 @@ class FDPO(ImplicitReward, ContrastiveLoss):
     def log_slope(self, v: Tensor) -> Tensor:
         """The logarithm of ``S(-h)`` for js, of ``exp(-alpha h)`` else."""
         return F.logsigmoid(-v) if self.divergence == "js" else power_score_log_slope(v, self._power)
-
-    def link(self, margin: Tensor) -> Tensor:
-        """``-logsigmoid``."""
-        return logistic_link(margin)
 
 
 @register_loss("adafdpo")

@@ -6,21 +6,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adadpo_lightning.losses.balance import Adaptive
-from adadpo_lightning.losses.base import ContrastiveLoss
-from adadpo_lightning.losses.functional import logistic_link
 from adadpo_lightning.losses.registry import register_loss
 from adadpo_lightning.losses.sides import Sides, log_ratios, per_token
-from adadpo_lightning.losses.variables import ImplicitReward
+from adadpo_lightning.losses.variables import ImplicitReward, LogisticLoss
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from adadpo_lightning.types import PairLogps
 
 
 @register_loss("lndpo", twin=False)
 @dataclass(frozen=True)
-class LNDPO(ImplicitReward, ContrastiveLoss):
+class LNDPO(ImplicitReward, LogisticLoss):
     """Length-normalised DPO: ``-logsigmoid(beta (hbar_w - hbar_l))``, Tulu 3, arXiv 2411.15124.
 
     Args:
@@ -40,10 +36,6 @@ class LNDPO(ImplicitReward, ContrastiveLoss):
     def variable(self, x: PairLogps) -> Sides:
         """Mean log-ratios per token."""
         return per_token(log_ratios(x), x)
-
-    def link(self, margin: Tensor) -> Tensor:
-        """``-logsigmoid``."""
-        return logistic_link(margin)
 
 
 @register_loss("adalndpo")

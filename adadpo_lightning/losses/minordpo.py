@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from adadpo_lightning.losses.balance import Adaptive
-from adadpo_lightning.losses.base import ContrastiveLoss
-from adadpo_lightning.losses.functional import logistic_link
 from adadpo_lightning.losses.registry import register_loss
-from adadpo_lightning.losses.variables import ImplicitReward
+from adadpo_lightning.losses.variables import ImplicitReward, LogisticLoss
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +18,7 @@ if TYPE_CHECKING:
 
 @register_loss("minordpo", twin=False)
 @dataclass(frozen=True)
-class MinorDPO(ImplicitReward, ContrastiveLoss):
+class MinorDPO(ImplicitReward, LogisticLoss):
     """MinorDPO: ``-logsigmoid(beta (h_w - max(0, h_l)))``, arXiv 2408.09834.
 
     Args:
@@ -38,10 +36,6 @@ class MinorDPO(ImplicitReward, ContrastiveLoss):
     def rejected_log_slope(self, v: Tensor) -> Tensor:
         """0 above the reference; no slope below it."""
         return torch.zeros_like(v).masked_fill(v <= 0, -math.inf)
-
-    def link(self, margin: Tensor) -> Tensor:
-        """``-logsigmoid``."""
-        return logistic_link(margin)
 
 
 @register_loss("adaminordpo")

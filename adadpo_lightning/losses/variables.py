@@ -1,11 +1,12 @@
-"""What the losses of a family share: the variable of their scores, and the reward that is logged."""
+"""What the losses of a family share: the variable of their scores, the reward that is logged, the link."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from adadpo_lightning.losses.base import PairwiseLoss
+from adadpo_lightning.losses.base import ContrastiveLoss, PairwiseLoss
+from adadpo_lightning.losses.functional import logistic_link
 from adadpo_lightning.losses.options import require_number
 from adadpo_lightning.losses.sides import Sides, log_ratios, logps, per_token
 
@@ -45,6 +46,14 @@ class ImplicitReward(PairwiseLoss):
     def rewards(self, x: PairLogps) -> Sides:
         """``beta * h``."""
         return Sides(*(self.beta * h for h in log_ratios(x)))
+
+
+class LogisticLoss(ContrastiveLoss):
+    """Mixin: the link is ``-logsigmoid``."""
+
+    def link(self, margin: Tensor) -> Tensor:
+        """``-logsigmoid``."""
+        return logistic_link(margin)
 
 
 class MeanLogp(PairwiseLoss):
