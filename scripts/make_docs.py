@@ -187,8 +187,8 @@ def public(room: str) -> list[str]:
 
 def losses_page() -> str:
     """Bases first, then each loss followed by its twin, then functions."""
-    generic = "PreferenceLoss PairwiseLoss ContrastiveLoss ImplicitReward LogisticLoss MeanLogp Adaptive AdaptiveGradient Sides"
-    bases = [f"losses.{name}" for name in generic.split()]
+    mixins = "ImplicitReward LogisticLoss MeanLogp Adaptive AdaptiveGradient Sides"
+    bases = [f"losses.{name}" for name in f"PreferenceLoss PairwiseLoss ContrastiveLoss {mixins}".split()]
     concrete = [f"losses.{loss_class(key).__name__}" for key in available_losses()] + ["losses.Mixture"]
     rest = [name for name in public("losses") if name not in (*bases, *concrete)]
     introduction = (
