@@ -7,6 +7,8 @@ import torch
 from lightning.pytorch import Trainer
 
 from adadpo_lightning.callbacks import LikelihoodDisplacement, PreferenceMetrics, displacement
+from adadpo_lightning.data.lists import ListOptions
+from tests.support.tiny import write_rows
 from tests.training.test_module import QUIET, data, module
 
 
@@ -33,6 +35,26 @@ def test_drift_is_the_difference_to_step_zero(model_dir, pairs_file, key):
         assert after[f"val/displacement/{side}"] == pytest.approx(drift, rel=1e-3, abs=1e-4)
         assert abs(drift) > 0.1
     assert 0.0 <= after["val/displacement/chosen_fell"] <= 1.0
+
+
+def test_pairs_of_one_ranked_list_have_their_own_baselines(model_dir, tmp_path):
+    rows = [
+        {"prompt": f"why {noun}", "responses": ["yes", "the cat sat on the tree", "no no"], "scores": [3, 2, 1]}
+        for noun in ("cat", "dog", "bird", "fish")
+    ]
+    path, lists = write_rows(tmp_path / "lists.jsonl", rows), ListOptions("all")
+    results = []
+    for callbacks in ([], [LikelihoodDisplacement()]):
+        trainer = Trainer(
+            **QUIET, max_epochs=1, enable_checkpointing=False, callbacks=[PreferenceMetrics(), *callbacks]
+        )
+        dm = data(path, val=str(path), lists=lists, global_batch_size=6, micro_batch_size=6)
+        lit = module(model_dir, "simpo")
+        results.append(trainer.validate(lit, datamodule=dm, verbose=False)[0])
+        trainer.fit(lit, datamodule=dm)
+    for side in ("chosen", "rejected"):
+        drift = float(trainer.callback_metrics[f"val/logps/{side}"]) - results[0][f"val/logps/{side}"]
+        assert float(trainer.callback_metrics[f"val/displacement/{side}"]) == pytest.approx(drift, rel=1e-3, abs=1e-4)
 
 
 def test_the_baseline_survives_a_checkpoint(model_dir, pairs_file, tmp_path):
