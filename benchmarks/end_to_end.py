@@ -4,10 +4,10 @@
     python benchmarks/end_to_end.py --kinds full --rounds 1 --pairs 16 --output /tmp/end_to_end.json
 
 The model is SmolLM2-135M-Instruct in float32, from a package of the registry. The text is made from common words; its
-lengths are those of judged pairs (`real_lengths.json`). Both sides read the same rows in the same order, with the same
-optimizer, and save a checkpoint with optimizer state at the end. The two processes take turns (A B A B ...); ratios
-are computed per round, and their median is reported. Losses, margins and gradient norms must agree at every step, or
-the benchmark fails.
+lengths are those of judged pairs (`real_lengths.json`), uncut. Both sides read the same rows in the same order, with
+the same optimizer, and save a checkpoint with optimizer state at the end. The two processes take turns (A B A B ...);
+ratios are computed per round, and their median is reported. Losses, margins and gradient norms must agree at every
+step, or the benchmark fails.
 
 Wall time is that of the whole process. Start-up ends where the first training step begins. Peak memory is the
 high-water mark of resident memory, summed over the process and its descendants.
@@ -188,6 +188,16 @@ def summary(rounds: list[tuple[dict[str, Measured], dict[str, float]]]) -> dict[
     return table
 
 
+def table(kinds: dict[str, Any]) -> str:
+    """The medians in Markdown."""
+    lines = ["| | wall, s | start-up, s | first step after, s | step, s | peak memory, GiB |", "|---" * 6 + "|"]
+    for kind, found in kinds.items():
+        for side in (*SIDES, "ratio"):
+            values = " | ".join(f"{value:.{1 if side != 'ratio' else 2}f}" for value in found[side].values())
+            lines.append(f"| {kind}, {side} | {values} |")
+    return "\n".join(lines)
+
+
 def draw(record: dict[str, Any], path: Path) -> None:
     """Time of both sides by phase, and their memory."""
     import matplotlib.pyplot as plt
@@ -232,7 +242,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--pairs", type=int, default=32)
     parser.add_argument("--step_pairs", type=int, default=8, help="pairs of an optimizer step")
-    parser.add_argument("--micro_pairs", type=int, default=8, help="pairs of a forward pass, on both sides")
+    parser.add_argument("--micro_pairs", type=int, default=1, help="pairs of a forward pass, on both sides")
     parser.add_argument("--longest", type=int, help="cut texts to this many tokens, to try the benchmark out")
     parser.add_argument("--checkpointing", action="store_true", help="recompute activations, on both sides")
     parser.add_argument("--model", type=Path, help="another model's directory, in place of SmolLM2-135M-Instruct")
@@ -262,6 +272,7 @@ def main() -> None:
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     draw(record, args.output.with_suffix(".svg"))
+    print(table(kinds))
     print(f"written: {args.output}, {args.output.with_suffix('.svg')}")
 
 

@@ -11,11 +11,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.real_model]
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 # Largest differences over four steps in float32, relative where the value is above 1.
 TOLERANCES = {
-    "loss": 4e-6,
-    "rewards/chosen": 4e-6,
-    "rewards/rejected": 4e-6,
-    "rewards/margins": 4e-6,
-    "grad_norm": 4e-5,
+    "loss": 1e-5,
+    "rewards/chosen": 3e-5,
+    "rewards/rejected": 3e-5,
+    "rewards/margins": 3e-5,
+    "grad_norm": 1e-4,
 }
 # Short texts of at most so many tokens, and one run over the lengths of judged pairs with few pairs a step.
 CASES = {
@@ -52,6 +52,6 @@ def test_four_steps_are_those_of_trl(case, end_to_end, real_model_dir, tmp_path)
     theirs = train(Settings(**files, output=str(tmp_path / "trl"), **options))
     assert len(ours) == len(theirs) == 4
     found = end_to_end.differences(ours, theirs)
-    print(case, found, [row["loss"] for row in ours], [row["rewards/margins"] for row in ours])
-    assert ours[-1]["rewards/margins"] > 100 * TOLERANCES["rewards/margins"]  # it has learned something to compare
+    assert max(abs(row["rewards/margins"]) for row in ours) > 1e-3  # there is something to compare
+    print(case, found)
     assert {name: value for name, value in found.items() if value > TOLERANCES[name]} == {}
