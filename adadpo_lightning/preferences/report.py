@@ -128,7 +128,7 @@ def _bias(statistics: Mapping[str, Any]) -> list[str]:
     return [
         f"- The chosen answer is the longer one in {measured('chosen_longer', 100)} % of pairs (50 % without bias; "
         f"± one standard error over prompts; {bias['equal_length']} pairs of equal length count one half).",
-        f"- It is {measured('mean_difference')} tokens longer on average.",
+        f"- Chosen minus rejected: {measured('mean_difference')} tokens on average.",
         f"- Correlation of score and length: {shown(bias['correlation'])} over all answers, "
         f"{shown(bias['correlation_within_prompts'])} among the answers to one prompt.",
     ]

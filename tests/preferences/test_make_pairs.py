@@ -15,6 +15,7 @@ import torch
 
 from adadpo_lightning.cli import main
 from adadpo_lightning.data.datamodule import PreferenceDataModule
+from adadpo_lightning.data.lists import ListOptions
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.evaluation.judges import base
 from adadpo_lightning.evaluation.judges.base import Judge
@@ -135,7 +136,7 @@ def test_neither_batch_size_nor_the_number_of_prompts_changes_the_answers(whole,
 
 
 def test_another_selection_needs_no_new_answers_and_another_judge_says_what_to_delete(
-    whole, job, tmp_path, monkeypatch
+    whole, job, model_dir, tmp_path, monkeypatch
 ):
     folder = tmp_path / "job"
     shutil.copytree(whole[0], folder)
@@ -149,6 +150,15 @@ def test_another_selection_needs_no_new_answers_and_another_judge_says_what_to_d
     for row in rows_of(ranked.pairs):
         assert row["scores"] == sorted(row["scores"], reverse=True)
         assert len(row["responses"]) == len(set(row["responses"])) == len(row["scores"])
+    data = PreferenceDataModule(
+        train=str(ranked.pairs),
+        lists=ListOptions(pairs="all"),
+        tokenizer=str(model_dir),
+        max_length=100,
+        global_batch_size=2,
+    )
+    data.setup("fit")
+    assert len(data.prepared["train"].pairs) == every.statistics["pairs"]
     before = contents(folder)
     with pytest.raises(
         UserError, match=r"judge\.options\.prefer: longer -> shorter; restore them, delete scores\.jsonl"
