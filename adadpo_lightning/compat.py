@@ -210,6 +210,25 @@ def has_mismatched_sizes(error: BaseException) -> bool:
     return "ignore_mismatched_sizes" in str(error)
 
 
+def render_with_marks(
+    tokenizer: Any, messages: list[Any], tools: list[Any] | None, kwargs: Mapping[str, Any]
+) -> tuple[str, list[tuple[int, int]]]:
+    """A rendered conversation, and the characters that its template has put in ``{% generation %}``.
+
+    `apply_chat_template` returns them only as a mask of the tokens that it makes itself.
+    """
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    (text,), (marks,) = render_jinja_template(
+        conversations=[messages],
+        tools=tools,
+        chat_template=tokenizer.get_chat_template(None, tools),
+        return_assistant_tokens_mask=True,
+        **{**tokenizer.special_tokens_map, **kwargs},
+    )
+    return text, marks
+
+
 def fingerprint_of(table: Dataset) -> str:
     """The fingerprint of a dataset's content and history, which keys its cache."""
     fingerprint: str = table._fingerprint

@@ -33,6 +33,7 @@ CHUNK = 1 << 22
 REMEMBERED_BYTES = 1 << 22  # hashing a smaller file takes less time than looking its hash up
 SETTLED_SECONDS = 2.0
 PAIR_IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
+PAIR_MASKS = ("chosen_mask", "rejected_mask")
 PAIR_NUMBERS = ("weight", "margin")
 # Written by transformers for the record; no number depends on them.
 NOTES = ("transformers_version", "_name_or_path")
@@ -217,16 +218,23 @@ def of_pairs(pairs: Dataset) -> dict[str, Any]:
     """Fingerprint of tokenised pairs in their order.
 
     Args:
-        pairs: With the columns ``prompt_ids``, ``chosen_ids``, ``rejected_ids``, ``weight`` and ``margin``.
+        pairs: With the columns ``prompt_ids``, ``chosen_ids``, ``rejected_ids``, ``chosen_mask``, ``rejected_mask``,
+            ``weight`` and ``margin``. Masks count only where some token is not scored.
     """
     import pyarrow.compute as pc
 
     hashes = {name: xxhash.xxh3_128() for name in ("token_ids", *PAIR_NUMBERS)}
-    table = pairs.select_columns([*PAIR_IDS, *PAIR_NUMBERS]).with_format("arrow")
+    masks = [name for name in PAIR_MASKS if name in pairs.column_names]
+    table = pairs.select_columns([*PAIR_IDS, *masks, *PAIR_NUMBERS]).with_format("arrow")
     for batch in table.iter(batch_size=4096):
         for name in PAIR_IDS:
             for column in (pc.list_value_length(batch[name]), pc.list_flatten(batch[name])):
                 hashes["token_ids"].update(column.to_numpy().astype("int32", copy=False).data)
+        for name in masks:
+            scored = pc.list_flatten(batch[name])
+            if len(scored):
+                hashes["token_ids"].update(pc.list_value_length(batch[name]).to_numpy().astype("int32").data)
+                hashes["token_ids"].update(scored.to_numpy(zero_copy_only=False).astype("uint8").data)
         for name in PAIR_NUMBERS:
             hashes[name].update(batch[name].cast("float64").to_numpy().astype("float64").tobytes())
     return {"pairs": len(pairs), **{name: digest.hexdigest() for name, digest in hashes.items()}}

@@ -99,7 +99,7 @@ class EncodedPair:
 
     Args:
         prompt_ids: The prompt that both answers share; never empty.
-        chosen_ids: Scored tokens of the chosen answer, including its terminator; never empty.
+        chosen_ids: Tokens of the chosen answer, including its terminator; never empty.
         rejected_ids: The same of the rejected answer; empty for rows with only a chosen answer (``sft``).
         row_id: Number of the row in its dataset, for error messages and the reference cache.
         chosen_index: Position of the chosen answer in its row's ranked list; None for a row that is a pair.
@@ -108,6 +108,11 @@ class EncodedPair:
         margin: The row's target margin, if its dataset has one.
         cut: What was cut off: ``""``, ``"answer cut"`` or ``"prompt cut"``.
         boundary_moved: Whether the answers begin before the tokenised prompt's end.
+        chosen_mask: For each of `chosen_ids` whether it is scored; empty if all are. The first and the last one always
+            are. Turns of the user and of tools inside an answer are not.
+        rejected_mask: The same of `rejected_ids`.
+        turns_rewritten: Whether the template renders a turn of an answer differently once others follow it.
+        turns_unended: Whether the template renders a turn of an answer without a terminator.
     """
 
     prompt_ids: list[int]
@@ -120,6 +125,10 @@ class EncodedPair:
     margin: float | None = None
     cut: str = ""
     boundary_moved: bool = False
+    chosen_mask: list[bool] = field(default_factory=list)
+    rejected_mask: list[bool] = field(default_factory=list)
+    turns_rewritten: bool = False
+    turns_unended: bool = False
 
 
 @dataclass
@@ -146,6 +155,8 @@ class PreferenceBatch:
         step_pairs: Pairs of the optimizer step this micro-batch belongs to, over all ranks and micro-batches.
         step_chosen_tokens: Scored chosen tokens of that step.
         segments: ``(prompt, chosen, rejected)`` token counts of each pair, on the host; the packed layout's offsets.
+            They include tokens of an answer that are not scored.
+        scored_chosen: The sum of `chosen_len`, on the host.
         attention_mask: 1 for tokens, 0 for padding, (2B, L); None when packed.
         weight: Per-pair loss weight, float32, (B,), or None.
         margin: Per-pair target margin, float32, (B,), or None.
@@ -164,6 +175,7 @@ class PreferenceBatch:
     step_pairs: int
     step_chosen_tokens: int
     segments: tuple[tuple[int, int, int], ...]
+    scored_chosen: int
     attention_mask: Tensor | None = None
     weight: Tensor | None = None
     margin: Tensor | None = None

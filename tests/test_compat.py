@@ -180,6 +180,19 @@ def test_attention_of():
     assert compat.attention_of(LlamaConfig(attn_implementation="eager")) == "eager"
 
 
+def test_render_with_marks():
+    from tests.support.tiny import make_tokenizer
+
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{{ eos_token }}{% endfor %}{{ x }}"
+    )
+    messages = [{"role": "assistant", "content": "yes"}, {"role": "assistant", "content": "a"}]
+    text, marks = compat.render_with_marks(tokenizer, messages, None, {"x": "why"})
+    assert text == tokenizer.apply_chat_template(messages, tokenize=False, x="why") == "yes<eos>a<eos>why"
+    assert [text[start:end] for start, end in marks] == ["yes", "a"]
+
+
 def test_needs_remote_code(tmp_path):
     from transformers import AutoConfig
 

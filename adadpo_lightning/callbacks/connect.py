@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, cast
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
+from adadpo_lightning.callbacks.stages import val_stages
 from adadpo_lightning.data.datamodule import PreferenceDataModule
+from adadpo_lightning.data.validation import check_monitor
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.reference.provider import provide_cached_reference
 
@@ -28,7 +30,8 @@ class ConnectData(Callback):
         """Refuse to train on batches without a step plan.
 
         Raises:
-            UserError: If ``fit`` has no `PreferenceDataModule`, or another callback changes the accumulation.
+            UserError: If ``fit`` has no `PreferenceDataModule`, another callback changes the accumulation, or one
+                monitors a validation set that there is not.
         """
         if stage != "fit":
             return
@@ -39,6 +42,8 @@ class ConnectData(Callback):
                 "call trainer.fit(module, datamodule=PreferenceDataModule(train=...))",
             )
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by its connector
+        for callback in callbacks:
+            check_monitor(getattr(callback, "monitor", None), val_stages(trainer), f"{type(callback).__name__}.monitor")
         if any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks):
             raise UserError(
                 "trainer.callbacks",
@@ -54,11 +59,11 @@ class ConnectData(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Load or compute the reference caches of the training and validation pairs."""
-        _provide(trainer, pl_module, "train", "val")
+        _provide(trainer, pl_module, "train", *val_stages(trainer))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Load or compute the reference cache of the validation pairs."""
-        _provide(trainer, pl_module, "val")
+        _provide(trainer, pl_module, *val_stages(trainer))
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Load or compute the reference cache of the test pairs."""

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 Layout = dict[str, dict[str, list[Any]]]
 
-_BOTH = "(train|val)/"
+_BOTH = "(train|val(/[^/]+)?)/"  # named validation sets too
 
 
 def dashboard(loss: PreferenceLoss) -> Layout:

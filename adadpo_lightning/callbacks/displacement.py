@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback
 
 from adadpo_lightning import log
+from adadpo_lightning.callbacks.stages import val_stage, val_stages
 from adadpo_lightning.compat import ends_logged_step
 from adadpo_lightning.losses.balance import Adaptive
 from adadpo_lightning.metrics import names
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from adadpo_lightning.types import PreferenceBatch
 
 POINTS = 3
+Pairs = dict[tuple[int, ...], tuple[float, float]]
 
 
 class LikelihoodDisplacement(Callback):
@@ -42,19 +44,22 @@ class LikelihoodDisplacement(Callback):
         self.baseline = baseline
         self.hint = hint
         self.hint_nats = hint_nats
-        self._initial: dict[tuple[int, ...], tuple[float, float]] = {}
-        self._means: WeightedMeans | None = None
-        self._history: list[tuple[float, float]] = []
+        self._initial: dict[str, Pairs] = {}  # by validation set and pair
+        self._means: dict[str, WeightedMeans] = {}
+        self._history: dict[str, list[tuple[float, float]]] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """The log-probabilities at step 0, and whether the hint is still pending."""
-        return {"initial": self._initial, "hint": self.hint}
+        plain = self._initial.get("val") if self._initial.keys() <= {"val"} else None
+        return {"initial": self._initial if plain is None else plain, "hint": self.hint}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the log-probabilities and the pending hint."""
-        # Checkpoints of release 0.1.0 have the row alone.
-        initial = state_dict["initial"].items()
-        self._initial = {(pair, 0, 1) if isinstance(pair, int) else pair: values for pair, values in initial}
+        found = state_dict["initial"]
+        if not any(isinstance(key, str) for key in found):  # one set, without a name
+            # Checkpoints of release 0.1.0 have the row alone.
+            found = {"val": {(pair, 0, 1) if isinstance(pair, int) else pair: values for pair, values in found.items()}}
+        self._initial = {stage: pairs for stage, pairs in found.items() if pairs}
         self.hint = self.hint and state_dict["hint"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -64,45 +69,57 @@ class LikelihoodDisplacement(Callback):
         wanted = self.baseline and not module.loss.needs_reference and module.loss.needs_rejected
         if not wanted or self._initial or data is None or not trainer.enable_validation:
             return
-        mine: dict[tuple[int, ...], tuple[float, float]] = {}
+        loaders = data.val_dataloader()
         with torch.no_grad(), trainer.precision_plugin.forward_context():
-            for batch in data.val_dataloader():
-                placed = trainer.strategy.batch_to_device(batch)
-                _, output = module.step(placed)
-                if not batch.filler:
-                    sides = zip(output.pairs.chosen.tolist(), output.pairs.rejected.tolist(), strict=True)
-                    mine.update(zip(_pairs_of(batch), sides, strict=True))
-        # After resuming, the rows may be distributed over the ranks differently.
-        self._initial = {pair: values for part in gather(mine) for pair, values in part.items()}
+            for stage, loader in zip(
+                val_stages(trainer), loaders if isinstance(loaders, list) else [loaders], strict=True
+            ):
+                mine: Pairs = {}
+                for batch in loader:
+                    placed = trainer.strategy.batch_to_device(batch)
+                    _, output = module.step(placed)
+                    if not batch.filler:
+                        sides = zip(output.pairs.chosen.tolist(), output.pairs.rejected.tolist(), strict=True)
+                        mine.update(zip(_pairs_of(batch), sides, strict=True))
+                # After resuming, the rows may be distributed over the ranks differently.
+                self._initial[stage] = {pair: values for part in gather(mine) for pair, values in part.items()}
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PreferenceBatch, *args: Any
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: PreferenceBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Add the drift of a micro-batch."""
         if not self._initial:
             return
-        pairs = outputs["step"].pairs
-        initial = [self._initial.get(pair, (0.0, 0.0)) for pair in _pairs_of(batch)]
+        stage = val_stage(trainer, dataloader_idx)
+        pairs, known = outputs["step"].pairs, self._initial.get(stage, {})
+        initial = [known.get(pair, (0.0, 0.0)) for pair in _pairs_of(batch)]
         then = torch.tensor(initial, dtype=pairs.chosen.dtype, device=pairs.chosen.device)
         count = 0 if batch.filler else len(batch)
         statistics = displacement(pairs.chosen - then[:, 0], pairs.rejected - then[:, 1], count)
-        if self._means is None:
-            self._means = WeightedMeans().to(pl_module.device)
+        if stage not in self._means:
+            self._means[stage] = WeightedMeans().to(pl_module.device)
         if batch.filler:
             statistics = {name: (total * 0.0, 0.0) for name, (total, _) in statistics.items()}
-        self._means.update(statistics)
+        self._means[stage].update(statistics)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the means over the validation set."""
-        means, self._means = self._means, None
-        if means is not None:
-            values = {f"val/{name}": value for name, value in means.compute().items()}
+        """Log the means over each validation set."""
+        found, self._means = self._means, {}
+        for stage, means in found.items():
+            values = {f"{stage}/{name}": value for name, value in means.compute().items()}
             pl_module.log_dict(values, batch_size=1)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the drift of the validation pairs if the training pairs have no baseline."""
         if not _needs_reference(pl_module):
-            self._look(trainer, pl_module, "val")
+            for stage in val_stages(trainer):
+                self._look(trainer, pl_module, stage)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         """Check the drift of the training pairs at logged steps."""
@@ -115,10 +132,11 @@ class LikelihoodDisplacement(Callback):
         drift, margin = seen.get(f"{stage}/{names.DISPLACEMENT_CHOSEN}"), seen.get(f"{stage}/{names.REWARDS_MARGINS}")
         if not self.hint or drift is None or margin is None:
             return
-        self._history = [*self._history[1 - POINTS :], (float(drift), float(margin))]
-        if displaced(self._history, self.hint_nats):
+        history = [*self._history.get(stage, [])[1 - POINTS :], (float(drift), float(margin))]
+        self._history[stage] = history
+        if displaced(history, self.hint_nats):
             self.hint = False
-            log.info(explain(*self._history[-1], adaptive=isinstance(module.loss, Adaptive)))
+            log.info(explain(*history[-1], adaptive=isinstance(module.loss, Adaptive)))
 
 
 def _needs_reference(module: Any) -> bool:

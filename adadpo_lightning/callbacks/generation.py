@@ -68,7 +68,8 @@ class GenerationCallback(Callback):
     not affected. Prompts are split over the ranks. Lightning's sanity check is skipped.
 
     Args:
-        prompts: Texts, each one user message; or how many of the first prompts of the validation pairs to use.
+        prompts: Texts, each one user message; or how many of the first prompts of the validation pairs to use, of each
+            named set with metrics of its own (``val/<name>/generation/...``).
         max_new_tokens: Longer answers are cut off.
         temperature: Sampling temperature; 0 always selects the most likely token.
         top_p: Sample from the smallest set of tokens with at least this total probability; 1 samples from all.
@@ -99,6 +100,7 @@ class GenerationCallback(Callback):
         self.options = SamplingOptions(max_new_tokens, temperature, top_p, top_k, seed, batch_size)
         self.load_reference = load_reference
         self._encoded: list[list[int]] = []
+        self._stages: dict[str, range] = {}
         self._stops: set[int] = set()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -118,14 +120,16 @@ class GenerationCallback(Callback):
             return
         module = cast("PreferenceLitModule", pl_module)
         answers = sorted(gather_items(self._answers(trainer, module)), key=lambda answer: answer.number)
-        module.log_dict({f"val/{name}": value for name, value in statistics(answers).items()}, batch_size=1)
+        for stage, numbers in self._stages.items():
+            own = [answer for answer in answers if answer.number in numbers]
+            module.log_dict({f"{stage}/{name}": value for name, value in statistics(own).items()}, batch_size=1)
         if trainer.is_global_zero:
             rows = [self._row(module.tokenizer, answer) for answer in answers]
             write_table(trainer, rows, steps_logged(trainer))
 
     def _prepare(self, trainer: Trainer, module: PreferenceLitModule) -> None:
         data = getattr(trainer, "datamodule", None)
-        if not isinstance(data, PreferenceDataModule) or "val" not in data.prepared:
+        if not isinstance(data, PreferenceDataModule) or not data.val_names:
             raise UserError(
                 "trainer.callbacks",
                 "GenerationCallback runs at validation, but the run has no validation pairs",
@@ -134,11 +138,16 @@ class GenerationCallback(Callback):
         options = data.options
         tokenizer = PromptTokenizer(data.tokenizer, options.chat, options.special_tokens, options.chat_template_kwargs)
         if isinstance(self.prompts, int):
-            self._encoded = first_prompts(data.prepared["val"].pairs["prompt_ids"], self.prompts)
+            self._encoded, self._stages = [], {}
+            for stage in data.val_names:
+                found = first_prompts(data.prepared[stage].pairs["prompt_ids"], self.prompts)
+                self._stages[stage] = range(len(self._encoded), len(self._encoded) + len(found))
+                self._encoded += found
         else:
             prompts = [Prompt(text, str(i)) for i, text in enumerate(self.prompts)]
             tokenizer.read(prompts)
             self._encoded = [tokenizer.encode(prompt) for prompt in prompts]
+            self._stages = {"val": range(len(prompts))}  # they belong to no set
         model = module.built_policy.causal_lm
         self._stops = tokenizer.stop_ids()
         check_room(model, max(map(len, self._encoded)), self.options, "GenerationCallback.max_new_tokens")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from adadpo_lightning.callbacks.summary import loss_name, loss_options
@@ -50,14 +51,16 @@ def hyperparameters(trainer: Trainer, module: PreferenceLitModule) -> dict[str, 
     return {name: value for name, value in values.items() if value is not None}
 
 
-def write_hyperparameters(writer: SummaryWriter, values: dict[str, Any], loss: PreferenceLoss, stage: str) -> None:
+def write_hyperparameters(
+    writer: SummaryWriter, values: dict[str, Any], loss: PreferenceLoss, stages: Sequence[str]
+) -> None:
     """Write the HPARAMS page of a run.
 
     Args:
         writer: TensorBoard's writer.
         values: Result of `hyperparameters`.
         loss: The loss, which determines the metrics on the page.
-        stage: Stage of the metrics, ``train`` or ``val``.
+        stages: Stages of the metrics: ``train``, or the validation sets.
     """
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
     from torch.utils.tensorboard import summary
@@ -67,7 +70,7 @@ def write_hyperparameters(writer: SummaryWriter, values: dict[str, Any], loss: P
         metrics += [names.REWARDS_ACCURACIES, names.REWARDS_MARGINS, names.BALANCE_RATIO, names.BALANCE_RATIO_POLICY]
     if loss.needs_reference:
         metrics += [names.KL_CHOSEN, names.DISPLACEMENT_CHOSEN]
-    shown = {f"{stage}/{name}": 0.0 for name in metrics}
+    shown = {f"{stage}/{name}": 0.0 for stage in stages for name in metrics}
     # A plain loss also declares the column of its adaptive twin, so that both fit in one table.
     columns = {**values, "ceiling": 0.0} if loss.needs_rejected and not isinstance(loss, Adaptive) else values
     # TensorBoard reads each metric's last value from the run's curve, so the names are enough.

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback
 
+from adadpo_lightning.callbacks.stages import val_stage, val_stages
 from adadpo_lightning.compat import accumulating, ends_logged_step, loss_scale
 from adadpo_lightning.metrics import names
 from adadpo_lightning.metrics.aggregate import WeightedMeans, summed_over_ranks
@@ -24,7 +25,7 @@ IN_PROGRESS_BAR = (names.LOSS, names.REWARDS_ACCURACIES, names.REWARDS_MARGINS, 
 
 
 class PreferenceMetrics(Callback):
-    """Logs preference metrics under ``train/...``, ``val/...`` and ``test/...``.
+    """Logs preference metrics under ``train/...``, ``val/...`` (or ``val/<name>/...`` of each set) and ``test/...``.
 
     Training metrics are means over all pairs since the last log line, at ``trainer.log_every_n_steps``; nothing waits
     for the device between log lines. Validation and test metrics are means over the full set, counting each pair once.
@@ -125,14 +126,21 @@ class PreferenceMetrics(Callback):
             self._at_last_step = {} if means is None else means.snapshot()
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PreferenceBatch, *args: Any
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: PreferenceBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
-        """Add the micro-batch."""
-        self._update("val", pl_module, outputs["step"], batch)
+        """Add the micro-batch to its set."""
+        self._update(val_stage(trainer, dataloader_idx), pl_module, outputs["step"], batch)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the means of the whole set."""
-        self._log("val", pl_module)
+        """Log the means of each whole set."""
+        for stage in val_stages(trainer):
+            self._log(stage, pl_module)
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: PreferenceBatch, *args: Any

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import CustomTimeColumn
 
 from adadpo_lightning import log
+from adadpo_lightning.callbacks.stages import val_stages
 from adadpo_lightning.compat import accumulating, ends_logged_step, logs_now
 from adadpo_lightning.data.datamodule import PreferenceDataModule
 from adadpo_lightning.metrics import names
@@ -34,6 +35,7 @@ SHORT_NAMES = {
     names.val(names.REWARDS_ACCURACIES): "val_accuracy",
     names.val(names.REWARDS_MARGINS): "val_margin",
 }
+_VALIDATION = {name: short for name, short in SHORT_NAMES.items() if short.startswith("val_")}
 
 
 def short_metrics(metrics: Mapping[str, Any]) -> dict[str, str]:
@@ -46,10 +48,25 @@ def short_metrics(metrics: Mapping[str, Any]) -> dict[str, str]:
     return {short: _number(float(metrics[name])) for name, short in SHORT_NAMES.items() if name in metrics}
 
 
-def _metric_lines(metrics: Mapping[str, Any]) -> dict[str, str]:
+def _named_metrics(metrics: Mapping[str, Any], stage: str) -> dict[str, str]:
+    """The same of a named validation set: ``helpful_loss`` for ``val/helpful/loss``."""
+    name = stage.removeprefix("val/")
+    wanted = {name_of.replace("val/", f"{stage}/", 1): short for name_of, short in _VALIDATION.items()}
+    return {
+        short.replace("val_", f"{name}_"): _number(float(metrics[tag]))
+        for tag, short in wanted.items()
+        if tag in metrics
+    }
+
+
+def _metric_lines(metrics: Mapping[str, Any], val_sets: Sequence[str] = ("val",)) -> dict[str, str]:
     """One line of metrics for each stage that has been logged."""
     stages = {stage: {k: v for k, v in metrics.items() if k.startswith(stage)} for stage in ("train/", "val/")}
-    lines = {stage: "  ".join(map(" ".join, short_metrics(own).items())) for stage, own in stages.items()}
+    shown = {stage: short_metrics(own) for stage, own in stages.items()}
+    for name in val_sets:
+        if name != "val":
+            shown["val/"] |= _named_metrics(metrics, name)
+    lines = {stage: "  ".join(map(" ".join, own.items())) for stage, own in shown.items()}
     return {stage: line for stage, line in lines.items() if line}
 
 
@@ -126,7 +143,8 @@ class PreferenceProgressBar(RichProgressBar):
 
     def _update_metrics(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.is_enabled:
-            self.shown = "\n".join(_metric_lines(self.get_metrics(trainer, pl_module)).values())
+            lines = _metric_lines(self.get_metrics(trainer, pl_module), val_stages(trainer))
+            self.shown = "\n".join(lines.values())
             self.refresh()
 
     def _init_progress(self, trainer: Trainer) -> None:
@@ -204,7 +222,7 @@ class ProgressLines(ProgressBar):
             self._line(trainer, pl_module, "val/")
 
     def _line(self, trainer: Trainer, module: LightningModule, stage: str, *more: str) -> None:
-        metrics = _metric_lines(self.get_metrics(trainer, module)).get(stage, "")
+        metrics = _metric_lines(self.get_metrics(trainer, module), val_stages(trainer)).get(stage, "")
         step = f"step {trainer.global_step}" + (f"/{self._time.steps:.0f}" if self._time is not None else "")
         log.show("  ".join([step, metrics, *more]))
 

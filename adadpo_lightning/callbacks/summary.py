@@ -94,8 +94,9 @@ def describe_data(trainer: Trainer, data: PreferenceDataModule) -> list[tuple[st
     """Pairs, tokens and steps, and the composition of a step."""
     tokens = sum(int(lengths.sum()) for lengths in data.prepared["train"].counts())
     pairs = f"{len(data.prepared['train'].pairs):,} pairs, {tokens:,} tokens an epoch"
-    if "val" in data.prepared:
-        pairs += f"; {len(data.prepared['val'].pairs):,} validation pairs"
+    for stage in data.val_names:
+        name = stage.removeprefix("val").removeprefix("/")
+        pairs += f"; {len(data.prepared[stage].pairs):,} validation pairs" + (f" ({name})" if name else "")
     steps = f"{data.optimizer_steps:,} optimizer steps"
     if trainer.global_step:
         steps += f", resumed after {trainer.global_step:,}"

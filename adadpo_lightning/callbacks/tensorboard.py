@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from adadpo_lightning.callbacks.dashboard import dashboard
 from adadpo_lightning.callbacks.hyperparameters import hyperparameters, write_hyperparameters
+from adadpo_lightning.callbacks.stages import val_stage, val_stages
 from adadpo_lightning.compat import accumulating, steps_logged
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.metrics import names
@@ -48,16 +49,16 @@ class TensorBoardDashboard(Callback):
         if every_n_steps < 1:
             raise UserError("TensorBoardDashboard.every_n_steps", f"expected at least 1, got {every_n_steps}")
         self.every_n_steps = every_n_steps
-        self._seen: dict[str, list[Tensor]] = {}
+        self._seen: dict[str, dict[str, list[Tensor]]] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the layout and the hyper-parameters."""
         module = cast("PreferenceLitModule", pl_module)
         values = hyperparameters(trainer, module)
-        stage = "val" if trainer.enable_validation else "train"
+        stages = val_stages(trainer) if trainer.enable_validation else []
         for writer in _writers(trainer):
             writer.add_custom_scalars(dashboard(module.loss))
-            write_hyperparameters(writer, values, module.loss, stage)
+            write_hyperparameters(writer, values, module.loss, stages or ["train"])
         for logger in trainer.loggers:
             if not isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(values)
@@ -69,30 +70,37 @@ class TensorBoardDashboard(Callback):
         # Lightning's counter for the step axis, which increases after the last micro-batch of the step.
         if steps_logged(trainer) % self.every_n_steps:
             return
-        self._keep(outputs, batch)
+        self._keep("train", outputs, batch)
         if not accumulating(trainer):
             self._draw(trainer, "train")
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *args: Any
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Collect the pairs of a validation during training."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._keep(outputs, batch)
+            self._keep(val_stage(trainer, dataloader_idx), outputs, batch)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the histograms of the validation."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._draw(trainer, "val")
+            for stage in val_stages(trainer):
+                self._draw(trainer, stage)
 
-    def _keep(self, outputs: Any, batch: Any) -> None:
+    def _keep(self, stage: str, outputs: Any, batch: Any) -> None:
         if outputs and not batch.filler and (step := outputs["step"]).loss.log_balance is not None:
             for name, values in _per_pair(step).items():
-                self._seen.setdefault(name, []).append(values)
+                self._seen.setdefault(stage, {}).setdefault(name, []).append(values)
 
     def _draw(self, trainer: Trainer, stage: str) -> None:
-        mine = {name: torch.cat(parts).float().cpu() for name, parts in self._seen.items()}
-        self._seen = {}
+        seen = self._seen.pop(stage, {})
+        mine = {name: torch.cat(parts).float().cpu() for name, parts in seen.items()}
         pairs = _joined(gather(mine))
         for writer in _writers(trainer):
             for name, values in pairs.items():

@@ -10,18 +10,24 @@ import yaml
 
 from adadpo_lightning._version import __version__
 from adadpo_lightning.metrics import names
-from adadpo_lightning.runs.logs import last_metrics
+from adadpo_lightning.runs.logs import last_metrics, val_stages_of
 
 CARD = "README.md"
 SHOWN = (
-    names.val(names.LOSS),
-    names.val(names.REWARDS_ACCURACIES),
-    names.val(names.REWARDS_MARGINS),
-    names.val(names.BALANCE_RATIO),
-    names.val(names.DISPLACEMENT_CHOSEN),
-    names.val(names.DISPLACEMENT_REJECTED),
-    names.val(names.KL_CHOSEN),
+    names.LOSS,
+    names.REWARDS_ACCURACIES,
+    names.REWARDS_MARGINS,
+    names.BALANCE_RATIO,
+    names.DISPLACEMENT_CHOSEN,
+    names.DISPLACEMENT_REJECTED,
+    names.KL_CHOSEN,
 )
+
+
+def _shown(metrics: dict[str, float]) -> list[str]:
+    """The validation metrics of a card, set after set."""
+    stages = val_stages_of(metrics)
+    return [name for stage in stages for shown in SHOWN if (name := f"{stage}/{shown}") in metrics]
 
 
 def write_card(folder: Path, run_dir: Path | None) -> Path:
@@ -79,7 +85,7 @@ def card(config: dict[str, Any], metrics: dict[str, float]) -> str:
         "",
         "## Metrics of the last validation",
         "",
-        *([f"- `{name}`: {metrics[name]:.4g}" for name in SHOWN if name in metrics] or ["None was logged."]),
+        *([f"- `{name}`: {metrics[name]:.4g}" for name in _shown(metrics)] or ["None was logged."]),
         "",
         "## Versions",
         "",

@@ -208,7 +208,7 @@ def of_model(path: str, revision: str | None = None) -> dict[str, Any]:
 def _pairs(module: PreferenceLitModule) -> dict[str, Any]:
     """The tokenised pairs of a run, as far as they are loaded."""
     prepared = getattr(getattr(module.trainer, "datamodule", None), "prepared", {})
-    return {name: prepared[name].pairs for name in ("train", "val") if name in prepared}
+    return {name: prepared[name].pairs for name in prepared if name == "train" or name.partition("/")[0] == "val"}
 
 
 def merged(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:

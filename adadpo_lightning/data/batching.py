@@ -58,7 +58,7 @@ def training_plan(train: Prepared, options: BatchOptions, *, ranks: int, epochs:
         )
     return StepPlan(
         lengths,
-        chosen,
+        train.scored()[0],
         global_batch_size=options.global_batch_size,
         micro_batch_size=options.micro_batch_size,
         max_tokens=options.max_tokens,
@@ -74,7 +74,7 @@ def evaluation_plan(pairs: Prepared, options: BatchOptions, *, ranks: int, rank:
     """One rank's micro-batches of a dataset, covering each pair once over all ranks."""
     prompt, chosen, rejected = pairs.counts()
     lengths = prompt + chosen + rejected
-    return eval_plan(lengths, chosen, micro_batch_size=options.eval_batch_size, ranks=ranks)[rank]
+    return eval_plan(lengths, pairs.scored()[0], micro_batch_size=options.eval_batch_size, ranks=ranks)[rank]
 
 
 def scoring_plan(

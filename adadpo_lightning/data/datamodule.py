@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -13,9 +13,9 @@ from adadpo_lightning.data.batching import BatchOptions, evaluation_plan, scorin
 from adadpo_lightning.data.datasets import PairSets
 from adadpo_lightning.data.lists import BEST_AGAINST_WORST, ListOptions
 from adadpo_lightning.data.loader import MicroBatches, PairsToScore, PlanLoader
-from adadpo_lightning.data.sources import SourceConfig
 from adadpo_lightning.data.tokenize import TokenizeOptions
 from adadpo_lightning.data.tokenizer import check_subset, read_tokenizer, template_text
+from adadpo_lightning.data.validation import NamedSources, Sources, listed, validation_sources
 from adadpo_lightning.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,17 +26,16 @@ if TYPE_CHECKING:
     from adadpo_lightning.data.prepare import Prepared
     from adadpo_lightning.types import ModuleNeeds
 
-Sources = str | SourceConfig | list[str | SourceConfig]
-
 
 class PreferenceDataModule(LightningDataModule):
     """Loads preference pairs from files or the hub into micro-batches; the split never changes the gradient.
 
     Args:
         train: Training pairs: a path or hub id, a source with options, or a list of these to mix.
-        val: Validation pairs; null with `val_size` 0 means no validation.
+        val: Validation pairs, as `train`, or several sets by name (``{helpful: a.jsonl, safety: b.jsonl}``): each has
+            its own metrics ``val/<name>/...``, and none are ``val/...``. Null with `val_size` 0 means no validation.
         test: Test pairs.
-        predict: Pairs to score with ``predict``; null means those of `test`, otherwise of `val`.
+        predict: Pairs to score with ``predict``; null means those of `test`, otherwise of `val`, set after set.
         val_size: Number (or fraction, if below 1) of training pairs to hold out for validation, split by prompt.
         tokenizer: Directory or hub id; null means the policy's.
         chat_template: Jinja template or path of a template file, which replaces the tokenizer's.
@@ -59,8 +58,10 @@ class PreferenceDataModule(LightningDataModule):
         special_tokens: Special tokens that the data spell out: ``text`` keeps them as text, ``parse`` reads them as
             tokens, ``auto`` decides for each column (see `adadpo_lightning.data.special.decide`).
         chat_template_kwargs: Variables of the chat template, such as ``enable_thinking``; a column of that name takes
-            precedence.
+            precedence, key by key.
         lists: Which pairs a ranked list is made into.
+        score: Scored tokens of answers of several turns: those of the ``assistant``, or ``all``, also those of the user
+            and of tools in between.
 
     Raises:
         UserError: If an option is out of its range; in `setup`, if the data are not usable.
@@ -82,7 +83,7 @@ class PreferenceDataModule(LightningDataModule):
     def __init__(
         self,
         train: Sources | None = None,
-        val: Sources | None = None,
+        val: Sources | NamedSources | None = None,
         test: Sources | None = None,
         predict: Sources | None = None,
         val_size: float = 0.0,
@@ -105,10 +106,13 @@ class PreferenceDataModule(LightningDataModule):
         special_tokens: Literal["auto", "text", "parse"] = "auto",
         chat_template_kwargs: dict[str, Any] | None = None,
         lists: ListOptions = BEST_AGAINST_WORST,
+        score: Literal["assistant", "all"] = "assistant",
     ) -> None:
         super().__init__()
-        self.sources = {"train": _listed(train), "val": _listed(val), "test": _listed(test)}
-        self.sources["predict"] = _listed(predict) or self.sources["test"] or self.sources["val"]
+        validation = validation_sources(val)
+        self.sources = {"train": listed(train), **validation, "test": listed(test)}
+        every = [source for sources in validation.values() for source in sources]
+        self.sources["predict"] = listed(predict) or self.sources["test"] or every
         self.tokenizer_path = tokenizer
         self.chat_template = chat_template
         # Used by the run summary and the memory estimate.
@@ -124,6 +128,7 @@ class PreferenceDataModule(LightningDataModule):
             special_tokens=special_tokens,
             chat_template_kwargs=chat_template_kwargs,
             lists=lists,
+            score=score,
         )
         self.batching = BatchOptions(
             global_batch_size,
@@ -146,8 +151,13 @@ class PreferenceDataModule(LightningDataModule):
 
     @property
     def prepared(self) -> Mapping[str, Prepared]:
-        """The tokenized pairs by stage: ``train``, ``val``, ``test`` and ``predict``."""
+        """The tokenized pairs by stage: ``train``, ``val`` or ``val/<name>``, ``test`` and ``predict``."""
         return self.sets.prepared
+
+    @property
+    def val_names(self) -> list[str]:
+        """The validation sets that are prepared, in the order of their loaders: ``val``, or ``val/<name>`` of each."""
+        return [name for name in self.sets.val_names if name in self.prepared]
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -236,8 +246,8 @@ class PreferenceDataModule(LightningDataModule):
         return self._loader("train", self._train_batches, len(self._step_plan), partial(run.position, self.trainer))
 
     def val_dataloader(self) -> PlanLoader | list[PlanLoader]:
-        """Each validation pair once over all ranks; an empty list without validation pairs."""
-        return self._eval_loader("val") if "val" in self.prepared else []
+        """Each validation pair once over all ranks: one loader, or a list of one for each named set."""
+        return self._eval_loader("val") if "val" in self.prepared else [*map(self._eval_loader, self.val_names)]
 
     def test_dataloader(self) -> PlanLoader:
         """Each test pair once over all ranks."""
@@ -261,7 +271,7 @@ class PreferenceDataModule(LightningDataModule):
         found = {}
         for name in wanted:
             batches, plan = self.scoring_loader(name)
-            _, chosen, rejected = self.prepared[name].counts()
+            chosen, rejected = self.prepared[name].scored()
             found[name] = PairsToScore(self.prepared[name].pairs, chosen, rejected, batches.__getitem__, plan)
         return found
 
@@ -328,8 +338,3 @@ class PreferenceDataModule(LightningDataModule):
     def _loader(self, name: str, plan: Any, length: int, *position: Any) -> PlanLoader:
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return PlanLoader(self._batches(name), plan, length, *position, num_workers=self.num_workers, pin_memory=on_gpu)
-
-
-def _listed(sources: Sources | None) -> list[SourceConfig]:
-    items: Sequence[str | SourceConfig | None] = sources if isinstance(sources, list) else [sources]
-    return [SourceConfig(path=item) if isinstance(item, str) else item for item in items if item is not None]

@@ -10,6 +10,7 @@ import numpy as np
 
 from adadpo_lightning import log
 from adadpo_lightning.data.prepare import Prepared, prepare, report_table, split_by_prompt
+from adadpo_lightning.data.validation import is_val
 from adadpo_lightning.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,11 +19,9 @@ if TYPE_CHECKING:
     from adadpo_lightning.data.sources import SourceConfig
     from adadpo_lightning.data.tokenize import TokenizeOptions
 
-STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
-
 
 class PairSets:
-    """Tokenized pairs by stage: ``train``, ``val``, ``test`` and ``predict``.
+    """Tokenized pairs by stage: ``train``, ``val`` (or ``val/<name>`` of each named set), ``test`` and ``predict``.
 
     Args:
         sources: Where each comes from; an empty list for none.
@@ -50,7 +49,8 @@ class PairSets:
             raise UserError("data.on_bad_row", f"expected error or drop, got {on_bad_row!r}")
         if val_size < 0:
             raise UserError("data.val_size", f"expected a number of pairs or a share, got {val_size}")
-        if val_size and sources["val"]:
+        self.val_names = [name for name in sources if is_val(name)]
+        if val_size and any(sources[name] for name in self.val_names):
             raise UserError("data.val_size", "is for runs without data.val, got both", "leave one of them out")
         self.sources = sources
         self.options = options
@@ -61,6 +61,10 @@ class PairSets:
         self.prepared: dict[str, Prepared] = {}
         self._reported: set[str] = set()
         self._prepared_for: tuple[PreTrainedTokenizerBase, bool] | None = None
+
+    def of_stage(self, stage: str) -> list[str]:
+        """The datasets of ``fit``, ``validate``, ``test`` or ``predict``."""
+        return {"fit": ["train", *self.val_names], "validate": self.val_names}.get(stage, [stage])
 
     def load(
         self, stage: str, tokenizer: PreTrainedTokenizerBase, *, with_rejected: bool, needs_rejected: bool
@@ -78,10 +82,10 @@ class PairSets:
         """
         if self._prepared_for != (now := (tokenizer, with_rejected)):
             self.prepared, self._reported, self._prepared_for = {}, set(), now
-        for name in STAGES[stage]:
+        for name in self.of_stage(stage):
             if name not in self.prepared and (self.sources[name] or (name == "val" and self.val_size)):
                 self._prepare(name, tokenizer, replace(self.options, with_rejected=with_rejected), needs_rejected)
-        needed = STAGES[stage][0]
+        needed = self.of_stage(stage)[0]
         if needed not in self.prepared:
             raise UserError(f"data.{needed}", f"'{stage}' needs it, got null", "give a file, directory or hub id")
 
@@ -91,18 +95,18 @@ class PairSets:
         Raises:
             UserError: Names the dataset, and how many there are.
         """
-        for name in set(STAGES[stage]) & set(self.prepared):
+        for name in set(self.of_stage(stage)) & set(self.prepared):
             pairs = self.prepared[name].pairs
             if count := sum(margin is not None for margin in pairs["margin"]):
                 raise UserError(
-                    f"data.{name}",
+                    f"data.{name.replace('/', '.')}",
                     f"{count} of {len(pairs)} rows have a target margin, and the loss is no function of a margin",
                     "remove the column margin, or train with a loss of one margin such as dpo",
                 )
 
     def report(self, stage: str) -> None:
         """Show the reports of a stage's datasets, each only once."""
-        new = [name for name in STAGES[stage] if name in self.prepared and name not in self._reported]
+        new = [name for name in self.of_stage(stage) if name in self.prepared and name not in self._reported]
         self._reported.update(new)
         if new:
             log.show(report_table([self.prepared[name].report for name in new]))
@@ -120,8 +124,8 @@ class PairSets:
             prepared, val = split_by_prompt(prepared, self.val_size, self.seed)
             self.prepared["val"] = self._checked("val", val, needs_rejected)
         self.prepared[name] = self._checked(name, prepared, needs_rejected)
-        if name == "val" and "train" in self.prepared:
-            keys = [set(self.prepared[part].pairs["prompt_key"]) for part in ("train", "val")]
+        if is_val(name) and "train" in self.prepared:
+            keys = [set(self.prepared[part].pairs["prompt_key"]) for part in ("train", name)]
             prepared.report.notes["prompts that train has too"] = len(keys[0] & keys[1])
 
     def _checked(self, name: str, prepared: Prepared, needs_rejected: bool) -> Prepared:
@@ -129,7 +133,7 @@ class PairSets:
         missing = np.flatnonzero(prepared.counts()[2] == 0)
         if needs_rejected and len(missing):
             raise UserError(
-                f"data.{name}",
+                f"data.{name.replace('/', '.')}",
                 f"{len(missing)} of {len(prepared.pairs)} rows have no rejected answer, and the loss compares two "
                 f"(the first is {prepared.where(int(missing[0]))})",
                 "give pairs, or train with the loss sft",

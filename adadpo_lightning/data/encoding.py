@@ -23,25 +23,40 @@ if TYPE_CHECKING:
     from adadpo_lightning.types import EncodedPair
 
 # Raised by hand when what `tokenize_rows` writes changes: datasets cached by an older version are then not used.
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 BLANK = "blank line"
 
 _IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
+_MASKS = ("chosen_mask", "rejected_mask")
 _COUNTS = ("prompt_len", "chosen_len", "rejected_len")
 _INDICES = ("chosen_index", "rejected_index")
 # Counts of a ranked list, on the first of its pairs.
 _LISTS = ("ranked_lists", "ties", "narrow")
+_SCORED = ("chosen_scored", "rejected_scored")
 _TEXTS = ("prompt_key", "outcome", "detail", "cut")
-_FLAGS = ("boundary_moved", "special_prompt", "special_answer", "rendered")
+_FLAGS = (
+    "boundary_moved",
+    "special_prompt",
+    "special_answer",
+    "rendered",
+    "several_turns",
+    "shared_turns",
+    "turns_rewritten",
+    "turns_unended",
+    "earlier_turns",
+    "kwargs_own",
+    "kwargs_override",
+    "kwargs_unused",
+)
 _NOTHING: dict[str, Any] = (
-    {name: [] for name in _IDS}
-    | dict.fromkeys((*_COUNTS, *_LISTS), 0)
+    {name: [] for name in (*_IDS, *_MASKS)}
+    | dict.fromkeys((*_COUNTS, *_SCORED, *_LISTS), 0)
     | dict.fromkeys(("weight", "margin", *_INDICES))
     | dict.fromkeys(_TEXTS, "")
     | dict.fromkeys(_FLAGS, False)
 )
 # Columns that the account of a dataset is made of; the pairs that are trained on do without them.
-ACCOUNT = ("outcome", "detail", "cut", *_LISTS, *_FLAGS)
+ACCOUNT = ("outcome", "detail", "cut", *_LISTS, *(flag for flag in _FLAGS if flag != "several_turns"))
 
 
 def features() -> Features:
@@ -51,7 +66,8 @@ def features() -> Features:
     return Features(
         {"row": Value("int64")}
         | dict.fromkeys(_IDS, List(Value("int32")))
-        | dict.fromkeys((*_COUNTS, *_LISTS, *_INDICES), Value("int32"))
+        | dict.fromkeys(_MASKS, List(Value("bool")))
+        | dict.fromkeys((*_COUNTS, *_SCORED, *_LISTS, *_INDICES), Value("int32"))
         | dict.fromkeys(("weight", "margin"), Value("float64"))
         | dict.fromkeys(_TEXTS, Value("string"))
         | dict.fromkeys(_FLAGS, Value("bool"))
@@ -126,9 +142,12 @@ def _result(outcome: tuple[PreferencePair, EncodedPair] | BadRow, encoder: PairT
     if isinstance(outcome, BadRow):
         return _NOTHING | {"outcome": outcome.reason, "detail": _storable(str(outcome))}
     pair, encoded = outcome
-    ids = {name: getattr(encoded, name) for name in _IDS}
+    ids = {name: getattr(encoded, name) for name in (*_IDS, *_MASKS)}
     counts = {count: len(ids[name]) for count, name in zip(_COUNTS, _IDS, strict=True)}
-    account = {"cut": encoded.cut, "boundary_moved": encoded.boundary_moved} | _special_flags(pair, encoder)
+    scored = zip(_SCORED, _MASKS, _COUNTS[1:], strict=True)
+    counts |= {count: sum(ids[mask]) if ids[mask] else counts[whole] for count, mask, whole in scored}
+    account = {"cut": encoded.cut, "boundary_moved": encoded.boundary_moved}
+    account |= _special_flags(pair, encoder) | _turn_flags(pair, encoded) | _kwargs_flags(pair, encoder)
     indices = dict(zip(_INDICES, pair.answer_indices or (None, None), strict=True))
     key = hashlib.sha256(pair.prompt_key.encode()).hexdigest()[:16]
     return (
@@ -160,6 +179,29 @@ def _special_flags(pair: PreferencePair, encoder: PairTokenizer) -> dict[str, bo
     texts = [one_text(value) for value in (pair.prompt, pair.chosen, pair.rejected)]
     held = [text is not None and encoder.special.holds(text) for text in texts]
     return {"special_prompt": held[0], "special_answer": any(held[1:]), "rendered": encoder.is_rendered(pair)}
+
+
+def _turn_flags(pair: PreferencePair, encoded: EncodedPair) -> dict[str, bool]:
+    """What is counted of conversations, among it the rows that can be read in two ways."""
+    earlier = isinstance(pair.prompt, list) and any(message["role"] == "assistant" for message in pair.prompt)
+    return {
+        "several_turns": isinstance(pair.chosen, list) or isinstance(pair.rejected, list),
+        "shared_turns": pair.shared_turns,
+        "turns_rewritten": encoded.turns_rewritten,
+        "turns_unended": encoded.turns_unended,
+        "earlier_turns": earlier and pair.rejected is None,
+    }
+
+
+def _kwargs_flags(pair: PreferencePair, encoder: PairTokenizer) -> dict[str, bool]:
+    """Whether a row has variables of the chat template, changes those of the option, or has them for nothing."""
+    own, option = pair.chat_template_kwargs or {}, encoder.options.chat_template_kwargs or {}
+    used = not encoder.joins(pair)
+    return {
+        "kwargs_own": bool(own) and used,
+        "kwargs_override": used and any(name in option and option[name] != value for name, value in own.items()),
+        "kwargs_unused": bool(own) and not used,
+    }
 
 
 def _storable(text: str) -> str:

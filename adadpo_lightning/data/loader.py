@@ -73,6 +73,8 @@ class MicroBatches(Dataset["PreferenceBatch"]):
             "prompt_ids",
             "chosen_ids",
             "rejected_ids",
+            "chosen_mask",
+            "rejected_mask",
             "weight",
             "margin",
             "row",
@@ -93,7 +95,7 @@ class MicroBatches(Dataset["PreferenceBatch"]):
     def pair(self, number: int) -> EncodedPair:
         """The pair at an index."""
         values = self.pairs[number]
-        return EncodedPair(**(values if self.with_rejected else values | {"rejected_ids": []}))
+        return EncodedPair(**(values if self.with_rejected else values | {"rejected_ids": [], "rejected_mask": []}))
 
     def __getitem__(self, batch: MicroBatch) -> PreferenceBatch:
         """Collate a micro-batch."""

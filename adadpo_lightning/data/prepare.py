@@ -167,6 +167,18 @@ def _usable(
         report.note(f"special tokens in {column}s, read as {how}", int(np.sum(tokenised[f"special_{column}"])))
     for column, what in LIST_COUNTS.items():
         report.note(what, int(np.sum(tokenised[column])))
+    scored = "every token scored" if encoder.options.score == "all" else "the assistant's scored"
+    for flag, what in (
+        ("several_turns", f"answers of several turns, {scored}"),
+        ("shared_turns", "turns that both answers begin with, read as prompt"),
+        ("earlier_turns", "one conversation, of whose assistant turns only the last is scored"),
+        ("turns_rewritten", "turns that the template renders differently once others follow"),
+        ("turns_unended", "turns that the template renders without a terminator"),
+        ("kwargs_own", "chat_template_kwargs of the row"),
+        ("kwargs_override", "chat_template_kwargs of the row that replace a value of the option"),
+        ("kwargs_unused", "chat_template_kwargs of the row, unused: no template is rendered"),
+    ):
+        report.note(what, int(np.sum(tokenised[flag])))
     if encoder.options.chat == "auto" and encoder.uses_template:
         report.note("prompts rendered already, not rendered again", int(np.sum(tokenised["rendered"])))
     return tokenised.select(np.flatnonzero(outcomes == ""))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,9 +23,9 @@ class Prepared:
     """Tokenized pairs and their origin.
 
     Args:
-        pairs: One row per pair: ids, their counts, weight, margin, ``row``, ``source`` and ``prompt_key``. Pairs that a
-            ranked list was made into share their ``row``; ``chosen_index`` and ``rejected_index`` are the positions of
-            their answers in it, null for a row that is a pair.
+        pairs: One row per pair: ids, masks, their counts, weight, margin, ``row``, ``source`` and ``prompt_key``. Pairs
+            that a ranked list was made into share their ``row``; ``chosen_index`` and ``rejected_index`` are the
+            positions of their answers in it, null for a row that is a pair.
         report: Report of dropped and truncated pairs.
         sources: Configs of the sources.
         origins: For each source, the index of its first row, and its rows.
@@ -37,10 +38,17 @@ class Prepared:
 
     def counts(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Number of tokens of prompts, chosen and rejected answers, each of shape (pairs,)."""
-        names = ["prompt_len", "chosen_len", "rejected_len"]
-        columns = self.pairs.select_columns(names).with_format("numpy")[:]
-        prompt, chosen, rejected = (np.asarray(columns[name], dtype=np.int64) for name in names)
+        prompt, chosen, rejected = self._columns("prompt_len", "chosen_len", "rejected_len")
         return prompt, chosen, rejected
+
+    def scored(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Number of scored tokens of chosen and rejected answers, each of shape (pairs,)."""
+        chosen, rejected = self._columns("chosen_scored", "rejected_scored")
+        return chosen, rejected
+
+    def _columns(self, *names: str) -> Iterator[NDArray[np.int64]]:
+        columns = self.pairs.select_columns(list(names)).with_format("numpy")[:]
+        return (np.asarray(columns[name], dtype=np.int64) for name in names)
 
     def where(self, pair: int) -> str:
         """File and row of a pair, and the positions of its answers in a ranked list, counted from 1."""
@@ -79,12 +87,16 @@ class Prepared:
         report.pairs = len(chosen)
         if not report.pairs:
             raise UserError(
-                f"data.{report.name}",
+                f"data.{report.name.replace('/', '.')}",
                 f"no pair is left of {report.rows} rows; dropped: {dict(report.dropped) or 'none'}",
                 "see the table of reasons; raise data.max_length or fix the data",
             )
         named = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
         report.tokens = {name: (float(n.mean()), int(n.max())) for name, n in named.items() if n.any()}
+        for (name, whole), scored in zip(list(named.items())[1:], self.scored(), strict=True):
+            if (scored != whole).any():
+                report.tokens[f"{name}, scored"] = (float(scored.mean()), int(scored.max()))
+        chosen, rejected = self.scored()
         report.chosen_longer = float((chosen > rejected).mean()) if rejected.any() else math.nan
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 Message = dict[str, Any]
 Row = Mapping[str, Any]
+Answer = Message | list[Message] | str
 
 # Why a row is left out without being an error of the data: equal answers teach nothing.
 IDENTICAL = "chosen equals rejected"
@@ -56,7 +57,8 @@ class PreferencePair:
 
     Args:
         prompt: The conversation before the answer, as messages, or text as in the row.
-        chosen: The preferred answer: one assistant message, or text.
+        chosen: The preferred answer: one assistant message, text, or several messages of which the first and the last
+            are the assistant's.
         rejected: The other answer; None for rows that have one answer (``sft``).
         system: System prompt from a column of its own.
         tools: Tool descriptions for the chat template.
@@ -65,20 +67,22 @@ class PreferencePair:
         chat_template_kwargs: Variables of the chat template for this pair.
         answer_indices: Positions of the chosen and the rejected answer in the ranked list that the pair was made from;
             None for a row that is a pair.
+        shared_turns: Whether `prompt` ends with turns that the row gives as the beginning of both answers.
     """
 
     prompt: list[Message] | str
-    chosen: Message | str
-    rejected: Message | str | None = None
+    chosen: Answer
+    rejected: Answer | None = None
     system: str | None = None
     tools: list[Any] | None = None
     weight: float | None = None
     margin: float | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     answer_indices: tuple[int, int | None] | None = None
+    shared_turns: bool = False
 
     @property
-    def answers(self) -> list[Message | str]:
+    def answers(self) -> list[Answer]:
         """The answers that there are, the chosen one first."""
         return [answer for answer in (self.chosen, self.rejected) if answer is not None]
 

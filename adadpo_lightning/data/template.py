@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from adadpo_lightning.compat import render_with_marks
 from adadpo_lightning.data.schema import RESERVED, BadRow
 from adadpo_lightning.errors import UserError
 
@@ -61,24 +63,56 @@ def render(
     Raises:
         BadRow: If the template refuses the conversation, or goes beyond the limits.
     """
+    with _refusals():
+        text = str(
+            tokenizer.apply_chat_template(
+                messages, tools=tools, add_generation_prompt=add_generation_prompt, tokenize=False, **kwargs
+            )
+        )
+    return _of_bearable_length(text)
+
+
+def marks_answers(tokenizer: PreTrainedTokenizerBase, tools: list[Any] | None) -> bool:
+    """Whether the template marks what the assistant writes with ``{% generation %}``."""
+    return re.search(r"\{%-?\s*generation\s*-?%\}", tokenizer.get_chat_template(None, tools)) is not None
+
+
+def render_marked(
+    tokenizer: PreTrainedTokenizerBase, messages: list[Message], tools: list[Any] | None, kwargs: Mapping[str, Any]
+) -> tuple[str, list[tuple[int, int]]]:
+    """Render a conversation whose template `marks_answers`; arguments as `render`.
+
+    Returns:
+        The text, and begin and end of each marked part in characters.
+
+    Raises:
+        BadRow: As `render`.
+    """
+    with _refusals():
+        text, marks = render_with_marks(tokenizer, messages, tools, kwargs)
+    return _of_bearable_length(text), marks
+
+
+def _of_bearable_length(text: str) -> str:
+    if len(text) > RENDER_CHARACTERS:
+        raise BadRow("chat template refused", f"it wrote {len(text):,} characters, more than {RENDER_CHARACTERS:,}")
+    return text
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Limit the time, and turn the errors of a template into errors of the row."""
     from jinja2 import TemplateError
 
     try:
         with time_limit(RENDER_SECONDS):
-            text = str(
-                tokenizer.apply_chat_template(
-                    messages, tools=tools, add_generation_prompt=add_generation_prompt, tokenize=False, **kwargs
-                )
-            )
+            yield
     except RenderTimeout as error:
         raise BadRow("chat template refused", f"it did not end within {RENDER_SECONDS:g} s") from error
     except TemplateError as error:
         raise BadRow("chat template refused", str(error).partition("\n")[0]) from error
     except TEMPLATE_ERRORS as error:
         raise BadRow("chat template refused", f"{type(error).__name__}: {str(error)[:200]}") from error
-    if len(text) > RENDER_CHARACTERS:
-        raise BadRow("chat template refused", f"it wrote {len(text):,} characters, more than {RENDER_CHARACTERS:,}")
-    return text
 
 
 def probe_template(tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any]) -> None:

@@ -2,12 +2,13 @@
 
 The chat template is rendered once over prompt and answer together, as in inference. The boundary is the longest common
 prefix of the tokenized prompt and both full sequences: if a tokenizer merges the end of the prompt with the start of an
-answer, the answer begins one token earlier, so that nothing is scored twice or lost.
+answer, the answer begins one token earlier, so that nothing is scored twice or lost. The scored
+tokens of an answer of several turns come from `turns`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,8 +18,22 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from adadpo_lightning.data.lists import ListOptions
 from adadpo_lightning.data.schema import BadRow, PreferencePair, RankedList, as_messages
 from adadpo_lightning.data.special import Reading, SpecialText, SpecialTokens, check_marks, decide
-from adadpo_lightning.data.template import check_template_kwargs, probe_template, render
+from adadpo_lightning.data.template import (
+    check_template_kwargs,
+    marks_answers,
+    probe_template,
+    render,
+    render_marked,
+)
 from adadpo_lightning.data.truncate import fit_length
+from adadpo_lightning.data.turns import (
+    Turn,
+    Whole,
+    common_prefix_length,
+    find_turns,
+    marked_turns,
+    written_turns,
+)
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.log import warn
 from adadpo_lightning.types import EncodedPair
@@ -27,7 +42,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
     from typing_extensions import Self
 
-    from adadpo_lightning.data.schema import Message
+    from adadpo_lightning.data.schema import Answer, Message
+
+Score = Literal["assistant", "all"]
 
 
 @dataclass(frozen=True)
@@ -46,8 +63,10 @@ class TokenizeOptions:
         special_tokens: ``text`` keeps special tokens in the data as plain text, ``parse`` reads them as tokens, and
             ``auto`` decides for each column; see `special.decide`.
         chat_template_kwargs: Variables of the chat template, for example ``{"enable_thinking": False}``; a column of
-            this name takes precedence.
+            this name takes precedence, key by key.
         lists: How ranked lists are made into pairs.
+        score: Scored tokens of an answer of several turns: those of the ``assistant``, or ``all``, also those of the
+            user and of tools in between.
     """
 
     max_length: int = 2048
@@ -58,6 +77,7 @@ class TokenizeOptions:
     special_tokens: SpecialTokens = "auto"
     chat_template_kwargs: dict[str, Any] | None = None
     lists: ListOptions = field(default_factory=ListOptions)
+    score: Score = "assistant"
 
     def __post_init__(self) -> None:
         """Check the bounds and the choices."""
@@ -72,6 +92,7 @@ class TokenizeOptions:
             "truncation": ("drop", "keep_start", "keep_end"),
             "chat": ("auto", "always", "never"),
             "special_tokens": ("auto", "text", "parse"),
+            "score": ("assistant", "all"),
         }
         for name, known in choices.items():
             if getattr(self, name) not in known:
@@ -83,14 +104,16 @@ class Rendered(NamedTuple):
     """What is tokenized of one pair.
 
     Args:
-        texts: The prompt, then the prompt with each answer.
+        texts: The prompt, the prompt with each answer, and the texts of `turns`.
         end_id: The terminator of an answer that has none.
         joined: Whether the texts were joined without a chat template, so that the tokenizer's own BOS is missing.
+        turns: The assistant's turns of each answer; empty if everything after the prompt is scored.
     """
 
     texts: list[str]
     end_id: int
     joined: bool
+    turns: tuple[list[Turn], ...] = ()
 
 
 class PairTokenizer:
@@ -193,25 +216,45 @@ class PairTokenizer:
         """
         for text, found in zip(rendered.texts, ids, strict=True):
             self.special.check_ids(text, found)
-        prompt, *wholes = self._with_bos(rendered, ids)
+        prompt, *others = self._with_bos(rendered, ids)
+        count = len(self._answers(pair))
         # An answer may begin before the end of the prompt, where the template opens a thought for generation only.
-        starts = [common_prefix_length([prompt, whole]) for whole in wholes]
-        wholes = [self._terminate(*answer, rendered.end_id) for answer in zip(wholes, starts, strict=True)]
+        starts = [common_prefix_length([prompt, whole]) for whole in others[:count]]
+        texts = [self._terminate(*answer, rendered.end_id) for answer in zip(others[:count], starts, strict=True)]
+        wholes = self._wholes(rendered, texts, iter(others[count:]))
         # An answer has at least one token, whatever the prompt's tokens are.
-        boundary = min(common_prefix_length([prompt, *wholes]), *(len(ids) - 1 for ids in wholes))
+        boundary = min(common_prefix_length([prompt, *texts]), *(len(ids) - 1 for ids in texts))
         if boundary < 1:
             raise BadRow("empty prompt", "no token precedes the answers")
-        chosen, *rejected = [ids[boundary:] for ids in wholes]
+        moved = boundary < len(prompt)
+        if rendered.turns:
+            # What the template writes before the answers without marking it as the assistant's belongs to the prompt.
+            boundary = min(max(boundary, common_prefix_length(texts)), *(w.first_scored(boundary) for w in wholes))
+        (chosen, chosen_mask), *rejected = [whole.answer(boundary) for whole in wholes]
+        rejected_ids, rejected_mask = rejected[0] if rejected else ([], [])
         encoded = EncodedPair(
-            prompt[:boundary],
+            texts[0][:boundary],
             chosen,
-            rejected[0] if rejected else [],
+            rejected_ids,
             weight=pair.weight,
             margin=pair.margin,
-            boundary_moved=boundary < len(prompt),
+            boundary_moved=moved,
+            chosen_mask=chosen_mask,
+            rejected_mask=rejected_mask,
+            turns_rewritten=any(whole.rewritten for whole in wholes),
+            turns_unended=any(whole.unended for whole in wholes),
         )
         options, bos = self.options, self.tokenizer.bos_token_id
         return fit_length(encoded, options.max_length, options.max_prompt_length, options.truncation, bos)
+
+    def _wholes(self, rendered: Rendered, texts: list[list[int]], parts: Iterator[list[int]]) -> list[Whole]:
+        if not rendered.turns:
+            return [Whole(ids) for ids in texts]
+        text_only = not self.reading.messages
+        return [
+            find_turns(turns, ids, parts, self._end_of, text_only=text_only)
+            for turns, ids in zip(rendered.turns, texts, strict=True)
+        ]
 
     def joins(self, pair: PreferencePair) -> bool:
         """Whether prompt and answer are joined unchanged, without rendering the chat template."""
@@ -266,16 +309,28 @@ class PairTokenizer:
         if pair.system:
             prompt = [{"role": "system", "content": self._text(pair.system, parse=self.reading.messages)}, *prompt]
         tools = pair.tools if self.reading.messages else self.special.protect(pair.tools)
-        answers = [as_messages(a, "assistant") if isinstance(a, str) else [a] for a in self._answers(pair)]
+        answers = [_turns_of(answer) for answer in self._answers(pair)]
         row_kwargs = self.special.protect(pair.chat_template_kwargs or {})
         kwargs = {**(self.options.chat_template_kwargs or {}), **row_kwargs}
 
-        def text(messages: list[Message], *, asks: bool) -> str:
-            return self.special.settle(render(self.tokenizer, messages, tools, kwargs, add_generation_prompt=asks))
+        def write(messages: list[Message], asks: bool) -> str:
+            return render(self.tokenizer, messages, tools, kwargs, add_generation_prompt=asks)
 
-        asked = text(prompt, asks=True)
-        wholes = [text([*prompt, *self._ended(answer)], asks=False) for answer in answers]
-        return Rendered([asked, *wholes], self.tokenizer.eos_token_id, joined=False)
+        whole = [[*prompt, *self._ended(answer)] for answer in answers]
+        texts = [write(prompt, True), *(write(messages, False) for messages in whole)]
+        turns: list[list[Turn]] = []
+        if self.options.score == "assistant" and any(len(answer) > 1 for answer in answers):
+            if marks_answers(self.tokenizer, tools):
+                marked = [render_marked(self.tokenizer, messages, tools, kwargs) for messages in whole]
+                texts[1:] = [text for text, _ in marked]
+                turns = [marked_turns(text, marks) for text, marks in marked]
+            else:
+                written = zip(whole, texts[1:], strict=True)
+                turns = [written_turns(write, messages, len(prompt), text) for messages, text in written]
+            texts += [
+                text for found in turns for turn in found for text in (turn.before, turn.upto) if text is not None
+            ]
+        return Rendered([*map(self.special.settle, texts)], self.tokenizer.eos_token_id, joined=False, turns=(*turns,))
 
     def _prepared(self, messages: list[Message], *, parse: bool) -> list[Message]:
         parse = parse if len(messages) == 1 else self.reading.messages
@@ -284,7 +339,7 @@ class PairTokenizer:
 
     def _ended(self, answer: list[Message]) -> list[Message]:
         """The answer for a template, which writes the terminator itself."""
-        if self.reading.answers and isinstance(text := answer[0].get("content"), str):
+        if self.reading.answers and len(answer) == 1 and isinstance(text := answer[0].get("content"), str):
             return [{**answer[0], "content": self.special.without_end(text)}]
         return self._prepared(answer, parse=self.reading.answers)
 
@@ -300,7 +355,7 @@ class PairTokenizer:
         end = self._turn_end if rendered and self.options.chat != "never" else self.tokenizer.eos_token_id
         return Rendered([self.special.settle(text) for text in (prompt, *wholes)], end, joined=True)
 
-    def _answers(self, pair: PreferencePair) -> list[Message | str]:
+    def _answers(self, pair: PreferencePair) -> list[Answer]:
         return pair.answers[: 2 if self.options.with_rejected else 1]
 
     def _with_bos(self, rendered: Rendered, ids: list[list[int]]) -> list[list[int]]:
@@ -331,12 +386,17 @@ class PairTokenizer:
 
     def _terminate(self, ids: list[int], start: int, end_id: int) -> list[int]:
         """End with exactly one terminator: the special token that already ends the text, otherwise `end_id`."""
-        end = self._before_blanks(ids, start, len(ids))
+        end = self._end_of(ids, start, len(ids))
+        return [*ids, end_id] if end is None else ids[:end]
+
+    def _end_of(self, ids: list[int], start: int, end: int) -> int | None:
+        """End of a part without blanks and doubled terminators after its terminator; None if it has none."""
+        end = self._before_blanks(ids, start, end)
         if end <= start or ids[end - 1] not in self.special.all_ids:
-            return [*ids, end_id]
+            return None
         while (before := self._before_blanks(ids, start, end - 1)) > start and ids[before - 1] == ids[end - 1]:
             end = before
-        return ids[:end]
+        return end
 
     def _before_blanks(self, ids: list[int], start: int, end: int) -> int:
         """Exclude the line break after a terminator, which the template adds and the model must not generate."""
@@ -361,14 +421,5 @@ def one_text(value: Message | list[Message] | str | None) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def common_prefix_length(sequences: Sequence[Sequence[int]]) -> int:
-    """Length of the longest common prefix of all sequences.
-
-    Example:
-        >>> common_prefix_length([[1, 2, 3], [1, 2, 4, 5], [1, 2]])
-        2
-    """
-    for length, items in enumerate(zip(*sequences, strict=False)):
-        if len(set(items)) > 1:
-            return length
-    return min(map(len, sequences))
+def _turns_of(answer: Answer) -> list[Message]:
+    return [answer] if isinstance(answer, dict) else as_messages(answer, "assistant")

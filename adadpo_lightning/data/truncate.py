@@ -36,11 +36,29 @@ def fit_length(
             raise BadRow(PROMPT_TOO_LONG, f"{sizes}, longest prompt {longest_prompt}")
         else:
             room = max_length - prompt
-            chosen, rejected = pair.chosen_ids[:room], pair.rejected_ids[:room]
-            pair = replace(pair, chosen_ids=chosen, rejected_ids=rejected, cut="answer cut")
+            chosen, chosen_mask = _first(pair.chosen_ids, pair.chosen_mask, room)
+            rejected, rejected_mask = _first(pair.rejected_ids, pair.rejected_mask, room)
+            pair = replace(
+                pair,
+                chosen_ids=chosen,
+                rejected_ids=rejected,
+                chosen_mask=chosen_mask,
+                rejected_mask=rejected_mask,
+                cut="answer cut",
+            )
     if pair.chosen_ids == pair.rejected_ids:
         raise BadRow(IDENTICAL, "as tokens, after the template and after cutting")
     return pair
+
+
+def _first(ids: list[int], mask: list[bool], room: int) -> tuple[list[int], list[bool]]:
+    """The first `room` tokens of an answer, without unscored ones at their end; its first token is scored."""
+    if not mask:
+        return ids[:room], []
+    mask = mask[:room]
+    while not mask[-1]:
+        mask.pop()
+    return ids[: len(mask)], [] if all(mask) else mask
 
 
 def _cut_prompt(pair: EncodedPair, room: int, sizes: str, bos_id: int | None) -> EncodedPair:

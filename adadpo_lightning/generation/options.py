@@ -77,7 +77,8 @@ class AnswerOptions:
         samples: Answers per prompt, each with random numbers of its own.
         special_tokens: Special tokens that prompts spell out: text keeps them as text, parse reads them as tokens, auto
             decides as ``fit`` does.
-        chat_template_kwargs: Variables of the chat template, such as --chat_template_kwargs.enable_thinking=false.
+        chat_template_kwargs: Variables of the chat template, such as --chat_template_kwargs.enable_thinking=false; a
+            column of that name takes precedence, key by key.
 
     Raises:
         UserError: If a value is out of range or an engine is unknown.

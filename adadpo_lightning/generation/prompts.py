@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adadpo_lightning import log
+from adadpo_lightning.data.formats.fields import template_kwargs_of
 from adadpo_lightning.data.schema import BadRow, PreferencePair, as_messages
 from adadpo_lightning.data.sources import SourceConfig, decode, load_rows
 from adadpo_lightning.data.tokenize import PairTokenizer, TokenizeOptions
@@ -33,11 +35,14 @@ class Prompt:
         messages: The conversation before the answer, or text.
         uid: The benchmark's identifier of the prompt; its number in the file if it has none.
         dataset: AlpacaEval's column of that name.
+        chat_template_kwargs: Variables of the chat template for this prompt; they take precedence over the job's, key
+            by key.
     """
 
     messages: list[dict[str, Any]] | str
     uid: str
     dataset: str = ""
+    chat_template_kwargs: dict[str, Any] | None = None
 
     @property
     def text(self) -> str:
@@ -90,6 +95,14 @@ class PromptTokenizer(PairTokenizer):
         """Decide from all prompts of a job how their special tokens are read; see `data.special.decide`."""
         self.reading = self.decide([PreferencePair(prompt.messages, "") for prompt in prompts])
 
+    def say_kwargs(self, prompts: Sequence[Prompt]) -> None:
+        """Count the prompts with variables of the chat template of their own."""
+        own = sum(bool(prompt.chat_template_kwargs) for prompt in prompts)
+        if own and self.uses_template:
+            log.info(f"{own} of {len(prompts)} prompts have chat_template_kwargs, which replace the option's by key")
+        elif own:
+            log.warn(f"{own} of {len(prompts)} prompts have chat_template_kwargs, but no chat template is rendered")
+
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of one prompt, with the template's BOS or, without a template, the tokenizer's own.
 
@@ -99,7 +112,9 @@ class PromptTokenizer(PairTokenizer):
         if not self.uses_template and not isinstance(prompt.messages, str):
             raise UserError(f"prompt {prompt.uid}", "has messages and the tokenizer no chat template")
         try:
-            return self.prompt_ids(PreferencePair(prompt.messages, "a"))
+            return self.prompt_ids(
+                PreferencePair(prompt.messages, "a", chat_template_kwargs=prompt.chat_template_kwargs)
+            )
         except BadRow as error:
             raise UserError(f"prompt {prompt.uid}", str(error)) from error
 
@@ -163,7 +178,11 @@ def parse_prompt(row: Row, where: str, column: str | None, number: int) -> Promp
     names = PROMPT_COLUMNS if column is None else (column,)
     name = find_column(row, where, names, "prompt", "name the prompt's column")
     uid = next((str(row[key]) for key in UID_COLUMNS if row.get(key) is not None), str(number))
-    return Prompt(_messages(row[name], f"{where}: {name}"), uid, str(row.get("dataset") or ""))
+    try:
+        kwargs = template_kwargs_of(row.get("chat_template_kwargs"))
+    except BadRow as error:
+        raise UserError(where, str(error), "correct the column chat_template_kwargs") from error
+    return Prompt(_messages(row[name], f"{where}: {name}"), uid, str(row.get("dataset") or ""), kwargs)
 
 
 def find_column(row: Row, where: str, names: Iterable[str], what: str, fix: str = "") -> str:

@@ -32,7 +32,11 @@ def make_record(
     Raises:
         UserError: If the model cannot be found.
     """
-    asked = [[prompt.messages, prompt.uid, prompt.dataset] for prompt in prompts]
+    # Variables of the template only where there are some: records without them stay as they are.
+    asked = [
+        [prompt.messages, prompt.uid, prompt.dataset, *filter(None, [prompt.chat_template_kwargs])]
+        for prompt in prompts
+    ]
     return {
         "version": fingerprint.FORMAT_VERSION,
         "model": _model(options.model),

@@ -68,7 +68,7 @@ def gradient_squares(batch: PreferenceBatch, gradient: Tensor) -> Tensor:
     """
     wide = torch.promote_types(gradient.dtype, torch.float32)
     squares = torch.linalg.vector_norm(gradient, dim=1, dtype=wide).square()
-    border = sum(chosen for _, chosen, _ in batch.segments)
+    border = batch.scored_chosen
     first = batch.chosen_len.cumsum(0) - batch.chosen_len
     at_prompt = gradient.index_select(0, first).to(wide)
     if len(gradient) > border:

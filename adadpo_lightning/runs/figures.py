@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from adadpo_lightning.errors import UserError, did_you_mean
 from adadpo_lightning.metrics import names
+from adadpo_lightning.runs.logs import val_stages_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette for colour-blind readers, without its yellow and black.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 INK, PALE = "#444444", "#DDDDDD"
-STAGES = ("train", "val")
-PREFIXES = tuple(f"{stage}/" for stage in STAGES)
+MARKERS = "os^Dv<>P"  # one for each validation set of a figure
 DASHES = ("-", (0, (4, 1.5)), (0, (1, 1.5)))
 
 
@@ -80,10 +80,14 @@ def choose_charts(runs: Sequence[Run], metrics: Sequence[str]) -> dict[str, Char
         if not found:
             raise UserError("runs", f"no run has metrics of a chart ({', '.join(CHARTS)})", "name metrics")
         return found
-    tags = {tag.partition("/")[2] for run in runs for tag in run.curves if tag.startswith(PREFIXES)}
+    staged = [
+        (stage, tag) for run in runs for stage in stages_of(run) for tag in run.curves if tag.startswith(f"{stage}/")
+    ]
+    tags = {tag.removeprefix(f"{stage}/") for stage, tag in staged}
     charts: dict[str, Chart] = {}
     for metric in metrics:
-        tag = metric.partition("/")[2] if metric.startswith(PREFIXES) else metric
+        of = next((stage for run in runs for stage in stages_of(run) if metric.startswith(f"{stage}/")), None)
+        tag = metric if of is None else metric.removeprefix(f"{of}/")
         if metric in CHARTS and any(_has(run, CHARTS[metric]) for run in runs):
             charts[metric] = CHARTS[metric]
         elif tag in tags:
@@ -95,7 +99,12 @@ def choose_charts(runs: Sequence[Run], metrics: Sequence[str]) -> dict[str, Char
 
 
 def _has(run: Run, chart: Chart) -> bool:
-    return any(f"{stage}/{tag}" in run.curves for stage in STAGES for tag in chart.series.values())
+    return any(f"{stage}/{tag}" in run.curves for stage in stages_of(run) for tag in chart.series.values())
+
+
+def stages_of(run: Run) -> list[str]:
+    """Training, and each validation set of a run."""
+    return ["train", *val_stages_of(run.curves)]
 
 
 def draw(runs: Sequence[Run], chart: Chart) -> Figure:
@@ -125,26 +134,33 @@ def overview(runs: Sequence[Run], charts: Sequence[Chart]) -> Figure:
 
 def draw_chart(axes: Axes, runs: Sequence[Run], chart: Chart) -> None:
     """Draw training as a thin line and validation as a line with markers, in one colour per run."""
+    marks = _marks(runs, [chart])
     for run, colour in zip(runs, colours(len(runs)), strict=True):
         for stage, dash, label, curve in _curves(run, chart):
             style: dict[str, Any] = {"color": colour, "linestyle": dash, "label": f"{run.name} {stage} {label}"}
             if stage == "train":
                 style |= {"linewidth": 1.1, "alpha": 0.55 if _validated(runs, chart) else 1.0}
             else:
-                style |= {"linewidth": 1.6, "marker": "o", "markersize": 4, "markeredgecolor": "white"}
+                style |= {"linewidth": 1.6, "marker": marks[stage], "markersize": 4, "markeredgecolor": "white"}
             axes.plot(curve.steps, curve.values, **style)
     _dress(axes, chart)
 
 
+def _marks(runs: Sequence[Run], charts: Sequence[Chart]) -> dict[str, str]:
+    """The marker of each validation set."""
+    drawn = {stage for chart in charts for run in runs for stage, *_ in _curves(run, chart)} - {"train"}
+    return {stage: MARKERS[i % len(MARKERS)] for i, stage in enumerate(sorted(drawn))}
+
+
 def _curves(run: Run, chart: Chart) -> Iterator[tuple[str, Any, str, Curve]]:
-    for stage in STAGES:
+    for stage in stages_of(run):
         for dash, (label, tag) in zip(DASHES, chart.series.items(), strict=False):
             if (curve := run.curves.get(f"{stage}/{tag}")) is not None:
                 yield stage, dash, label, curve
 
 
 def _validated(runs: Sequence[Run], chart: Chart) -> bool:
-    return any(stage == "val" for run in runs for stage, *_ in _curves(run, chart))
+    return any(stage != "train" for run in runs for stage, *_ in _curves(run, chart))
 
 
 def _dress(axes: Axes, chart: Chart) -> None:
@@ -189,8 +205,9 @@ def legend(runs: Sequence[Run], charts: Sequence[Chart]) -> list[Any]:
     stages = {stage for stage, *_ in drawn}
     if "train" in stages:
         handles.append(Line2D([], [], color=INK, linewidth=1.1, alpha=0.55, label="training"))
-    if "val" in stages:
-        handles.append(Line2D([], [], color=INK, marker="o", markersize=4, label="validation"))
+    for stage, marker in _marks(runs, charts).items():
+        label = "validation" + stage.removeprefix("val").replace("/", " ")
+        handles.append(Line2D([], [], color=INK, marker=marker, markersize=4, label=label))
     return handles
 
 

@@ -205,6 +205,20 @@ def read_metrics(run: str | Path, names: Sequence[str]) -> dict[str, list[float]
     return {name: [value for _, value in found[name]] for name in names}
 
 
+def val_stages_of(tags: Iterable[str]) -> list[str]:
+    """The validation sets that tags belong to: ``val``, and ``val/<name>`` of each named set.
+
+    Example:
+        >>> val_stages_of(["train/loss", "val/helpful/loss", "val/helpful/kl/chosen", "val/safety/loss"])
+        ['val/helpful', 'val/safety']
+        >>> val_stages_of(["val/loss", "val/rewards/margins"])
+        ['val']
+    """
+    found = {f"val/{tag.split('/')[1]}" for tag in tags if tag.startswith("val/") and tag.endswith("/loss")}
+    named = sorted(found - {"val/loss"})
+    return [*(["val"] if "val/loss" in found or not named else []), *named]
+
+
 def last_metrics(run: str | Path) -> dict[str, float]:
     """The last value of each metric in the CSV logs of a run; empty without logs."""
     return {name: points[-1][1] for name, points in read_tables(Path(run)).items()}

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adadpo_lightning import log
+from adadpo_lightning.errors import UserError
 from adadpo_lightning.metrics import names
 from adadpo_lightning.runs.lock import lock_directory
-from adadpo_lightning.runs.logs import last_metrics, read_metrics
+from adadpo_lightning.runs.logs import last_metrics, read_metrics, val_stages_of
 from adadpo_lightning.study.commands import (
     fit_arguments,
     judge_arguments,
@@ -123,7 +124,7 @@ def run_cell(
             (folder / FITTED).write_text(json.dumps(made_under), encoding="utf-8")
     if not first:
         return {}
-    metrics = last_values(folder / "run")
+    metrics = last_values(folder / "run", study.validation_set)
     judged = judge_embedded if study.task == "embedded" else judge_responses
     metrics |= judged(study, cell, folder)
     if not study.keep_models:
@@ -157,15 +158,27 @@ def coefficient_options(study: StudyConfig, cell: Cell) -> dict[str, float]:
     return {"floor": mean, "ceiling": mean}
 
 
-def last_values(run_dir: Path) -> dict[str, float]:
+def last_values(run_dir: Path, validation_set: str | None = None) -> dict[str, float]:
     """The metrics of the last validation, and the mean coefficient of training.
 
+    Args:
+        run_dir: Output directory of the run.
+        validation_set: The named validation set whose metrics are also ``val/...``, which the report reads.
+
     Raises:
-        UserError: If the run has no CSV log.
+        UserError: If the run has no CSV log, or its validation sets have names and none of them is chosen.
     """
     read_metrics(run_dir, [])
     found = last_metrics(run_dir)
     last = {name: value for name, value in found.items() if name.startswith("val/")}
+    if (stages := val_stages_of(last)) != ["val"] or validation_set is not None:
+        stage = f"val/{validation_set}/"
+        if stage.removesuffix("/") not in stages:
+            named = ", ".join(name.removeprefix("val").removeprefix("/") or "without a name" for name in stages)
+            raise UserError(
+                "validation_set", f"got {validation_set!r}; the validation sets of {run_dir} are: {named}", "name one"
+            )
+        last |= {name.replace(stage, "val/", 1): value for name, value in last.items() if name.startswith(stage)}
     if COEFFICIENT in found:
         values = read_metrics(run_dir, [COEFFICIENT])[COEFFICIENT]
         last[COEFFICIENT] = sum(values) / len(values)

@@ -97,6 +97,7 @@ class StudyConfig:
         evaluation: How a policy is judged (task preference); null leaves it at the logged metrics.
         keep_models: Keep the exported policy of every cell.
         paper: Published figures by headline, shown in a column of their own.
+        validation_set: Which of several named validation sets (data.val) the report reads; null if they have no names.
 
     Raises:
         UserError: If the grid is empty, or an arm names a loss or another arm that does not exist.
@@ -115,6 +116,7 @@ class StudyConfig:
     evaluation: JudgedPrompts | None = None
     keep_models: bool = False
     paper: dict[str, str] = field(default_factory=dict)
+    validation_set: str | None = None
 
     def __post_init__(self) -> None:
         """Check everything that can be checked without a run."""

@@ -237,8 +237,8 @@ class PreferenceLitModule(PolicyModule):
         replicas = (self.trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1)
         return {"loss": share * (self.trainer.accumulate_grad_batches * replicas), "step": output}
 
-    def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> dict[str, Any]:
-        """Everything that callbacks make metrics of."""
+    def validation_step(self, batch: PreferenceBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
+        """Everything that callbacks make metrics of; they know the validation set by the number of its loader."""
         return {"step": self.step(batch)[1]}
 
     def test_step(self, batch: PreferenceBatch, batch_idx: int) -> dict[str, Any]:

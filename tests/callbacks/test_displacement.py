@@ -68,7 +68,7 @@ def test_the_baseline_survives_a_checkpoint(model_dir, pairs_file, tmp_path):
     dm = data(pairs_file, micro_batch_size=8, val=str(pairs_file))
     trainer.fit(module(model_dir, "cpo"), datamodule=dm, ckpt_path=tmp_path / "a.ckpt")
     assert second._initial == first._initial
-    assert len(first._initial) == 37
+    assert len(first._initial["val"]) == 37
 
 
 def test_it_changes_no_bit_of_training(model_dir, pairs_file):

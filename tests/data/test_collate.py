@@ -88,3 +88,29 @@ def test_each_scored_token_follows_its_predictor(pairs, layout):
         assert len(ids) == sum(map(sum, batch.segments))
     else:
         assert batch.attention_mask.sum() == sum(2 * len(p) + len(c) + len(r) for p, c, r in pairs)
+
+
+@st.composite
+def masked(draw):
+    ids = draw(IDS)
+    mask = [True, *draw(st.lists(st.booleans(), min_size=len(ids), max_size=len(ids)))][: len(ids)]
+    mask[-1] = True
+    return ids, mask
+
+
+@settings(max_examples=50, deadline=None)
+@given(pairs=st.lists(st.tuples(IDS, masked(), masked()), min_size=1, max_size=4))
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_a_mask_leaves_tokens_out_of_what_is_scored_and_of_nothing_else(layout, pairs):
+    whole = lay([EncodedPair(p, c, r) for p, (c, _), (r, _) in pairs], layout)
+    part = lay([EncodedPair(p, c, r, chosen_mask=m, rejected_mask=n) for p, (c, m), (r, n) in pairs], layout)
+    kept = torch.tensor([on for side in (1, 2) for pair in pairs for on in pair[side][1]])
+    assert torch.equal(part.predict, whole.predict[kept])
+    assert torch.equal(part.targets, whole.targets[kept])
+    assert torch.equal(part.input_ids, whole.input_ids)
+    assert torch.equal(part.position_ids, whole.position_ids)
+    assert part.segments == whole.segments
+    assert part.chosen_len.tolist() == [sum(pair[1][1]) for pair in pairs]
+    assert part.rejected_len.tolist() == [sum(pair[2][1]) for pair in pairs]
+    assert part.scored_chosen == sum(part.chosen_len.tolist())
+    assert whole.scored_chosen == sum(whole.chosen_len.tolist())

@@ -71,6 +71,57 @@ CASES = {
             PreferencePair([user("Hi"), assistant("Hello"), user("And?")], assistant("good"), assistant("bad")),
         ),
     ),
+    "conversations that part early": (
+        {"chosen": [user("a"), assistant("b"), user("c"), assistant("d")], "rejected": [user("a"), assistant("e")]},
+        (
+            "conversations",
+            PreferencePair([user("a")], [assistant("b"), user("c"), assistant("d")], assistant("e")),
+        ),
+    ),
+    "conversations that part behind their prompt": (
+        {
+            "prompt": [user("a")],
+            "chosen": [user("a"), assistant("b"), user("c"), assistant("d")],
+            "rejected": [user("a"), assistant("b"), user("c"), assistant("e")],
+        },
+        (
+            "conversations",
+            PreferencePair([user("a"), assistant("b"), user("c")], assistant("d"), assistant("e"), shared_turns=True),
+        ),
+    ),
+    "a trajectory of tool calls behind its prompt": (
+        {
+            "prompt": [user("1+1?")],
+            "chosen": [CALL, {"role": "tool", "content": "2"}, assistant("2")],
+            "rejected": [assistant("3")],
+        },
+        (
+            "messages",
+            PreferencePair([user("1+1?")], [CALL, {"role": "tool", "content": "2"}, assistant("2")], assistant("3")),
+        ),
+    ),
+    "turns that both answers begin with": (
+        {
+            "prompt": "a",
+            "chosen": [assistant("b"), user("c"), assistant("d")],
+            "rejected": [assistant("b"), user("c"), assistant("e")],
+        },
+        (
+            "messages",
+            PreferencePair([user("a"), assistant("b"), user("c")], assistant("d"), assistant("e"), shared_turns=True),
+        ),
+    ),
+    "HH that part early": (
+        {"chosen": HH + "A cat.", "rejected": HH.replace("Hello", "Good day") + "No."},
+        (
+            "hh",
+            PreferencePair(
+                [user("Hi")],
+                [assistant("Hello."), user("A joke?"), assistant("A cat.")],
+                [assistant("Good day."), user("A joke?"), assistant("No.")],
+            ),
+        ),
+    ),
     "HH": (
         {"chosen": HH + "A cat.", "rejected": HH + "No.\nSorry."},
         (
@@ -154,11 +205,29 @@ BAD = {
         "no single answer",
         "got: user",
     ),
-    "conversations part early": (
-        {"chosen": [user("a"), assistant("b"), user("c"), assistant("d")], "rejected": [user("a"), assistant("e")]},
+    "conversations part at the user": (
+        {"chosen": [user("a"), assistant("b")], "rejected": [user("c"), assistant("b")]},
         "conversations",
         "no shared prompt",
-        "",
+        "message 1 is where they part, by user and user",
+    ),
+    "one is the other's beginning": (
+        {"chosen": [user("a"), assistant("b"), user("c"), assistant("d")], "rejected": [user("a"), assistant("b")]},
+        "conversations",
+        "no shared prompt",
+        "one of chosen and rejected is the beginning of the other",
+    ),
+    "a trajectory ends with a tool": (
+        {"prompt": "a", "chosen": [CALL, {"role": "tool", "content": "2"}], "rejected": [assistant("3")]},
+        "messages",
+        "no single answer",
+        "must begin and end with an assistant message, got: assistant, tool",
+    ),
+    "a blank turn": (
+        {"prompt": "a", "chosen": [assistant(" "), user("b"), assistant("c")], "rejected": [assistant("3")]},
+        "messages",
+        "empty answer",
+        "chosen has no text",
     ),
     "prompt is not the conversation's": (
         {"prompt": [user("z")], "chosen": [user("a"), assistant("b")], "rejected": [user("a"), assistant("c")]},

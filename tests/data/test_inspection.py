@@ -179,5 +179,22 @@ def test_pieces_are_the_text_token_by_token():
         tokenizer = make(style)
         ids = tokenizer(text + tokenizer.eos_token, add_special_tokens=False)["input_ids"]
         pieces = pieces_of(tokenizer, ids)
-        assert "".join(piece for piece, _ in pieces) == text + tokenizer.eos_token
-        assert pieces[-1] == (tokenizer.eos_token, True)
+        assert "".join(piece.text for piece in pieces) == text + tokenizer.eos_token
+        assert pieces[-1] == (tokenizer.eos_token, True, True)
+
+
+def test_turns_that_are_not_scored_are_marked(tmp_path):
+    def turns(*texts):
+        return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+
+    found = inspected(tmp_path, [{"chosen": turns("why", "yes", "how", "a dog"), "rejected": turns("why", "no")}])
+    assert not any("terminator" in hint for hint in found.hints)  # two of them, of two turns
+    (example,) = found.examples
+    assert (example.tokens["chosen"], example.scored["chosen"]) == (9, 5)
+    console = Console(record=True, width=100)
+    print_inspection(found, console)
+    text = console.export_text()
+    assert "chosen, 9 tokens, 5 scored, not «this»:" in text
+    assert "yes <eos>« <user> how <eos> <assistant>» a dog <eos>" in text
+    assert "rejected, 2 tokens, scored:" in text
+    assert to_html(found, "x").count("unscored") == 4 + 2

@@ -269,3 +269,38 @@ def test_rendered_prompts_are_not_rendered_again():
     start = tokenizer.convert_tokens_to_ids("<|im_start|>")
     assert as_text.encode(Prompt(text, "0")).count(start) == plain.count(start)
     assert len(as_text.encode(Prompt(text, "0"))) > 2 * len(plain)
+
+
+def test_a_column_of_template_variables_takes_precedence_key_by_key(tmp_path):
+    from adadpo_lightning.data.sources import SourceConfig
+    from adadpo_lightning.generation.prompts import PromptTokenizer, read_prompts
+    from tests.support.tiny import make_tokenizer, write_rows
+
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}{{ one }} {{ two }}"
+    rows = [{"prompt": "why"}, {"prompt": "how", "chat_template_kwargs": {"two": "fish"}}]
+    prompts = read_prompts(SourceConfig(str(write_rows(tmp_path / "p.jsonl", rows))))
+    encoder = PromptTokenizer(tokenizer, chat_template_kwargs={"one": "cat", "two": "dog"})
+    assert [tokenizer.decode(encoder.encode(prompt)).split() for prompt in prompts] == [
+        ["why", "cat", "dog"],
+        ["how", "cat", "fish"],
+    ]
+    bad = write_rows(tmp_path / "bad.jsonl", [{"prompt": "how", "chat_template_kwargs": {"tools": 1}}])
+    with pytest.raises(UserError, match="'tools' is set by this package"):
+        read_prompts(SourceConfig(str(bad)))
+
+
+def test_template_variables_of_a_prompt_belong_to_the_record():
+    from types import SimpleNamespace
+    from unittest.mock import patch
+
+    from adadpo_lightning.generation import record
+    from adadpo_lightning.generation.prompts import Prompt
+
+    options = SimpleNamespace(model="m", deciding=dict)
+    with patch.object(record, "_model", return_value={}), patch.object(record.fingerprint, "of_tokenizer", dict):
+        hashes = [
+            record.make_record(options, [Prompt("a", "0", "", kwargs)], ())["prompts"]["content"]
+            for kwargs in (None, {"x": 1}, {"x": 2})
+        ]
+    assert len(set(hashes)) == 3

@@ -1,5 +1,7 @@
 """grad_norm/...: the hook's numbers against autograd of a plain transformers model, for any split of the step."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
@@ -20,23 +22,31 @@ PAIRS = [
     EncodedPair([9], [8, 2], [7, 12, 14, 15, 2], 1),
     EncodedPair([14, 13], [2], [11, 2], 2),
 ]
+# The same with turns inside of two answers that are not scored.
+MASKED = [
+    replace(PAIRS[0], chosen_mask=[True, False, False, True]),
+    replace(PAIRS[1], rejected_mask=[True, True, False, False, True]),
+    PAIRS[2],
+]
 
 
-def by_hand(model_dir, loss):
+def by_hand(model_dir, loss, pairs=PAIRS):
     """Each answer on its own through transformers; the gradient by its own last hidden states."""
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float64)
     logps, lengths, states = {}, {}, []
     for side in ("chosen_ids", "rejected_ids"):
-        for pair in PAIRS:
+        for pair in pairs:
             answer = getattr(pair, side)
+            mask = getattr(pair, side.replace("ids", "mask")) or [True] * len(answer)
             ids = torch.tensor([pair.prompt_ids + answer])
             hidden = model.model(ids).last_hidden_state[0]
             hidden.retain_grad()
             states.append((side, pair, hidden))
             logits = model.lm_head(hidden).log_softmax(-1)
             n = len(pair.prompt_ids)
-            logps.setdefault(side, []).append(sum(logits[n - 1 + k, token] for k, token in enumerate(answer)))
-            lengths.setdefault(side, []).append(len(answer))
+            scored = [(k, token) for k, token in enumerate(answer) if mask[k]]
+            logps.setdefault(side, []).append(sum(logits[n - 1 + k, token] for k, token in scored))
+            lengths.setdefault(side, []).append(len(scored))
     x = PairLogps(
         torch.stack(logps["chosen_ids"]),
         torch.stack(logps["rejected_ids"]),
@@ -44,7 +54,7 @@ def by_hand(model_dir, loss):
         torch.tensor(lengths["rejected_ids"]),
         *(torch.stack(logps[s]).detach() - 0.3 for s in ("chosen_ids", "rejected_ids")),
     )
-    loss(x).reduce(len(PAIRS), sum(lengths["chosen_ids"])).backward()
+    loss(x).reduce(len(pairs), sum(lengths["chosen_ids"])).backward()
     squares = {"chosen_ids": 0.0, "rejected_ids": 0.0}
     prompts = {}
     for side, pair, hidden in states:
@@ -58,19 +68,21 @@ def by_hand(model_dir, loss):
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
 @pytest.mark.parametrize("key", ["dpo", "adaipo", "adacpo", "sft"])
-def test_the_hook_reads_what_autograd_of_the_plain_model_gives(model_dir, layout, key):
+@pytest.mark.parametrize("pairs", [PAIRS, MASKED], ids=["whole answers", "turns"])
+def test_the_hook_reads_what_autograd_of_the_plain_model_gives(model_dir, layout, key, pairs):
     loss = build_loss(key)
     config = PolicyConfig(path=str(model_dir), dtype="float64", layout=layout)
     policy = PolicyModel(AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float64), config)
-    batch = collate(PAIRS, layout=layout, pad_id=0, step_pairs=3, step_chosen_tokens=7)
+    tokens = sum(sum(pair.chosen_mask) or len(pair.chosen_ids) for pair in pairs)
+    batch = collate(pairs, layout=layout, pad_id=0, step_pairs=3, step_chosen_tokens=tokens)
     seen = []
     policy.gradient_observer = lambda batch, gradient: seen.append(gradient_squares(batch, gradient))
     logps = policy(batch)
     x = pair_logps(batch, logps, logps.detach())
     # As by hand: the reference is 0.3 nats an answer below the policy.
     x = PairLogps(x.chosen, x.rejected, x.chosen_len, x.rejected_len, x.ref_chosen - 0.3, x.ref_rejected - 0.3)
-    loss(x).reduce(3, 7).backward()
-    assert seen[0].tolist() == pytest.approx(by_hand(model_dir, loss), rel=1e-9, abs=1e-18)
+    loss(x).reduce(3, tokens).backward()
+    assert seen[0].tolist() == pytest.approx(by_hand(model_dir, loss, pairs), rel=1e-9, abs=1e-18)
 
 
 class Collect(Callback):

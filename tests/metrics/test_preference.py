@@ -32,6 +32,7 @@ def make_step(count, seed, loss, filler=False, step_pairs=None):
         step_pairs=step_pairs or count,
         step_chosen_tokens=int(chosen_len.sum()),
         segments=tuple((1, int(c), int(r)) for c, r in zip(chosen_len, rejected_len, strict=True)),
+        scored_chosen=int(chosen_len.sum()),
         filler=filler,
     )
     policy, ref = torch.tensor(logps), torch.tensor(reference)

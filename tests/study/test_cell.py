@@ -113,6 +113,17 @@ def test_a_run_without_a_csv_log_is_an_error(tmp_path):
         last_values(tmp_path)
 
 
+def test_a_study_reads_the_validation_set_that_it_names(tmp_path):
+    logs = tmp_path / "csv" / "version_0"
+    logs.mkdir(parents=True)
+    (logs / "metrics.csv").write_text("step,val/a/loss,val/a/rewards/margins,val/b/loss\n3,0.5,1.5,0.7\n")
+    found = last_values(tmp_path, "a")
+    assert (found["val/loss"], found["val/rewards/margins"], found["val/b/loss"]) == (0.5, 1.5, 0.7)
+    for name in (None, "c"):
+        with pytest.raises(UserError, match=r"validation_set: .*the validation sets of .* are: a, b"):
+            last_values(tmp_path, name)
+
+
 def test_a_preference_study_trains_answers_and_is_judged(tmp_path, model_dir, monkeypatch):
     """Your own model and data: fit, then `generate` and `evaluate` in processes of their own."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -27,6 +27,7 @@ def inspect_data(
     special_tokens: Literal["auto", "text", "parse"] = "auto",
     chat_template_kwargs: dict[str, Any] | None = None,
     lists: ListOptions = BEST_AGAINST_WORST,
+    score: Literal["assistant", "all"] = "assistant",
     examples: int = 3,
 ) -> None:
     """What preference data look like to a model: lengths, drops, cuts, duplicates, terminators, examples.
@@ -46,6 +47,7 @@ def inspect_data(
         special_tokens: As in ``fit``.
         chat_template_kwargs: As in ``fit``.
         lists: As in ``fit``.
+        score: As in ``fit``.
         examples: Pairs to show; the terminal shows a few lines of each text, the page all of it.
     """
     from rich.console import Console
@@ -64,6 +66,7 @@ def inspect_data(
         special_tokens=special_tokens,
         chat_template_kwargs=chat_template_kwargs,
         lists=lists,
+        score=score,
     )
     source = SourceConfig(data, subset, split, columns=columns, format=format)
     encoder = load_tokenizer(PolicyConfig(path=tokenizer))

@@ -1,4 +1,4 @@
-"""Chosen and rejected as whole conversations, as in UltraFeedback binarized."""
+"""Chosen and rejected as whole conversations, as in UltraFeedback binarized, or as trajectories of several turns."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from adadpo_lightning.data.schema import BadRow, PreferencePair, Row
 
 @register_format("conversations", lambda row: has(row, "chosen", "rejected") and is_list(row["chosen"]))
 def conversations(row: Row) -> PreferencePair:
-    """Chosen and rejected are whole conversations, as in UltraFeedback binarized: they differ in the last message."""
+    """Chosen and rejected are whole conversations: the messages that they share at the beginning are the prompt."""
     chosen, rejected = columns_of(row, "chosen", "rejected")
-    pair = from_conversations(messages_of(chosen, "chosen"), messages_of(rejected, "rejected"))
+    chosen, rejected = messages_of(chosen, "chosen"), messages_of(rejected, "rejected")
     asked = row.get("prompt")
     # As text the prompt column repeats a part of the conversation; as messages it is its beginning.
-    if is_list(asked) and messages_of(asked, "prompt") != pair.prompt:
-        raise BadRow("prompt differs", "the prompt column is not what chosen and rejected have before their answer")
-    return pair
+    if not is_list(asked):
+        return from_conversations(chosen, rejected)
+    prompt = messages_of(asked, "prompt")
+    if not chosen[: len(prompt)] == prompt == rejected[: len(prompt)]:
+        raise BadRow("prompt differs", "chosen and rejected do not both begin with the messages of the prompt column")
+    return from_conversations(chosen, rejected, len(prompt))

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from adadpo_lightning.data.schema import RESERVED, BadRow, Message, PreferencePair, Row
+from adadpo_lightning.data.schema import RESERVED, Answer, BadRow, Message, PreferencePair, Row
 
 ANSWER_NAMES = ("chosen", "completion", "response")
 
@@ -101,19 +101,53 @@ def only_answer(found: list[Message]) -> Message:
     return found[0]
 
 
-def from_conversations(chosen: list[Message], rejected: list[Message]) -> PreferencePair:
-    """A pair from two conversations that differ in their last message.
+def from_conversations(chosen: list[Message], rejected: list[Message], asked: int | None = None) -> PreferencePair:
+    """A pair from two conversations: what they share at their beginning is the prompt, the rest are the answers.
+
+    Args:
+        chosen: The preferred conversation.
+        rejected: The other one.
+        asked: Number of messages that the row gives as the prompt, equal in both; None if it gives none.
 
     Raises:
-        BadRow: If they differ before it.
+        BadRow: If one of them is the beginning of the other, or an answer would not begin and end with an assistant
+            message.
+
+    Example:
+        >>> hi, a, b = ({"role": role, "content": role} for role in ("user", "assistant", "tool"))
+        >>> pair = from_conversations([hi, a, b, a], [hi, a | {"content": "no"}])
+        >>> len(pair.prompt), len(pair.chosen), pair.rejected["content"]
+        (1, 3, 'no')
     """
-    if chosen[:-1] != rejected[:-1]:
-        raise BadRow("no shared prompt", "chosen and rejected differ before their last message")
-    return PreferencePair(chosen[:-1], only_answer(chosen[-1:]), only_answer(rejected[-1:]))
+    shared = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), None)
+    if shared is None:
+        if len(chosen) != len(rejected):
+            raise BadRow("no shared prompt", "one of chosen and rejected is the beginning of the other")
+        shared = len(chosen) - 1
+    answers = chosen[shared:], rejected[shared:]
+    if asked is None and len({answer[0]["role"] for answer in answers} | {"assistant"}) > 1:
+        roles = " and ".join(answer[0]["role"] for answer in answers)
+        raise BadRow("no shared prompt", f"message {shared + 1} is where they part, by {roles}, not by the assistant")
+    better, worse = map(answer_of, answers)
+    return PreferencePair(chosen[:shared], better, worse, shared_turns=asked is not None and shared > asked)
 
 
-def is_blank(value: Message | str | None) -> bool:
-    """Whether an answer has neither text nor tool calls."""
+def answer_of(found: list[Message]) -> Answer:
+    """An answer of one or several messages.
+
+    Raises:
+        BadRow: If its first or last message is not the assistant's.
+    """
+    if {found[0]["role"], found[-1]["role"]} != {"assistant"}:
+        roles = ", ".join(message["role"] for message in found)
+        raise BadRow("no single answer", f"an answer must begin and end with an assistant message, got: {roles}")
+    return found[0] if len(found) == 1 else found
+
+
+def is_blank(value: Answer | None) -> bool:
+    """Whether an answer, or one of its assistant messages, has neither text nor tool calls."""
+    if isinstance(value, list):
+        return any(is_blank(message) for message in value if message["role"] == "assistant")
     if isinstance(value, dict):
         return not (value.get("content") or "").strip() and not value.get("tool_calls")
     return value is not None and not value.strip()

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from adadpo_lightning.data.formats.fields import is_blank, number_of, template_kwargs_of, text_of, tools_of
-from adadpo_lightning.data.schema import IDENTICAL, BadRow, Message, PreferencePair, RankedList, Row, check_text
+from adadpo_lightning.data.schema import IDENTICAL, Answer, BadRow, PreferencePair, RankedList, Row, check_text
 from adadpo_lightning.errors import UserError, did_you_mean
 from adadpo_lightning.plugins import load_plugins
 
@@ -122,7 +122,7 @@ def read_pair(row: Row, fmt: str) -> PreferencePair | RankedList:
         ([{'role': 'user', 'content': 'Hi'}], 'Hello!')
     """
     pair = FORMATS[fmt].read(row)
-    answers: Mapping[str, Message | str | None]
+    answers: Mapping[str, Answer | None]
     if isinstance(pair, RankedList):
         answers = {f"answer {number}": answer for number, answer in enumerate(pair.answers, start=1)}
         if len(pair.answers) != len(pair.scores) or not answers:

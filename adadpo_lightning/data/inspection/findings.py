@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -21,22 +22,37 @@ if TYPE_CHECKING:
 PARTS = ("prompt", "chosen", "rejected")
 
 
+class Piece(NamedTuple):
+    """The text of a token, or of several tokens that only together make a character.
+
+    Args:
+        text: The text.
+        special: Whether it is a special token.
+        scored: Whether it is scored.
+    """
+
+    text: str
+    special: bool
+    scored: bool = True
+
+
 @dataclass(frozen=True)
 class Example:
     """One pair as the model sees it.
 
     Args:
         where: File and row.
-        texts: Decoded prompt, chosen and rejected tokens, special tokens included; those of the answers are scored.
+        texts: Decoded prompt, chosen and rejected tokens, special tokens included.
         tokens: Their counts.
-        pieces: The same texts token by token, and whether each is a special token. Tokens that only together make
-            a character are one piece.
+        scored: Number of scored tokens of each answer.
+        pieces: The same texts token by token.
     """
 
     where: str
     texts: dict[str, str]
     tokens: dict[str, int]
-    pieces: dict[str, list[tuple[str, bool]]]
+    scored: dict[str, int]
+    pieces: dict[str, list[Piece]]
 
 
 @dataclass(frozen=True)
@@ -135,11 +151,11 @@ def _scan(prepared: Prepared, tokenizer: PreTrainedTokenizerBase) -> _Seen:
             is_bos = prompt == tokenizer.bos_token_id
             seen.bos[int(is_bos.sum())] += 1
             seen.extra_bos += bool(is_bos[:2].sum() == 2 or (is_bos.sum() > 1 and not opens_turns))
-        for ids in (row["chosen_ids"], row["rejected_ids"]):
-            if len(ids):
+        for side in ("chosen", "rejected"):
+            if len(ids := row[f"{side}_ids"]):
                 end = int(ids[-1])
                 seen.endings[end] += 1
-                seen.doubled_ends += end in special and int((ids == end).sum()) > 1
+                seen.doubled_ends += end in special and _ends_inside(ids == end, row[f"{side}_mask"], row)
         key = str(row["prompt_key"])
         chosen, rejected = (hash(row[name].tobytes()) for name in ("chosen_ids", "rejected_ids"))
         seen.repeated_prompts += key in prompts
@@ -148,6 +164,16 @@ def _scan(prepared: Prepared, tokenizer: PreTrainedTokenizerBase) -> _Seen:
         prompts.add(key)
         known.add((key, chosen, rejected))
     return seen
+
+
+def _ends_inside(is_end: NDArray[np.bool_], mask: NDArray[np.bool_], row: dict[str, Any]) -> bool:
+    """Whether an answer has more terminators than scored turns."""
+    if not len(mask):
+        # Where all of several turns is scored, the number of turns is not known.
+        return not row["several_turns"] and int(is_end.sum()) > 1
+    scored = mask.astype(bool)
+    turns = int(scored[0]) + int((scored[1:] & ~scored[:-1]).sum())
+    return int(is_end[scored].sum()) > turns
 
 
 def _length_bias(chosen: NDArray[np.int64], rejected: NDArray[np.int64]) -> list[tuple[str, str]]:
@@ -208,15 +234,17 @@ def _examples(
         row: dict[str, Any] = prepared.pairs[pair]
         ids = {name: row[f"{name}_ids"] for name in PARTS if row[f"{name}_ids"]}
         texts = {name: tokenizer.decode(part) for name, part in ids.items()}
-        pieces = {name: pieces_of(tokenizer, part) for name, part in ids.items()}
-        examples.append(Example(prepared.where(pair), texts, {name: len(part) for name, part in ids.items()}, pieces))
+        pieces = {name: pieces_of(tokenizer, part, row.get(f"{name}_mask")) for name, part in ids.items()}
+        counts = {name: len(part) for name, part in ids.items()}
+        scored = {name: row[f"{name}_scored"] for name in ids if name != "prompt"}
+        examples.append(Example(prepared.where(pair), texts, counts, scored, pieces))
     return examples
 
 
-def pieces_of(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[tuple[str, bool]]:
-    """The text of each token in its place, and whether it is special; tokens of one character come together."""
+def pieces_of(tokenizer: PreTrainedTokenizerBase, ids: list[int], mask: Sequence[bool] | None = None) -> list[Piece]:
+    """The text of each token in its place; tokens of one character come together. Without a mask all are scored."""
     special = set(tokenizer.all_special_ids)
-    pieces: list[tuple[str, bool]] = []
+    pieces: list[Piece] = []
     before: list[int] = []
     group: list[int] = []
     for number, token in enumerate(ids):
@@ -225,6 +253,6 @@ def pieces_of(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[tuple[
         text = tokenizer.decode(before + group)[len(tokenizer.decode(before)) :]
         if text.endswith("\ufffd") and len(group) < 8 and number + 1 < len(ids):
             continue
-        pieces.append((text, token in special))
+        pieces.append(Piece(text, token in special, bool(mask[number]) if mask else True))
         before, group = [token], []
     return pieces

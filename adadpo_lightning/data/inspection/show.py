@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.resources import files
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-    from adadpo_lightning.data.inspection.findings import Example, Inspection
+    from adadpo_lightning.data.inspection.findings import Example, Inspection, Piece
 
 STYLES = {"prompt": "dim", "chosen": "green", "rejected": "red"}
 BAR_WIDTH = 30
@@ -44,10 +46,31 @@ def _example_lines(example: Example) -> list[RenderableType]:
 
     lines: list[RenderableType] = [Text(f"\n{example.where}", style="bold")]
     for name, text in example.texts.items():
-        scored = "" if name == "prompt" else ", scored"
-        lines.append(Text(f"{name}, {example.tokens[name]:,} tokens{scored}:"))
-        lines.append(Text(shortened(text), style=STYLES[name]))
+        lines.append(Text(f"{name}, {counted(example, name)}:"))
+        partly = name != "prompt" and example.scored[name] < example.tokens[name]
+        lines.append(Text(shortened(marked(example.pieces[name]) if partly else text), style=STYLES[name]))
     return lines
+
+
+def counted(example: Example, name: str) -> str:
+    """How many tokens a text has, and how many of them are scored."""
+    tokens = f"{example.tokens[name]:,} tokens"
+    if name == "prompt":
+        return tokens
+    scored = example.scored[name]
+    return f"{tokens}, scored" if scored == example.tokens[name] else f"{tokens}, {scored:,} scored, not «this»"
+
+
+def marked(pieces: Sequence[Piece]) -> str:
+    """The text with guillemets around what is not scored.
+
+    Example:
+        >>> from adadpo_lightning.data.inspection.findings import Piece
+        >>> marked([Piece("a", False), Piece("b", False, False), Piece("c", True, False)])
+        'a«bc»'
+    """
+    runs = ((scored, "".join(piece.text for piece in run)) for scored, run in groupby(pieces, lambda p: p.scored))
+    return "".join(text if scored else f"«{text}»" for scored, text in runs)
 
 
 def shortened(text: str, lines: int = SHOWN_LINES, characters: int = SHOWN_CHARACTERS) -> str:
@@ -85,4 +108,4 @@ def to_html(found: Inspection, title: str) -> str:
 
     source = files("adadpo_lightning.data.inspection").joinpath("page.html.jinja").read_text(encoding="utf-8")
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return page.from_string(source).render(found=found, title=title)
+    return page.from_string(source).render(found=found, title=title, counted=counted)
