@@ -29,6 +29,14 @@ class PairLogps:
         ref_rejected: ``l0_l``, `rejected` under the frozen reference, shape (B,).
         weight: Scales the pair's loss, shape (B,); None means 1.
         margin: Target margin added to the loss's own, in units of the score, shape (B,); None means 0.
+        chosen_tail: The part of `chosen` beyond the first ``min(n_w, n_l)`` tokens, nats, shape (B,), 0 for the shorter
+            answer; None unless the loss says that it `needs_tails`. So for the next three.
+        rejected_tail: The same of `rejected`, shape (B,).
+        ref_chosen_tail: The same of `ref_chosen`, shape (B,).
+        ref_rejected_tail: The same of `ref_rejected`, shape (B,).
+        chosen_log_collision: ``log sum_v p_v^2`` over the vocabulary under the policy, summed over the tokens of the
+            chosen answer, nats, without gradient, shape (B,); None unless the loss says that it `needs_collisions`.
+        rejected_log_collision: The same of the rejected answer, shape (B,).
     """
 
     chosen: Tensor
@@ -39,6 +47,12 @@ class PairLogps:
     ref_rejected: Tensor | None = None
     weight: Tensor | None = None
     margin: Tensor | None = None
+    chosen_tail: Tensor | None = None
+    rejected_tail: Tensor | None = None
+    ref_chosen_tail: Tensor | None = None
+    ref_rejected_tail: Tensor | None = None
+    chosen_log_collision: Tensor | None = None
+    rejected_log_collision: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Reject shapes that would broadcast silently, such as a weight of (B, 1)."""
@@ -190,6 +204,15 @@ class PreferenceBatch:
     def packed(self) -> bool:
         """Whether this is the packed layout."""
         return self.attention_mask is None
+
+    def in_tail(self) -> Tensor:
+        """Whether each scored token is beyond the first ``min(n_w, n_l)`` of its answer, bool, in flat order, (N,)."""
+        lengths = torch.cat([self.chosen_len, self.rejected_len])
+        shared = torch.minimum(self.chosen_len, self.rejected_len).repeat(2)
+        count = len(self.targets)
+        # Where the tail of each token's answer starts; with `output_size` nothing waits for the device.
+        start = (lengths.cumsum(0) - lengths + shared).repeat_interleave(lengths, output_size=count)
+        return torch.arange(count, device=start.device) >= start
 
     def _map(self, change: str, *args: object, **kwargs: object) -> PreferenceBatch:
         values = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -18,6 +18,7 @@ from adadpo_lightning.losses.fdpo import FDPO, AdaFDPO
 from adadpo_lightning.losses.functional import logistic_link
 from adadpo_lightning.losses.hinge import AdaHinge, Hinge
 from adadpo_lightning.losses.ipo import IPO, AdaIPO
+from adadpo_lightning.losses.lddpo import LDDPO, AdaLDDPO
 from adadpo_lightning.losses.lndpo import LNDPO, AdaLNDPO
 from adadpo_lightning.losses.minordpo import AdaMinorDPO, MinorDPO
 from adadpo_lightning.losses.mixture import Mixture
@@ -38,6 +39,7 @@ from adadpo_lightning.losses.simper import AdaSimPER, SimPER
 from adadpo_lightning.losses.simpo import AdaSimPO, SimPO
 from adadpo_lightning.losses.sppo import SPPO, AdaSPPO
 from adadpo_lightning.losses.variables import ImplicitReward, LogisticLoss, MeanLogp
+from adadpo_lightning.losses.wpo import WPO, AdaWPO
 
 __all__ = [
     "BCO",
@@ -49,12 +51,14 @@ __all__ = [
     "EXO",
     "FDPO",
     "IPO",
+    "LDDPO",
     "LNDPO",
     "NCA",
     "ORPO",
     "RDPO",
     "SFT",
     "SPPO",
+    "WPO",
     "APODown",
     "APOZero",
     "AdaAPODown",
@@ -73,6 +77,7 @@ __all__ = [
     "AdaFDPO",
     "AdaHinge",
     "AdaIPO",
+    "AdaLDDPO",
     "AdaLNDPO",
     "AdaMinorDPO",
     "AdaNCA",
@@ -82,6 +87,7 @@ __all__ = [
     "AdaSPPO",
     "AdaSimPER",
     "AdaSimPO",
+    "AdaWPO",
     "Adaptive",
     "AdaptiveGradient",
     "AlphaPO",

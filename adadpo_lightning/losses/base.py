@@ -83,6 +83,16 @@ class PreferenceLoss(ABC):
         """Whether pairs may have a target margin of their own."""
         return True
 
+    @property
+    def needs_tails(self) -> bool:
+        """Whether the loss reads the sums beyond the first ``min(n_w, n_l)`` tokens, `PairLogps.chosen_tail` etc."""
+        return False
+
+    @property
+    def needs_collisions(self) -> bool:
+        """Whether the loss reads ``log sum_v p_v^2``, `PairLogps.chosen_log_collision`; it costs time."""
+        return False
+
     @abstractmethod
     def __call__(self, x: PairLogps) -> LossOutput:
         """Compute the loss of each pair.

@@ -96,6 +96,16 @@ class Mixture(PreferenceLoss):
         """Whether every part does."""
         return all(part.takes_margin for part in self.losses)
 
+    @property
+    def needs_tails(self) -> bool:
+        """Whether any part does."""
+        return any(part.needs_tails for part in self.losses)
+
+    @property
+    def needs_collisions(self) -> bool:
+        """Whether any part does."""
+        return any(part.needs_collisions for part in self.losses)
+
     def __call__(self, x: PairLogps) -> LossOutput:
         """Compute the weighted sum of the parts."""
         x = x.in_float32()

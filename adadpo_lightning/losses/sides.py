@@ -39,6 +39,36 @@ def log_ratios(x: PairLogps) -> Sides:
     return Sides(x.chosen - x.ref_chosen, x.rejected - x.ref_rejected)
 
 
+def tail_log_ratios(x: PairLogps) -> Sides:
+    """The part of `log_ratios` beyond the first ``min(n_w, n_l)`` tokens; 0 for the shorter answer.
+
+    Raises:
+        UserError: If the pair has no tails.
+    """
+    if x.chosen_tail is None or x.rejected_tail is None or x.ref_chosen_tail is None or x.ref_rejected_tail is None:
+        raise UserError(
+            "PairLogps.chosen_tail",
+            "this loss needs the sums beyond the shorter answer's length under policy and reference, got None",
+            "pass chosen_tail, rejected_tail, ref_chosen_tail and ref_rejected_tail",
+        )
+    return Sides(x.chosen_tail - x.ref_chosen_tail, x.rejected_tail - x.ref_rejected_tail)
+
+
+def log_collisions(x: PairLogps) -> Sides:
+    """``log sum_v p_v^2`` under the policy, summed over tokens.
+
+    Raises:
+        UserError: If the pair does not have it.
+    """
+    if x.chosen_log_collision is None or x.rejected_log_collision is None:
+        raise UserError(
+            "PairLogps.chosen_log_collision",
+            "this loss needs the policy's collision probabilities, got None",
+            "pass chosen_log_collision and rejected_log_collision",
+        )
+    return Sides(x.chosen_log_collision, x.rejected_log_collision)
+
+
 def per_token(sides: Sides, x: PairLogps) -> Sides:
     """Divide a sum over each answer's tokens by the number of its tokens."""
     return Sides(sides.chosen / x.chosen_len, sides.rejected / x.rejected_len)

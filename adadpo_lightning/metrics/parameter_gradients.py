@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -17,7 +17,19 @@ if TYPE_CHECKING:
     from adadpo_lightning.types import PairLogps, PreferenceBatch
 
 
-def part_slopes(loss: PreferenceLoss, x: PairLogps, pairs: int, chosen_tokens: int) -> dict[str, Tensor]:
+class Slope(NamedTuple):
+    """Derivative of a part of the loss with respect to sums over an answer's tokens, each (B,).
+
+    Args:
+        answer: With respect to the sum over all tokens.
+        tail: With respect to the sum over the tail alone, `PairLogps.chosen_tail`; None if the loss reads no tails.
+    """
+
+    answer: Tensor
+    tail: Tensor | None = None
+
+
+def part_slopes(loss: PreferenceLoss, x: PairLogps, pairs: int, chosen_tokens: int) -> dict[str, Slope]:
     """Derivative of each part of the loss with respect to the summed log-probabilities of the answers.
 
     Args:
@@ -28,33 +40,41 @@ def part_slopes(loss: PreferenceLoss, x: PairLogps, pairs: int, chosen_tokens: i
 
     Returns:
         ``chosen`` and ``rejected`` (of the contrastive part) if the loss reads rejected answers, and ``nll`` if the
-        loss has that part; each of shape (B,).
+        loss has that part.
 
     Example:
         >>> from adadpo_lightning.losses import CPO
         >>> from adadpo_lightning.types import PairLogps
         >>> x = PairLogps(torch.tensor([-2.0]), torch.tensor([-2.0]), torch.tensor([4]), torch.tensor([4]))
-        >>> {name: round(slope.item(), 3) for name, slope in part_slopes(CPO(beta=0.1), x, 1, 4).items()}
+        >>> {name: round(slope.answer.item(), 3) for name, slope in part_slopes(CPO(beta=0.1), x, 1, 4).items()}
         {'chosen': -0.05, 'rejected': 0.05, 'nll': -0.25}
     """
+    names = ("chosen", "rejected", *(("chosen_tail", "rejected_tail") if loss.needs_tails else ()))
     with torch.enable_grad():
-        chosen, rejected = x.chosen.detach().requires_grad_(), x.rejected.detach().requires_grad_()
-        output = loss(replace(x, chosen=chosen, rejected=rejected))
-        slopes = {}
+        leaves = {name: getattr(x, name).detach().requires_grad_() for name in names}
+        output = loss(replace(x, **leaves))
+        slopes: dict[str, Slope] = {}
         if loss.needs_rejected:
             contrast = output.per_pair.sum() / pairs
-            both = torch.autograd.grad(contrast, (chosen, rejected), retain_graph=True, materialize_grads=True)
-            slopes = dict(zip(("chosen", "rejected"), both, strict=True))
+            found = torch.autograd.grad(contrast, list(leaves.values()), retain_graph=True, materialize_grads=True)
+            by_name = dict(zip(names, found, strict=True))
+            slopes = {side: Slope(by_name[side], by_name.get(f"{side}_tail")) for side in ("chosen", "rejected")}
         if output.nll is not None:
-            slopes["nll"] = torch.autograd.grad(output.nll.sum() / chosen_tokens, chosen)[0]
+            slopes["nll"] = Slope(torch.autograd.grad(output.nll.sum() / chosen_tokens, leaves["chosen"])[0])
     return slopes
 
 
-def token_weights(slope: Tensor, part: str, batch: PreferenceBatch) -> Tensor:
+def token_weights(slope: Slope, part: str, batch: PreferenceBatch) -> Tensor:
     """Derivative of a part with respect to the log-probability of each scored token, in flat order, (N,)."""
-    zero = torch.zeros_like(slope)
-    sides = [zero, slope] if part == "rejected" else [slope, zero]
-    return torch.cat(sides).repeat_interleave(torch.cat([batch.chosen_len, batch.rejected_len]))
+    lengths = torch.cat([batch.chosen_len, batch.rejected_len])
+
+    def by_token(values: Tensor) -> Tensor:
+        zero = torch.zeros_like(values)
+        sides = [zero, values] if part == "rejected" else [values, zero]
+        return torch.cat(sides).repeat_interleave(lengths)
+
+    weights = by_token(slope.answer)
+    return weights if slope.tail is None else weights + by_token(slope.tail) * batch.in_tail()
 
 
 def part_norms(products: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

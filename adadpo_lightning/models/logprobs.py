@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -9,6 +10,44 @@ from torch.autograd.function import once_differentiable
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+# Rows of a chunk whose probabilities exist at a time for `TokenStatistics`.
+_ROWS = 64
+
+
+@dataclass(frozen=True)
+class TokenStatistics:
+    """Numbers of the whole distribution that each scored token was drawn from, in no graph; None if not requested.
+
+    Args:
+        entropies: Entropy, nats, shape (N,).
+        log_collisions: ``log sum_v p_v^2`` over the vocabulary, the logarithm of the probability that two draws are
+            equal, shape (N,).
+    """
+
+    entropies: Tensor | None = None
+    log_collisions: Tensor | None = None
+
+    @classmethod
+    def empty(cls, like: Tensor, *, entropies: bool, log_collisions: bool) -> TokenStatistics | None:
+        """Buffers for the statistics of the tokens that the hidden states `like` predict; None if none is wanted."""
+        if not (entropies or log_collisions):
+            return None
+        made = [
+            like.new_empty(len(like), dtype=_wide(like.dtype)) if on else None for on in (entropies, log_collisions)
+        ]
+        return cls(*made)
+
+    def write(self, part: slice, logps: Tensor) -> None:
+        """Write those of some tokens, from the log-probabilities of all tokens of the vocabulary, (tokens, V)."""
+        for start in range(0, len(logps), _ROWS):
+            p = logps[start : start + _ROWS].exp()
+            rows = slice(part.start + start, part.start + start + len(p))
+            if self.entropies is not None:
+                self.entropies[rows] = torch.special.entr(p).sum(-1)
+            if self.log_collisions is not None:
+                self.log_collisions[rows] = p.square_().sum(-1).log_()
 
 
 class LogitTransform(NamedTuple):
@@ -43,7 +82,7 @@ def token_logps(
     bias: Tensor | None = None,
     chunk_size: int = 1024,
     transform: LogitTransform | None = None,
-    entropies: Tensor | None = None,
+    statistics: TokenStatistics | None = None,
 ) -> Tensor:
     """Log-probability of each target under ``softmax(transform(hidden @ weight.T + bias))``.
 
@@ -65,7 +104,7 @@ def token_logps(
         bias: The head's bias, shape (V,).
         chunk_size: Number of tokens per chunk.
         transform: Transform that the architecture applies to its logits.
-        entropies: Output buffer for the entropy of each softmax in nats, shape (N,), dtype of the result; no gradient.
+        statistics: Statistics of each softmax to write, of the result's dtype.
 
     Returns:
         Log-probabilities in nats, shape (N,), float32 or, for float64 input, float64.
@@ -81,7 +120,7 @@ def token_logps(
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     result: Tensor = _ChunkedLogps.apply(  # type: ignore[no-untyped-call]  # untyped in torch
-        hidden, weight, bias, targets, chunk_size, transform or LogitTransform(), entropies
+        hidden, weight, bias, targets, chunk_size, transform or LogitTransform(), statistics
     )
     return result
 
@@ -132,7 +171,7 @@ class _ChunkedLogps(torch.autograd.Function):
         targets: Tensor,
         chunk_size: int,
         transform: LogitTransform,
-        entropies: Tensor | None,
+        statistics: TokenStatistics | None,
     ) -> Tensor:
         chunks = _Chunks(hidden, weight, bias, chunk_size, transform)
         logps = hidden.new_empty(len(hidden), dtype=_wide(hidden.dtype))
@@ -145,8 +184,8 @@ class _ChunkedLogps(torch.autograd.Function):
                 slope = transform.slope(logits)
             torch.log_softmax(logits, -1, out=logits)
             logps[part] = logits.gather(1, targets[part, None]).squeeze(1)
-            if entropies is not None:
-                entropies[part] = torch.special.entr(logits.exp()).sum(-1)
+            if statistics is not None:
+                statistics.write(part, logits)
             if rows is not None:
                 errors = _errors(logits.exp_(), slope, targets[part, None])
                 torch.mm(errors.to(hidden.dtype), weight, out=rows[part])

@@ -18,7 +18,7 @@ from adadpo_lightning.models.activations import offloading
 from adadpo_lightning.models.adapters import REFERENCE
 from adadpo_lightning.models.attention import registry as attention
 from adadpo_lightning.models.attention.layout import PackedLayout
-from adadpo_lightning.models.logprobs import LogitTransform, token_logps
+from adadpo_lightning.models.logprobs import LogitTransform, TokenStatistics, token_logps
 from adadpo_lightning.models.selfcheck import check_forward
 from adadpo_lightning.models.sharding import decoder_blocks
 
@@ -53,7 +53,7 @@ class PolicyModel(nn.Module):
         # Called in the backward pass with the batch and the gradient at the hidden state of each scored token, (N, D).
         self.gradient_observer: Callable[[PreferenceBatch, Tensor], None] | None = None
         self.token_entropy = config.token_entropy
-        self._entropies: Tensor | None = None
+        self._statistics: TokenStatistics | None = None
         self._plain_attention = attention_of(self.causal_lm.config)
         if self.layout == "packed":
             attention.register(opaque=config.compile)
@@ -113,18 +113,23 @@ class PolicyModel(nn.Module):
         finally:
             self.causal_lm.set_attn_implementation(current)
 
-    def forward(self, batch: PreferenceBatch) -> Tensor:
-        """Log-probability of each scored token in the batch's flat order, nats, shape (N,), float32 or wider."""
+    def forward(self, batch: PreferenceBatch, *, log_collisions: bool = False) -> Tensor:
+        """Log-probability of each scored token in the batch's flat order, nats, shape (N,), float32 or wider.
+
+        Args:
+            batch: The micro-batch.
+            log_collisions: Whether `take_statistics` shall have them; they cost a pass over all logits.
+        """
         hidden = self.hidden_states(batch).flatten(0, 1).index_select(0, batch.predict)
         if self.gradient_observer is not None and hidden.requires_grad:
             hook = partial(self.gradient_observer, batch)
             hidden.register_hook(hook)  # type: ignore[no-untyped-call]  # untyped in torch
-        return self._logps(hidden, batch.targets)
+        return self._logps(hidden, batch.targets, log_collisions)
 
-    def take_entropies(self) -> Tensor | None:
-        """Return and clear the entropies of the last forward pass, nats, (N,); None if they are disabled."""
-        entropies, self._entropies = self._entropies, None
-        return entropies
+    def take_statistics(self) -> TokenStatistics:
+        """Return and clear the statistics of the last forward pass."""
+        statistics, self._statistics = self._statistics, None
+        return statistics or TokenStatistics()
 
     def hidden_states(self, batch: PreferenceBatch) -> Tensor:
         """Last hidden states of the backbone, shape (rows, length, D)."""
@@ -139,12 +144,13 @@ class PolicyModel(nn.Module):
         hidden: Tensor = output.last_hidden_state
         return hidden
 
-    def _logps(self, hidden: Tensor, targets: Tensor) -> Tensor:
+    def _logps(self, hidden: Tensor, targets: Tensor, log_collisions: bool) -> Tensor:
         head = self.causal_lm.get_output_embeddings()
-        if type(head) is nn.Linear:
-            if self.token_entropy:
-                wide = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-                self._entropies = torch.empty(len(hidden), dtype=wide, device=hidden.device)
+        plain = type(head) is nn.Linear
+        statistics = self._statistics = TokenStatistics.empty(
+            hidden, entropies=self.token_entropy and plain, log_collisions=log_collisions
+        )
+        if plain:
             return token_logps(
                 hidden,
                 head.weight,
@@ -152,17 +158,25 @@ class PolicyModel(nn.Module):
                 bias=head.bias,
                 chunk_size=self.head_chunk_size,
                 transform=self.transform,
-                entropies=self._entropies,
+                statistics=statistics,
             )
         # A head with an adapter is more than one matrix: run the module itself, chunk by chunk.
-        size = self.head_chunk_size
-        chunks = zip(torch.split(hidden, size), torch.split(targets, size), strict=True)
-        return torch.cat([checkpoint(self._module_logps, head, h, t, use_reentrant=False) for h, t in chunks])
+        logps = []
+        for start in range(0, max(len(hidden), 1), self.head_chunk_size):
+            part = slice(start, start + self.head_chunk_size)
+            arguments = head, hidden[part], targets[part], statistics, part
+            logps.append(checkpoint(self._module_logps, *arguments, use_reentrant=False))
+        return torch.cat(logps)
 
-    def _module_logps(self, head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
+    def _module_logps(
+        self, head: nn.Module, hidden: Tensor, targets: Tensor, statistics: TokenStatistics | None, part: slice
+    ) -> Tensor:
         logits = head(hidden)
         logits = self.transform.apply_(logits.double() if logits.dtype == torch.float64 else logits.float().clone())
-        return logits.log_softmax(-1).gather(1, targets[:, None]).squeeze(1)
+        logps = logits.log_softmax(-1)
+        if statistics is not None:
+            statistics.write(part, logps.detach())
+        return logps.gather(1, targets[:, None]).squeeze(1)
 
 
 def choose_layout(asked: Literal["auto", "packed", "padded"], model: Any) -> Literal["packed", "padded"]:

@@ -186,9 +186,9 @@ class PreferenceLitModule(PolicyModule):
         if self.reference_mode == "synced" and self.sync.due(self.trainer.global_step + 1):
             sync(self.built_policy, getattr(self, "synced_reference", None), self.sync.alpha)
 
-    def forward(self, batch: PreferenceBatch) -> Tensor:
-        """Log-probability of each scored token of the batch, nats, shape (N,)."""
-        logps: Tensor = self.built_policy(batch)
+    def forward(self, batch: PreferenceBatch, *, log_collisions: bool = False) -> Tensor:
+        """Log-probability of each scored token of the batch, nats, shape (N,); see `PolicyModel.forward`."""
+        logps: Tensor = self.built_policy(batch, log_collisions=log_collisions)
         return logps
 
     def position(self) -> Position:
@@ -210,20 +210,22 @@ class PreferenceLitModule(PolicyModule):
 
     def step(self, batch: PreferenceBatch) -> tuple[Tensor, StepOutput]:
         """One micro-batch's share of its optimizer step's loss, and what callbacks read."""
-        logps = self(batch)
-        entropies = self.built_policy.take_entropies()
+        logps = self(batch, log_collisions=self.loss.needs_collisions)
+        statistics = self.built_policy.take_statistics()
         reference = batch.ref_logps
         if reference is None and self._reference is not None:
             # Outside `inference_mode` tensors of either mode mix freely, and no graph is wanted.
             with torch.no_grad():
                 reference = self._reference(batch)
-        pairs = pair_logps(batch, logps, reference)
+        pairs = pair_logps(
+            batch, logps, reference, tails=self.loss.needs_tails, log_collisions=statistics.log_collisions
+        )
         output = self.current_loss()(pairs)
         share = output.reduce(batch.step_pairs, batch.step_chosen_tokens)
         if batch.filler:
             share = share * 0.0
         kl = None if reference is None else sum_by_answer(kl_terms(logps.detach() - reference), batch)
-        entropy = None if entropies is None else sum_by_answer(entropies, batch)
+        entropy = None if statistics.entropies is None else sum_by_answer(statistics.entropies, batch)
         options = self.loss.scheduled_values(*self.position()) if self.loss.scheduled else {}
         return share, StepOutput(detached(pairs), detached(output), share.detach(), kl, entropy, options)
 

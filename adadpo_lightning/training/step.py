@@ -22,10 +22,36 @@ def sum_by_answer(values: Tensor, batch: PreferenceBatch) -> Tensor:
     return torch.segment_reduce(values, "sum", lengths=lengths, unsafe=True)
 
 
-def pair_logps(batch: PreferenceBatch, logps: Tensor, reference: Tensor | None = None) -> PairLogps:
-    """From per-token log-probabilities (N,) to what a loss reads."""
+def pair_logps(
+    batch: PreferenceBatch,
+    logps: Tensor,
+    reference: Tensor | None = None,
+    *,
+    tails: bool = False,
+    log_collisions: Tensor | None = None,
+) -> PairLogps:
+    """From numbers per scored token to what a loss reads.
+
+    Args:
+        batch: The micro-batch.
+        logps: Log-probability of each scored token, in the batch's flat order, nats, shape (N,).
+        reference: The same under the reference.
+        tails: Whether the loss needs the sums beyond the shorter answer's length.
+        log_collisions: ``log sum_v p_v^2`` at each token, shape (N,), if the loss needs its sums.
+    """
+
+    def sides(values: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        if values is None:
+            return None, None
+        chosen, rejected = sum_by_answer(values, batch).chunk(2)
+        return chosen, rejected
+
+    tail = batch.in_tail() if tails else None
     chosen, rejected = sum_by_answer(logps, batch).chunk(2)
-    ref_chosen, ref_rejected = (None, None) if reference is None else sum_by_answer(reference, batch).chunk(2)
+    ref_chosen, ref_rejected = sides(reference)
+    chosen_tail, rejected_tail = sides(None if tail is None else logps * tail)
+    ref_chosen_tail, ref_rejected_tail = sides(None if tail is None or reference is None else reference * tail)
+    chosen_log_collision, rejected_log_collision = sides(log_collisions)
     return PairLogps(
         chosen=chosen,
         rejected=rejected,
@@ -35,6 +61,12 @@ def pair_logps(batch: PreferenceBatch, logps: Tensor, reference: Tensor | None =
         ref_rejected=ref_rejected,
         weight=batch.weight,
         margin=batch.margin,
+        chosen_tail=chosen_tail,
+        rejected_tail=rejected_tail,
+        ref_chosen_tail=ref_chosen_tail,
+        ref_rejected_tail=ref_rejected_tail,
+        chosen_log_collision=chosen_log_collision,
+        rejected_log_collision=rejected_log_collision,
     )
 
 

@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -84,25 +85,36 @@ def answers_of(batch):
     return sides
 
 
-def sequence_logps(model, sequences):
-    return torch.stack([model(s[None]).logits[0, n - 1 : -1].log_softmax(-1)
-                        .gather(1, s[n:, None]).sum() for s, n in sequences])  # fmt: skip
+def sequence_logps(model, sequences, others):
+    """Each answer's log-probability and its tail beyond the length of the other answer."""
+    sums, tails = [], []
+    for s, n in sequences:
+        tokens = model(s[None]).logits[0, n - 1 : -1].log_softmax(-1).gather(1, s[n:, None]).squeeze(1)
+        sums.append(tokens.sum())
+        tails.append(tokens[len(others[len(tails)][0]) - others[len(tails)][1] :].sum())
+    return torch.stack(sums), torch.stack(tails)
 
 
 def by_hand(model_dir, weights, batch, loss):
     """Each answer alone through transformers; one side's log-probabilities detached in the loss."""
     model = plain_model(model_dir, weights)
-    chosen, rejected = (sequence_logps(model, side) for side in answers_of(batch))
+    sides = answers_of(batch)
+    chosen, rejected = sequence_logps(model, *sides), sequence_logps(model, *sides[::-1])
     with torch.no_grad():
         reference = plain_model(model_dir)
-        ref_chosen, ref_rejected = (sequence_logps(reference, side) for side in answers_of(batch))
+        ref_chosen, ref_rejected = sequence_logps(reference, *sides), sequence_logps(reference, *sides[::-1])
 
     def given(chosen, rejected):
-        return loss(PairLogps(chosen, rejected, batch.chosen_len, batch.rejected_len, ref_chosen, ref_rejected))
+        x = PairLogps(chosen[0], rejected[0], batch.chosen_len, batch.rejected_len, ref_chosen[0], ref_rejected[0])
+        tails = {"chosen_tail": chosen[1], "rejected_tail": rejected[1]}
+        return loss(replace(x, **tails, ref_chosen_tail=ref_chosen[1], ref_rejected_tail=ref_rejected[1]))
+
+    def held(side):
+        return [value.detach() for value in side]
 
     parts = {
-        "chosen": given(chosen, rejected.detach()).per_pair.mean(),
-        "rejected": given(chosen.detach(), rejected).per_pair.mean(),
+        "chosen": given(chosen, held(rejected)).per_pair.mean(),
+        "rejected": given(held(chosen), rejected).per_pair.mean(),
     }
     if (nll := given(chosen, rejected).nll) is not None:
         parts["nll"] = nll.sum() / batch.chosen_len.sum()
@@ -130,7 +142,7 @@ def by_hand(model_dir, weights, batch, loss):
     return expected
 
 
-@pytest.mark.parametrize("key", ["dpo", "adaorpo", "adacpo"])
+@pytest.mark.parametrize("key", ["dpo", "adaorpo", "adacpo", "adalddpo"])
 def test_the_numbers_are_those_of_autograd_of_the_plain_model(model_dir, pairs_file, key):
     spy, rows = Spy(), Rows()
     fit(module(model_dir, key), pairs_file, [spy, ParameterGradientBalance(2), rows])

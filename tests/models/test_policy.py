@@ -232,9 +232,9 @@ def test_entropies_are_those_of_full_logits_and_change_no_gradient(layout):
     b = batch(layout)
     grads = [torch.autograd.grad(p(b).square().sum(), list(p.parameters())) for p in (plain, policy)]
     assert all(torch.equal(a, c) for a, c in zip(*grads, strict=True))
-    entropies = policy.take_entropies()
+    entropies = policy.take_statistics().entropies
     hidden = policy.hidden_states(b).flatten(0, 1)[b.predict]
     logps = policy.causal_lm.get_output_embeddings()(hidden).log_softmax(-1)
     torch.testing.assert_close(entropies, -(logps.exp() * logps).sum(-1), rtol=1e-9, atol=1e-9)
-    assert policy.take_entropies() is None
-    assert plain.take_entropies() is None
+    assert policy.take_statistics().entropies is None
+    assert plain.take_statistics().entropies is None

@@ -14,7 +14,7 @@ from tests.support.tiny import make_adapter_dir, make_model_dir, make_rows, writ
 pytestmark = pytest.mark.distributed
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "USE_LIBUV": "0"}
 WHOLE_RUNS = ["dpo", "adadpo", "cpo", "lora", "cached", "adapter", "adapter-cached", "path", "synced"]
-WHOLE_RUNS += ["hsdp", "offload", "saving", "padded"]
+WHOLE_RUNS += ["hsdp", "offload", "saving", "padded", "lddpo", "wpo"]
 RESUMED_RUNS = ["dpo-resumed", "lora-resumed", "synced-resumed"]
 
 

@@ -57,6 +57,8 @@ CASES = {
     "offload": Case("dpo", model="tied", strategy={"cpu_offload": True}),
     "saving": Case("adacpo", policy={"gradient_checkpointing": "selective", "offload_activations": True}),
     "padded": Case("ipo", policy={"layout": "padded"}),
+    "lddpo": Case("adalddpo", reference="cached"),
+    "wpo": Case("wpo", policy={"lora": LoraOptions(r=2)}),
     "unclipped": Case("dpo", clip=None),
     "dies": Case("simpo", save=True, dies=True),
     "dpo-resumed": Case("dpo", resume="dpo"),

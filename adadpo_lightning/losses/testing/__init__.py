@@ -46,6 +46,7 @@ def check_loss(loss: PreferenceLoss, *, seed: int = 0) -> None:
     x = sample_pairs(64, seed=seed)
     general.check_output(loss, x)
     general.check_reference(loss, x)
+    general.check_sums_of_tokens(loss, x)
     general.check_pairs_are_independent(loss, x)
     general.check_extremes(loss)
     general.check_weight_and_margin(loss, x)

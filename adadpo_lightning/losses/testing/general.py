@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -54,6 +54,19 @@ def check_reference(loss: PreferenceLoss, x: PairLogps) -> None:
         return
     expect(not loss.needs_reference, "needs_reference is True, yet the loss works without a reference")
     equal("per_pair with and without a reference that is not needed", without.per_pair, loss(x).per_pair)
+
+
+def check_sums_of_tokens(loss: PreferenceLoss, x: PairLogps) -> None:
+    """`needs_tails` and `needs_collisions` tell the truth."""
+    for need, part in (("needs_tails", "_tail"), ("needs_collisions", "_log_collision")):
+        without: dict[str, Any] = {f.name: None for f in fields(x) if f.name.endswith(part)}
+        bare = replace(x, **without)
+        try:
+            loss(bare)
+            found = False
+        except UserError:
+            found = True
+        expect(getattr(loss, need) == found, f"{need} must be {found}: that is whether the loss raises without them")
 
 
 def check_pairs_are_independent(loss: PreferenceLoss, x: PairLogps) -> None:
