@@ -82,6 +82,7 @@ class LossOutput:
             so that there is no ratio; None for ``sft``.
         log_balance_policy: The same in policy space per token, one definition for all losses; None for ``sft``.
         clipped: Whether the coefficient is at its ceiling, bool, shape (B,); None for plain losses.
+        pair_weight: Weight that the loss itself gives the pair, detached, shape (B,); None if it gives none.
     """
 
     per_pair: Tensor
@@ -92,6 +93,7 @@ class LossOutput:
     log_balance: Tensor | None = None
     log_balance_policy: Tensor | None = None
     clipped: Tensor | None = None
+    pair_weight: Tensor | None = None
 
     def reduce(self, pairs: int | Tensor, chosen_tokens: int | Tensor) -> Tensor:
         """The scalar loss: pair mean of the contrastive part plus token mean of the NLL part.

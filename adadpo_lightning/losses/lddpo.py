@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @register_loss("lddpo", twin=False)
 @dataclass(frozen=True)
 class LDDPO(DPO):
-    """LD-DPO: `DPO` whose tokens beyond the shorter answer's length count `alpha` times, arXiv 2409.06411, eq. 10.
+    """LD-DPO: `DPO` whose tokens beyond the shorter answer's length count `alpha` times, arXiv 2409.06411.
 
     ``-logsigmoid(beta (k_w - k_l))``, k the log-ratio summed over the first ``min(n_w, n_l)`` tokens of the answer plus
     alpha times that over the rest.

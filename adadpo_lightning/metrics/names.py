@@ -18,6 +18,9 @@ REWARDS_REJECTED = "rewards/rejected"
 REWARDS_MARGINS = "rewards/margins"
 REWARDS_ACCURACIES = "rewards/accuracies"
 
+# Mean weight that a loss such as wpo gives its pairs.
+PAIR_WEIGHT = "pair_weight/mean"
+
 # Ratio of chosen to rejected gradient, geometric means; the adaptive coefficient.
 BALANCE_RATIO = "grad_balance/ratio"
 BALANCE_RATIO_POLICY = "grad_balance/ratio_policy"

@@ -82,6 +82,7 @@ def _contrast(step: StepOutput, count: int) -> Statistics:
         names.REWARDS_ACCURACIES: successes(chosen, rejected),
         names.BALANCE_COEFFICIENT: loss.coefficient,
         names.BALANCE_CLIPPED: None if loss.clipped is None else loss.clipped.to(chosen.dtype),
+        names.PAIR_WEIGHT: loss.pair_weight,
         names.BALANCE_RATIO: loss.log_balance,
         names.BALANCE_RATIO_POLICY: loss.log_balance_policy,
     }
