@@ -145,6 +145,10 @@ class PairwiseLoss(PreferenceLoss):
         """Weighted negative log-likelihood of the chosen answers, summed over tokens; None if there is no such term."""
         return None
 
+    def pair_weight(self, x: PairLogps) -> Tensor | None:
+        """Weight that the loss itself gives each pair, without gradient, shape (B,); None if it gives none."""
+        return None
+
     @property
     def sums_tokens(self) -> bool:
         """Whether the variable is a sum over tokens (dpo) rather than their mean (simpo)."""
@@ -173,7 +177,9 @@ class PairwiseLoss(PreferenceLoss):
         log_c, clipped = self.log_coefficient(x)
         coefficient = log_c.exp()
         scores = Sides(self.apply_coefficient(self.score(v.chosen), coefficient), self.rejected_score(v.rejected))
-        per_pair, nll = self.contrast(scores, x), self.nll(x)
+        per_pair, nll, own_weight = self.contrast(scores, x), self.nll(x), self.pair_weight(x)
+        if own_weight is not None:
+            per_pair = per_pair * own_weight
         if x.weight is not None:
             per_pair = per_pair * x.weight
             nll = None if nll is None else nll * x.weight
@@ -189,6 +195,7 @@ class PairwiseLoss(PreferenceLoss):
             log_balance=own,
             log_balance_policy=policy,
             clipped=clipped,
+            pair_weight=own_weight,
         )
 
     def _log_balance(self, x: PairLogps, v: Sides, log_c: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,7 +16,7 @@ from adadpo_lightning.losses.sides import Sides, log_collisions, logps, per_toke
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from adadpo_lightning.types import LossOutput, PairLogps
+    from adadpo_lightning.types import PairLogps
 
 
 @register_loss("wpo", twin=False)
@@ -59,14 +59,6 @@ class WPO(DPO):
             log_w = per_token(Sides(sums.chosen - collisions.chosen, sums.rejected - collisions.rejected), x)
             weight = (log_w.chosen + log_w.rejected).exp()
             return weight if self.max_weight is None else weight.clamp(max=self.max_weight)
-
-    def contrast(self, scores: Sides, x: PairLogps) -> Tensor:
-        """That of DPO, weighted."""
-        return self.pair_weight(x) * super().contrast(scores, x)
-
-    def __call__(self, x: PairLogps) -> LossOutput:
-        """The loss, and the weights in its output."""
-        return replace(super().__call__(x), pair_weight=self.pair_weight(x.in_float32()))
 
 
 @register_loss("adawpo")

@@ -17,6 +17,7 @@ from adadpo_lightning.losses.testing import (
     own_log_balance,
     plain_counterpart,
     sample_pairs,
+    with_token_sums,
 )
 from adadpo_lightning.types import PairLogps
 
@@ -44,7 +45,7 @@ def drawn_pairs(draw, dtype=torch.float64):
     rows = draw(st.lists(row, min_size=1, max_size=6))
     chosen, rejected, ref_chosen, ref_rejected, n_w, n_l = zip(*rows, strict=True)
     sums = [torch.tensor(column, dtype=dtype) for column in (chosen, rejected, ref_chosen, ref_rejected)]
-    return PairLogps(sums[0], sums[1], torch.tensor(n_w), torch.tensor(n_l), sums[2], sums[3])
+    return with_token_sums(PairLogps(sums[0], sums[1], torch.tensor(n_w), torch.tensor(n_l), sums[2], sums[3]))
 
 
 def test_every_plain_pairwise_loss_has_a_twin():
@@ -207,7 +208,9 @@ def test_coefficient_of_the_other_twins_by_hand():
         return s(r) * s(-r)
 
     gradient_ratio = {  # g_l / g_w
-        **dict.fromkeys(["adahinge", "adarobust", "adaexo", "adadiscopop", "adalndpo"], torch.ones_like(u)),
+        **dict.fromkeys(
+            ["adahinge", "adarobust", "adaexo", "adadiscopop", "adalndpo", "adalddpo", "adawpo"], torch.ones_like(u)
+        ),
         "adafdpo": s(-h_l) / s(-h_w),
         "adadposhift": torch.full_like(u, 0.75),
         "adadpop": torch.ones_like(u).masked_fill(h_w < 0, 1 / 51),
@@ -246,7 +249,12 @@ def test_no_gradient_through_the_coefficient(key):
             frozen = plain_counterpart(loss)
 
         def value(delta, frozen=frozen, pair=pair):
-            return frozen(replace(pair, chosen=pair.chosen + delta)).per_pair.item()
+            shifted = replace(
+                pair,
+                chosen=pair.chosen + delta,
+                chosen_log_collision=pair.chosen_log_collision + delta,  # so that wpo's weight stays the same
+            )
+            return frozen(shifted).per_pair.item()
 
         numeric = (value(step) - value(-step)) / (2 * step) * (1 if isinstance(loss, ContrastiveLoss) else c)
         assert gradients(loss, pair).chosen.item() == pytest.approx(numeric, rel=1e-5, abs=1e-8)
@@ -288,7 +296,8 @@ def test_margin_column_moves_the_margin(key):
     plain = plain_counterpart(loss) if key in ADAPTIVE else loss
     v = plain.variable(x)
     margin = loss(x).coefficient * plain.score(v.chosen) - plain.rejected_score(v.rejected) + plain.offset(x)
-    torch.testing.assert_close(loss(replace(x, margin=column)).per_pair, plain.link(margin - column))
+    own_weight = 1.0 if loss.pair_weight(x) is None else loss.pair_weight(x)
+    torch.testing.assert_close(loss(replace(x, margin=column)).per_pair, own_weight * plain.link(margin - column))
 
 
 @pytest.mark.parametrize("key", KEYS)

@@ -40,7 +40,7 @@ def registry(monkeypatch):
 
 
 def test_keys_and_classes():
-    margins = "dpo rdpo ipo lndpo hinge robust exo discopop fdpo dposhift dpop bdpo minordpo"
+    margins = "dpo rdpo ipo lndpo hinge robust exo discopop fdpo dposhift dpop bdpo minordpo lddpo wpo"
     reference_free, side_wise = "simpo cpo orpo alphapo simper", "bpo caldpo apozero apodown nca bco sppo"
     plain = f"{margins} {reference_free} {side_wise}".split()
     assert sorted(KEYS) == sorted([*plain, *(f"ada{key}" for key in plain), "sft"])

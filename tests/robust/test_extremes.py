@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from adadpo_lightning.losses import available_losses, build_loss
+from adadpo_lightning.losses.testing import with_token_sums
 from adadpo_lightning.models.logprobs import token_logps
 from adadpo_lightning.types import PairLogps
 
@@ -21,7 +22,9 @@ def test_one_pair_of_one_token_answers_stays_finite(key, dtype, chosen, rejected
     one = torch.ones(1, dtype=torch.long)
     reference = torch.full((1,), -1.0, dtype=dtype)
     loss = build_loss(key)
-    found = loss(PairLogps(*logps, one, one, *((reference, reference) if loss.needs_reference else ())))
+    found = loss(
+        with_token_sums(PairLogps(*logps, one, one, *((reference, reference) if loss.needs_reference else ())))
+    )
     total = found.per_pair.sum() + (0 if found.nll is None else found.nll.sum())
     assert total.isfinite()
     for gradient in torch.autograd.grad(total, logps, allow_unused=True):
@@ -39,7 +42,7 @@ def test_identical_answers_push_nowhere_in_sum(key):
     length = torch.tensor([7])
     loss = build_loss(key)
     references = (logps.clone(), logps.clone()) if loss.needs_reference else ()
-    found = loss(PairLogps(chosen, rejected, length, length, *references))
+    found = loss(with_token_sums(PairLogps(chosen, rejected, length, length, *references)))
     up, down = torch.autograd.grad(found.per_pair.sum(), [chosen, rejected])
     # The same answer on both sides: what one side gains the other loses.
     torch.testing.assert_close(up, -down)

@@ -13,7 +13,7 @@ from adadpo_lightning.losses.testing import adaptive, general, pairwise
 from adadpo_lightning.losses.testing.adaptive import plain_counterpart
 from adadpo_lightning.losses.testing.autograd import autograd_log_balance, gradients, own_log_balance
 from adadpo_lightning.losses.testing.expect import expect
-from adadpo_lightning.losses.testing.samples import EXTREME_LOGPS, extreme_pairs, sample_pairs
+from adadpo_lightning.losses.testing.samples import EXTREME_LOGPS, extreme_pairs, sample_pairs, with_token_sums
 
 __all__ = [
     "EXTREME_LOGPS",
@@ -24,6 +24,7 @@ __all__ = [
     "own_log_balance",
     "plain_counterpart",
     "sample_pairs",
+    "with_token_sums",
 ]
 
 

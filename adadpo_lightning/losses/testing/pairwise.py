@@ -56,6 +56,8 @@ def check_assembly(loss: PairwiseLoss, x: PairLogps) -> None:
     v = loss.variable(leaf)
     a_w, a_l = loss.score(v.chosen), loss.rejected_score(v.rejected)
     wanted = _contrast(loss, Sides(a_w if in_backward else c * a_w, a_l), leaf)
+    if (own_weight := loss.pair_weight(x)) is not None:
+        wanted = own_weight * wanted
     close("per_pair, against the contrast of c a_w and a_l", loss(x).per_pair, wanted.detach())
     wanted_grad = Sides(*grad(wanted.sum(), *sides))
     if in_backward:

@@ -37,21 +37,9 @@ def sample_pairs(count: int, *, seed: int = 0, max_len: int = 40, dtype: torch.d
     n_w, n_l = (torch.randint(1, max_len + 1, (count,), generator=generator) for _ in range(2))
     logps = Sides(-n_w * uniform(0.05, 2.0), -n_l * uniform(0.05, 2.0))
     refs = Sides(logps.chosen + n_w * uniform(-0.3, 0.3), logps.rejected + n_l * uniform(-0.3, 0.3))
-    tails = {
-        name: value.to(dtype) * uniform(0.5, 1.5).to(dtype)
-        for name, value in _even_tails(logps, refs, n_w, n_l).items()
-    }
-    return PairLogps(
-        chosen=logps.chosen.to(dtype),
-        rejected=logps.rejected.to(dtype),
-        chosen_len=n_w,
-        rejected_len=n_l,
-        ref_chosen=refs.chosen.to(dtype),
-        ref_rejected=refs.rejected.to(dtype),
-        **tails,
-        chosen_log_collision=(-n_w * uniform(0.05, 2.0)).to(dtype),
-        rejected_log_collision=(-n_l * uniform(0.05, 2.0)).to(dtype),
-    )
+    even = with_token_sums(PairLogps(logps.chosen, logps.rejected, n_w, n_l, refs.chosen, refs.rejected))
+    x = replace(even, chosen_log_collision=-n_w * uniform(0.05, 2.0), rejected_log_collision=-n_l * uniform(0.05, 2.0))
+    return cast(x, dtype)
 
 
 def extreme_pairs(dtype: torch.dtype = torch.float32) -> PairLogps:
@@ -60,29 +48,28 @@ def extreme_pairs(dtype: torch.dtype = torch.float32) -> PairLogps:
     columns = list(zip(*product(*side, *side), strict=True))
     chosen, ref_chosen, rejected, ref_rejected = (torch.tensor(columns[i], dtype=dtype) for i in (0, 1, 3, 4))
     n_w, n_l = torch.tensor(columns[2]), torch.tensor(columns[5])
-    return PairLogps(
-        chosen,
-        rejected,
-        n_w,
-        n_l,
-        ref_chosen,
-        ref_rejected,
-        **_even_tails(Sides(chosen, rejected), Sides(ref_chosen, ref_rejected), n_w, n_l),
+    return with_token_sums(PairLogps(chosen, rejected, n_w, n_l, ref_chosen, ref_rejected))
+
+
+def with_token_sums(x: PairLogps) -> PairLogps:
+    """The pairs with the sums that some losses need besides, as if all tokens of an answer were alike."""
+    share_w = (x.chosen_len - x.rejected_len).clamp(min=0) / x.chosen_len
+    share_l = (x.rejected_len - x.chosen_len).clamp(min=0) / x.rejected_len
+    chosen, rejected = x.chosen.detach(), x.rejected.detach()
+
+    def tail(logps: Tensor | None, share: Tensor) -> Tensor | None:
+        return None if logps is None else logps * share.to(logps.dtype)
+
+    return replace(
+        x,
+        chosen_tail=tail(chosen, share_w),
+        rejected_tail=tail(rejected, share_l),
+        ref_chosen_tail=tail(x.ref_chosen, share_w),
+        ref_rejected_tail=tail(x.ref_rejected, share_l),
         # A distribution is at least as concentrated as its token's probability says, and at most even.
-        chosen_log_collision=torch.maximum(2.0 * chosen, -11.0 * n_w),
-        rejected_log_collision=torch.maximum(2.0 * rejected, -11.0 * n_l),
+        chosen_log_collision=torch.maximum(2.0 * chosen, (-11.0 * x.chosen_len).to(chosen.dtype)),
+        rejected_log_collision=torch.maximum(2.0 * rejected, (-11.0 * x.rejected_len).to(chosen.dtype)),
     )
-
-
-def _even_tails(logps: Sides, refs: Sides, n_w: Tensor, n_l: Tensor) -> dict[str, Tensor]:
-    """What is beyond the shorter answer's length if all tokens of an answer are alike."""
-    share = Sides((n_w - n_l).clamp(min=0) / n_w, (n_l - n_w).clamp(min=0) / n_l)
-    return {
-        "chosen_tail": logps.chosen * share.chosen,
-        "rejected_tail": logps.rejected * share.rejected,
-        "ref_chosen_tail": refs.chosen * share.chosen,
-        "ref_rejected_tail": refs.rejected * share.rejected,
-    }
 
 
 def rows(x: PairLogps, index: slice) -> PairLogps:
