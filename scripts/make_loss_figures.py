@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from adadpo_lightning.losses import PairwiseLoss, adaptive_twin, available_losses, loss_class
+from adadpo_lightning.losses import PairwiseLoss, adaptive_twin, available_losses, build_loss, loss_class
 from adadpo_lightning.losses.testing import gradients
 from adadpo_lightning.types import PairLogps
 
@@ -74,10 +74,12 @@ def draw(axes: Axes, key: str) -> None:
 
 
 def families() -> dict[str, list[str]]:
-    """Keys of the plain pairwise losses by group, `dpo` first."""
+    """Keys of the plain pairwise losses by group, `dpo` first; without those that read more than sums over answers."""
     found: dict[str, list[str]] = {}
     for key in available_losses():
-        if issubclass(loss_class(key), PairwiseLoss) and f"ada{key}" in available_losses():
+        loss = build_loss(key)
+        reads_tokens = loss.needs_tails or loss.needs_collisions
+        if isinstance(loss, PairwiseLoss) and f"ada{key}" in available_losses() and not reads_tokens:
             found.setdefault(loss_class(key).group, []).append(key)
     return {group: sorted(keys, key=lambda key: key != "dpo") for group, keys in found.items()}
 

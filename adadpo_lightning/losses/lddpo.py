@@ -31,7 +31,7 @@ class LDDPO(DPO):
 
     alpha: float = 0.5
 
-    group = "remedy"
+    group = "margin"
     formula = "-logsigmoid({c}beta*k_w - beta*k_l), k = h[:min(n_w, n_l)] + alpha*h[min(n_w, n_l):]"
     source = "arXiv 2409.06411"
 

@@ -37,7 +37,7 @@ class WPO(DPO):
     beta: float = 0.01
     max_weight: float | None = None
 
-    group = "remedy"
+    group = "margin"
     formula = "-w_w*w_l*logsigmoid({c}beta*h_w - beta*h_l), w = exp(mean(log p - log sum_v p_v^2))"
     source = "arXiv 2406.11827"
 
