@@ -189,7 +189,7 @@ def test_trls_trainer(options, model_dir, tmp_path):
     wanted = trainer.compute_loss(trainer.model, dict(batch))
     model.zero_grad()
     wanted.backward()
-    logged = {name: values[0] for name, values in trainer._metrics["train"].items()}
+    logged = {name: values[0] for metrics in trainer._metrics.values() for name, values in metrics.items()}
 
     pairs = pairs_of(batch)
     assert len({len(p.chosen_ids) - len(p.rejected_ids) for p in pairs}) > 2
