@@ -202,4 +202,4 @@ def test_trls_trainer(options, model_dir, tmp_path):
         largest = max(float(p.grad.abs().max()) for p in model.parameters())
         assert largest > 1e-3
         for name, p in model.named_parameters():
-            assert (gradients[name] - p.grad).abs().max() <= 1e-6 * largest, name
+            assert (gradients[name] - p.grad).abs().max() <= 3e-6 * largest, name  # float32 rounds here and there
