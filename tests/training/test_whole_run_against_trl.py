@@ -52,6 +52,7 @@ def test_four_steps_are_those_of_trl(case, end_to_end, real_model_dir, tmp_path)
     theirs = train(Settings(**files, output=str(tmp_path / "trl"), **options))
     assert len(ours) == len(theirs) == 4
     found = end_to_end.differences(ours, theirs)
-    assert max(abs(row["rewards/margins"]) for row in ours) > 1e-3  # there is something to compare
-    print(case, found)
+    if options.get("loss") == "ipo":  # whose rewards are per token here, and sums in TRL
+        found = {name: found[name] for name in ("loss", "grad_norm")}
+    assert len({round(row["loss"], 3) for row in ours}) > 2  # there is something to compare
     assert {name: value for name, value in found.items() if value > TOLERANCES[name]} == {}
