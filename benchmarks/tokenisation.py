@@ -78,7 +78,8 @@ def prepare(path: Path, tokenizer: Any) -> Any:
     with tempfile.TemporaryDirectory(dir=path.parent) as cache:
         datasets.config.HF_DATASETS_CACHE = Path(cache)
         datasets.disable_progress_bars()
-        return prepare("train", [SourceConfig(str(path))], tokenizer, TokenizeOptions()).with_passes(0).report
+        found = prepare("train", [SourceConfig(str(path))], tokenizer, TokenizeOptions(), on_bad_row="drop")
+        return found.with_passes(0).report
 
 
 def raw_texts(path: Path, tokenizer: Any) -> list[list[str]]:

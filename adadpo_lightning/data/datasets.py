@@ -10,6 +10,7 @@ import numpy as np
 
 from adadpo_lightning import log
 from adadpo_lightning.data.prepare import Prepared, prepare, report_table, split_by_prompt
+from adadpo_lightning.data.prepared import column
 from adadpo_lightning.data.validation import is_val
 from adadpo_lightning.errors import UserError
 
@@ -125,7 +126,7 @@ class PairSets:
             self.prepared["val"] = self._checked("val", val, needs_rejected)
         self.prepared[name] = self._checked(name, prepared, needs_rejected)
         if is_val(name) and "train" in self.prepared:
-            keys = [set(self.prepared[part].pairs["prompt_key"]) for part in ("train", name)]
+            keys = [set(column(self.prepared[part].pairs, "prompt_key")) for part in ("train", name)]
             prepared.report.notes["prompts that train has too"] = len(keys[0] & keys[1])
 
     def _checked(self, name: str, prepared: Prepared, needs_rejected: bool) -> Prepared:

@@ -14,7 +14,7 @@ from adadpo_lightning.data.cache import cache_folder, writing
 from adadpo_lightning.data.encoding import ACCOUNT, BLANK, FORMAT_VERSION, features, tokenize_rows
 from adadpo_lightning.data.formats import detect_format, read_pair, rename_columns
 from adadpo_lightning.data.pipeline import CHUNK
-from adadpo_lightning.data.prepared import Prepared, split_by_prompt
+from adadpo_lightning.data.prepared import Prepared, column, split_by_prompt
 from adadpo_lightning.data.report import DataReport, report_table
 from adadpo_lightning.data.schema import IDENTICAL, NO_PAIR, BadRow, PreferencePair, RankedList
 from adadpo_lightning.data.sources import Rows, SourceConfig, load_rows
@@ -24,6 +24,7 @@ from adadpo_lightning.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["DataReport", "Prepared", "prepare", "report_table", "split_by_prompt"]
@@ -80,10 +81,11 @@ def prepare(
         encoder.warn_if_rendered(source.path)
         tokenised = _tokenize(rows, source, encoder, fmt, num_proc)
         kept = _usable(tokenised, rows, encoder, report, on_bad_row)
-        numbers = np.asarray(kept["row"], dtype=np.int64) + first
-        kept = kept.remove_columns(["row", *ACCOUNT])
-        kept = kept.add_column("row", numbers).add_column("source", np.full(len(numbers), number))
-        parts.append(kept)
+        numbers = column(tokenised, "row") + first
+        pairs = tokenised.remove_columns(["row", *ACCOUNT])
+        pairs = pairs.add_column("row", numbers).add_column("source", np.full(len(numbers), number))
+        # Selected last: adding a column to a selection would copy all of it.
+        parts.append(pairs.select(kept))
         origins.append((first, rows))
         first += len(rows.table)
     return Prepared(concatenate_datasets(parts), report, list(sources), origins)
@@ -143,14 +145,15 @@ def _usable(
     encoder: PairTokenizer,
     report: DataReport,
     on_bad_row: Literal["error", "drop"],
-) -> Dataset:
-    outcomes = np.asarray(tokenised["outcome"])
-    numbers = np.asarray(tokenised["row"])
+) -> NDArray[np.int64]:
+    """Complete the report, and give the numbers of the usable pairs."""
+    outcomes, numbers = column(tokenised, "outcome"), column(tokenised, "row")
     counts = Counter(outcomes.tolist())
     # The pairs of a ranked list are on one row.
     report.rows += len(np.unique(numbers)) - counts.pop(BLANK, 0)
     counts.pop("", None)
-    bad = np.flatnonzero(~np.isin(outcomes, ("", BLANK, *ALWAYS_DROPPED)))
+    usual = ("", BLANK, *ALWAYS_DROPPED)
+    bad = np.flatnonzero([outcome not in usual for outcome in outcomes])
     if on_bad_row == "error" and len(bad):
         more = f" (and {len(bad) - 1} more bad rows)" if len(bad) > 1 else ""
         raise UserError(
@@ -159,14 +162,14 @@ def _usable(
             "fix the data, or set data.on_bad_row=drop to drop and count such rows",
         )
     report.dropped.update(counts)
-    report.cut.update(cut for cut in tokenised["cut"] if cut)
-    report.boundary_moved += int(np.sum(tokenised["boundary_moved"]))
+    report.cut.update(cut for cut in column(tokenised, "cut") if cut)
+    report.boundary_moved += int(column(tokenised, "boundary_moved").sum())
     reading = encoder.reading
-    for column, parsed in (("prompt", reading.prompts), ("answer", reading.answers)):
+    for text, parsed in (("prompt", reading.prompts), ("answer", reading.answers)):
         how = "tokens" if parsed else "text"
-        report.note(f"special tokens in {column}s, read as {how}", int(np.sum(tokenised[f"special_{column}"])))
-    for column, what in LIST_COUNTS.items():
-        report.note(what, int(np.sum(tokenised[column])))
+        report.note(f"special tokens in {text}s, read as {how}", int(column(tokenised, f"special_{text}").sum()))
+    for name, what in LIST_COUNTS.items():
+        report.note(what, int(column(tokenised, name).sum()))
     scored = "every token scored" if encoder.options.score == "all" else "the assistant's scored"
     for flag, what in (
         ("several_turns", f"answers of several turns, {scored}"),
@@ -178,7 +181,7 @@ def _usable(
         ("kwargs_override", "chat_template_kwargs of the row that replace a value of the option"),
         ("kwargs_unused", "chat_template_kwargs of the row, unused: no template is rendered"),
     ):
-        report.note(what, int(np.sum(tokenised[flag])))
+        report.note(what, int(column(tokenised, flag).sum()))
     if encoder.options.chat == "auto" and encoder.uses_template:
-        report.note("prompts rendered already, not rendered again", int(np.sum(tokenised["rendered"])))
-    return tokenised.select(np.flatnonzero(outcomes == ""))
+        report.note("prompts rendered already, not rendered again", int(column(tokenised, "rendered").sum()))
+    return np.flatnonzero(outcomes == "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -68,7 +68,7 @@ class Prepared:
         Raises:
             UserError: If no pair is left.
         """
-        source = np.asarray(self.pairs["source"])
+        source = column(self.pairs, "source")
         rng = np.random.default_rng(seed)
         taken = [take(np.flatnonzero(source == i), config.weight, rng) for i, config in enumerate(self.sources)]
         chosen_rows = np.concatenate(taken)
@@ -100,6 +100,12 @@ class Prepared:
         report.chosen_longer = float((chosen > rejected).mean()) if rejected.any() else math.nan
 
 
+def column(table: Dataset, name: str) -> NDArray[Any]:
+    """A column as an array, read at once; by its index a dataset reads it row by row."""
+    values: NDArray[Any] = table.select_columns([name]).with_format("arrow")[:][name].to_numpy()
+    return values
+
+
 def take(items: NDArray[np.int64], weight: float, rng: np.random.Generator) -> NDArray[np.int64]:
     """Each item ``floor(weight)`` times, and a random fraction of them once more.
 
@@ -124,7 +130,7 @@ def split_by_prompt(prepared: Prepared, size: float, seed: int) -> tuple[Prepare
     """
     total = len(prepared.pairs)
     wanted = round(size * total) if size < 1 else int(size)
-    keys = np.asarray(prepared.pairs["prompt_key"])
+    keys = column(prepared.pairs, "prompt_key").astype(str)
     prompts, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
     order = np.random.default_rng(seed).permutation(len(prompts))
     held_out = order[: int(np.searchsorted(np.cumsum(counts[order]), wanted)) + 1]
