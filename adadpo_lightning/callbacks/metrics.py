@@ -92,7 +92,7 @@ class PreferenceMetrics(Callback):
         means = self._means.pop(stage, None)
         if means is None:
             return
-        metrics = finish(means.compute())
+        metrics = finish(means.compute(), means.names)
         shown = {f"{stage}/{name}": value for name, value in metrics.items() if name in IN_PROGRESS_BAR}
         hidden = {f"{stage}/{name}": value for name, value in metrics.items() if name not in IN_PROGRESS_BAR}
         # The values are already means over all ranks, so Lightning must not reduce them again.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -136,15 +136,21 @@ def gradient_statistics(squares: Tensor, batch: PreferenceBatch) -> Statistics:
     }
 
 
-def finish(means: Mapping[str, float]) -> dict[str, float]:
+def finish(means: Mapping[str, float], seen: Iterable[str] = ()) -> dict[str, float]:
     """Turn the means of the statistics into the reported metrics.
 
     Mean logarithms become geometric means, mean squares root mean squares, and moments a correlation.
+
+    Args:
+        means: The means by name.
+        seen: Names of all statistics. A ratio among them that has no mean, because no pair had one, becomes NaN: a
+            logger would repeat its last value otherwise.
 
     Example:
         >>> finish({"grad_balance/ratio": 0.0, "grad_norm/chosen": 9.0, "grad_norm/rejected": 4.0})
         {'grad_balance/ratio': 1.0, 'grad_norm/chosen': 3.0, 'grad_norm/rejected': 2.0, 'grad_norm/ratio': 1.5}
     """
+    means = {name: math.nan for name in _GEOMETRIC if name in seen} | dict(means)
     terms = [means[name] for name in _TERMS if name in means]
     metrics = {names.LOSS: sum(terms)} if terms else {}
     metrics |= {name: _shown(name, value) for name, value in means.items() if name not in (*_MOMENTS, *_TERMS)}
