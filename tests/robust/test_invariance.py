@@ -13,6 +13,7 @@ from adadpo_lightning.models.loading import PolicyConfig
 from adadpo_lightning.training.module import PreferenceLitModule
 from adadpo_lightning.types import EncodedPair
 from tests.models.attention.test_packed import with_exact_norms
+from tests.support.losses import loss_keys
 
 
 def make_pairs(seed=0, count=8):
@@ -57,7 +58,7 @@ def split(pairs, size):
     return [pairs[i : i + size] for i in range(0, len(pairs), size)]
 
 
-@pytest.mark.parametrize("key", [*available_losses(), "mixture"])
+@pytest.mark.parametrize("key", [*loss_keys(), "mixture"])
 def test_splits_orders_and_layouts(modules, key):
     loss = Mixture([build_loss("adadpo"), SFT()], [0.9, 0.1]) if key == "mixture" else build_loss(key)
     pairs = make_pairs()

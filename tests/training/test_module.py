@@ -8,10 +8,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from adadpo_lightning.callbacks import PreferenceMetrics
 from adadpo_lightning.data.datamodule import PreferenceDataModule
 from adadpo_lightning.errors import UserError
-from adadpo_lightning.losses import SFT, Mixture, available_losses, build_loss
+from adadpo_lightning.losses import SFT, Mixture, build_loss
 from adadpo_lightning.models.loading import LoraOptions, PolicyConfig
 from adadpo_lightning.training.module import PreferenceLitModule
 from adadpo_lightning.training.optim import OptimizerConfig, SchedulerConfig
+from tests.support.losses import loss_keys
 
 QUIET = {
     "accelerator": "cpu",
@@ -46,7 +47,7 @@ def weights(lit):
     return {name: p.detach().clone() for name, p in lit.named_parameters()}
 
 
-@pytest.mark.parametrize("loss", [*available_losses(), "mixture"])
+@pytest.mark.parametrize("loss", [*loss_keys(), "mixture"])
 def test_accumulation_does_not_change_training(model_dir, pairs_file, loss):
     """1 x 8, 8 x 1 and 4 x 2 accumulation: the same weights after an epoch whose last step is not full."""
     loss = Mixture([build_loss("adadpo"), SFT()], [0.9, 0.1]) if loss == "mixture" else build_loss(loss)
