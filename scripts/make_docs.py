@@ -1,4 +1,4 @@
-"""Write the generated pages of docs/: every config key, the table of TRL's keys, and the API reference.
+"""Write the generated pages of docs/: every config key, the converters' tables, and the API reference.
 
 Usage: python scripts/make_docs.py
 """
@@ -21,7 +21,9 @@ from adadpo_lightning.cli.messages import FIT_LIKE
 from adadpo_lightning.cli.parser import build_parser
 from adadpo_lightning.cli.registry import Entry, commands
 from adadpo_lightning.compat import actions_of
-from adadpo_lightning.convert.trl_keys import key_table
+from adadpo_lightning.convert.llama_factory_keys import key_table as factory_key_table
+from adadpo_lightning.convert.trl_keys import DEFAULTS, TRL_DEFAULTS, key_table
+from adadpo_lightning.convert.trl_losses import DPO_LOSSES
 from adadpo_lightning.data.datamodule import PreferenceDataModule
 from adadpo_lightning.data.lists import ListOptions
 from adadpo_lightning.data.sources import SourceConfig
@@ -30,6 +32,7 @@ from adadpo_lightning.models.loading import LoraOptions, PolicyConfig
 from adadpo_lightning.study.grid import Arm, EmbeddedTaskConfig, JudgedPrompts, StudyConfig
 from adadpo_lightning.training.module import PreferenceLitModule
 from adadpo_lightning.training.optim import OptimizerConfig, SchedulerConfig
+from scripts import recipes
 
 DOCS = Path(__file__).parent.parent / "docs"
 SECTIONS: dict[str, tuple[str, Any]] = {
@@ -165,10 +168,50 @@ def from_trl() -> str:
     """How to move from TRL."""
     return (
         HEAD + "# From TRL\n\n"
-        "`python -m adadpo_lightning from-trl DPO_CONFIG.yaml --output ours.yaml --ranks 8` converts a config and "
-        "lists what has no counterpart. TRL's own defaults (1.16) are written out where they differ.\n\n"
-        "Losses: `sigmoid` becomes `dpo`, `ipo` becomes `ipo` with `tau` for beta, `sft` stays `sft`, and several with "
-        "`loss_weights` become a `Mixture`. Any other loss is an error.\n\n" + key_table() + "\n"
+        "`python -m adadpo_lightning from-trl CONFIG --output ours.yaml --ranks 8` converts a config and lists what has "
+        "no counterpart. TRL's own defaults (1.16) are written out where they differ, and so is every option of the "
+        "loss. [Recipes](recipes.md) shows what public configs lose.\n\n"
+        "`CONFIG` is the YAML or JSON of TRL's scripts, of the alignment handbook or of SimPO's repository, or a Python"
+        " "
+        "script that calls `DPOConfig`, `CPOConfig`, `ORPOConfig` or `SimPOConfig`. A script is read, never run: "
+        "literals are taken, and any other value that the result depends on is an error that names it and asks for "
+        "`--set KEY=VALUE`. YAML does not say whose config it is: it is read as `DPOConfig` unless its keys or "
+        "`--trainer cpo`, `orpo` or `simpo` say otherwise; the result says how it was read.\n\n"
+        "| TRL's loss | here |\n|---|---|\n" + loss_rows() + "\n\n"
+        "Several losses with `loss_weights` become a `Mixture` (MPO is one), as does the older `rpo_alpha`. `sigmoid` "
+        "becomes `fdpo` under `f_divergence_type`, `lddpo` under `ld_alpha` and `wpo` under `use_weighting`; with "
+        "other losses these are errors. `aot` and `aot_unpaired` are errors: they sort the pairs of a batch, so that "
+        "the gradient depends on how a batch is split.\n\n"
+        "`CPOConfig`: `sigmoid` becomes `cpo`, `simpo` `simpo` (a `Mixture` with `sft` unless `cpo_alpha` is 0) and "
+        "`alphapo` `alphapo`; `hinge` and `ipo` without a reference are errors. `ORPOConfig` becomes `orpo`.\n\n"
+        "Two things to know. TRL adds the load-balancing loss of a mixture-of-experts model by itself, with the "
+        "coefficient of the model's config; this package does not. Likelihood terms are means over the tokens of the "
+        "global batch here, and over those of each rank's micro-batch there.\n\n" + key_table() + "\n"
+    )
+
+
+def loss_rows() -> str:
+    """One row for each loss of TRL's `DPOConfig` that has a counterpart."""
+    values = TRL_DEFAULTS | DEFAULTS["dpo"]
+    made = {kind: make(values) for kind, make in DPO_LOSSES.items()}
+    return "\n".join(f"| `{kind}` | `{spec['class_path'].rpartition('.')[2]}` |" for kind, spec in made.items())
+
+
+def from_llama_factory() -> str:
+    """How to move from LLaMA-Factory."""
+    return (
+        HEAD + "# From LLaMA-Factory\n\n"
+        "`python -m adadpo_lightning from-llama-factory CONFIG.yaml --output ours.yaml --ranks 8` converts a config of "
+        "`stage: dpo` (`pref_loss` sigmoid, hinge, ipo, orpo or simpo) and lists what has no counterpart. "
+        "LLaMA-Factory's own defaults are written out where they differ. [Recipes](recipes.md) has an example.\n\n"
+        "- `template` has no counterpart: the tokenizer's own chat template is used. Compare with `inspect-data`.\n"
+        "- Names of datasets are looked up in `dataset_info.json` under `dataset_dir`, if it is there. Rows in "
+        "ShareGPT's form must be rewritten first, see [your own data](your_data.md).\n"
+        "- `pref_ftx` and ORPO's likelihood are means over answers there, and over the tokens of the global batch "
+        "here.\n"
+        "- A trained adapter (`adapter_name_or_path`) is compared with the base model without it, as there "
+        "(`model.reference: adapter_off`).\n"
+        "- `kto_pair`, `pref_bco_weight` and `ld_alpha` are errors; each says why.\n\n" + factory_key_table() + "\n"
     )
 
 
@@ -204,6 +247,8 @@ def pages() -> dict[str, str]:
     return {
         "configuration.md": configuration(),
         "from_trl.md": from_trl(),
+        "from_llama_factory.md": from_llama_factory(),
+        "recipes.md": HEAD + recipes.page(),
         "api/losses.md": losses_page(),
         "api/data.md": api(
             "Data",

@@ -22,6 +22,8 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"
 GENERATED = (
     "configuration.md",
     "from_trl.md",
+    "from_llama_factory.md",
+    "recipes.md",
     *(f"api/{name}.md" for name in ("losses", "data", "models", "training", "callbacks", "metrics", "evaluation")),
 )
 

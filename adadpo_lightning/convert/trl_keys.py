@@ -1,16 +1,18 @@
-"""Tables that map the keys of TRL's DPO script to this package, with defaults and names."""
+"""Tables that map the keys of TRL's configs to this package, with defaults and names."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
+from adadpo_lightning.convert import training_arguments
+
+Trainer = Literal["dpo", "cpo", "orpo", "simpo"]
 # Defaults of TRL 1.16, which apply to keys missing in a config if this package's default differs.
 TRL_DEFAULTS: dict[str, Any] = {
     "learning_rate": 1e-6,
     "beta": 0.1,
     "label_smoothing": 0.0,
     "max_length": 1024,
-    "truncation_mode": "keep_start",
     "per_device_train_batch_size": 8,
     "per_device_eval_batch_size": 8,
     "gradient_accumulation_steps": 1,
@@ -28,12 +30,52 @@ TRL_DEFAULTS: dict[str, Any] = {
     "logging_steps": 10,
     "save_strategy": "steps",
     "save_steps": 500,
-    "loss_type": ["sigmoid"],
     "bf16": True,
     "dtype": "float32",
     "dataset_train_split": "train",
     "dataset_test_split": "test",
     "eval_strategy": "no",
+}
+# Defaults of one trainer's own keys. SimPO's repository builds on transformers' defaults of its time.
+DEFAULTS: dict[Trainer, dict[str, Any]] = {
+    "dpo": {
+        "loss_type": ["sigmoid"],
+        "truncation_mode": "keep_start",
+        "discopop_tau": 0.05,
+        "f_divergence_type": "reverse_kl",
+        "f_alpha_divergence_coef": 0.5,
+        "ld_alpha": None,
+        "use_weighting": False,
+        "ref_model_mixup_alpha": 0.6,
+        "ref_model_sync_steps": 512,
+    },
+    "cpo": {
+        "loss_type": "sigmoid",
+        "cpo_alpha": 1.0,
+        "simpo_gamma": 0.5,
+        "alpha": 0.0,
+        "truncation_mode": "keep_start",
+    },
+    "orpo": {"truncation_mode": "keep_start"},
+    "simpo": {
+        "beta": 2.0,
+        "gamma_beta_ratio": 0.25,
+        "sft_weight": 0.0,
+        "loss_type": "sigmoid",
+        "truncation_mode": "keep_end",
+        "max_length": 512,
+        "max_prompt_length": 128,
+        "learning_rate": 5e-5,
+        "gradient_checkpointing": False,
+        "bf16": False,
+        "logging_steps": 500,
+    },
+}
+# Names of older versions of TRL and transformers, and of the alignment handbook.
+OLD_NAMES: dict[str, str] = {
+    "torch_dtype": "dtype",
+    "evaluation_strategy": "eval_strategy",
+    "preprocessing_num_workers": "dataset_num_proc",
 }
 # Keys whose value is passed on unchanged; null leaves this package's default.
 SAME: dict[str, str] = {
@@ -49,6 +91,7 @@ SAME: dict[str, str] = {
     "adam_epsilon": "model.optimizer.eps",
     "max_prompt_length": "data.max_prompt_length",
     "truncation_mode": "data.truncation",
+    "chat_template": "data.chat_template",
     "per_device_train_batch_size": "data.micro_batch_size",
     "per_device_eval_batch_size": "data.eval_batch_size",
     "dataloader_num_workers": "data.num_workers",
@@ -56,15 +99,33 @@ SAME: dict[str, str] = {
     "dataset_num_proc": "data.num_proc",
     "output_dir": "output_dir",
 }
-# Keys that set several of this package's keys, or one through a rule of `trl_rules`.
+# Keys that set several of this package's keys, or one through a rule.
 BY_RULE: dict[str, str] = {
-    "loss_type": "model.loss",
+    "loss_type": "model.loss, see the table above",
     "loss_weights": "model.loss (Mixture)",
-    "beta": "model.loss.beta; tau of ipo",
-    "label_smoothing": "model.loss.label_smoothing",
+    "beta": "model.loss.beta; tau of ipo, lam of orpo",
+    "label_smoothing": "model.loss.label_smoothing of robust, exo_pair, cpo and simpo; sigmoid ignores it, as in TRL",
+    "discopop_tau": "model.loss.tau of discopop",
+    "f_divergence_type": "model.loss: fdpo, for sigmoid",
+    "f_alpha_divergence_coef": "model.loss.alpha of fdpo = 1 - this, the paper's alpha",
+    "ld_alpha": "model.loss: lddpo, for sigmoid",
+    "use_weighting": "model.loss: wpo, for sigmoid",
+    "rpo_alpha": "model.loss: a Mixture with sft (older versions of TRL)",
+    "cpo_alpha": "model.loss.nll_weight of cpo; a Mixture with sft for simpo",
+    "simpo_gamma": "model.loss.gamma_beta_ratio = simpo_gamma / beta",
+    "alpha": "model.loss: alphapo, for CPOConfig's simpo",
+    "gamma_beta_ratio": "model.loss.gamma_beta_ratio (SimPO's own configs)",
+    "sft_weight": "model.loss: a Mixture with sft (SimPO's own configs)",
+    "sync_ref_model": "model.reference: synced",
+    "ref_model_mixup_alpha": "model.sync.alpha",
+    "ref_model_sync_steps": "model.sync.every_n_steps",
+    "router_aux_loss_coef": "none: the load-balancing loss of routers is not computed here; 0 is the same",
+    "model_init_kwargs": "its keys, as if they were given themselves",
+    "optim": "AdamW; said if it was another",
     "precompute_ref_log_probs": "model.reference: cached",
     "gradient_accumulation_steps": "data.global_batch_size = ranks x micro-batch x this",
     "lr_scheduler_type": "model.scheduler.name",
+    "lr_scheduler_kwargs": "none",
     "warmup_steps": "model.scheduler.warmup_steps; below 1 warmup_ratio",
     "warmup_ratio": "model.scheduler.warmup_ratio, unless warmup_steps is above 0",
     "adam_beta1": "model.optimizer.betas",
@@ -83,10 +144,11 @@ BY_RULE: dict[str, str] = {
     "seed": "seed_everything and data.seed",
     "data_seed": "data.seed",
     "use_cpu": "trainer.accelerator: cpu",
+    "disable_dropout": "always; with true, TRL switches the adapters' dropout off too",
     "use_peft": "model.policy.lora",
     "lora_r": "model.policy.lora.r",
     "lora_alpha": "model.policy.lora.alpha",
-    "lora_dropout": "model.policy.lora.dropout",
+    "lora_dropout": "model.policy.lora.dropout: 0, unless disable_dropout is false",
     "lora_target_modules": "model.policy.lora.target_modules",
     "load_in_4bit": "model.policy.lora.quantize: nf4",
     "bnb_4bit_quant_type": "model.policy.lora.quantize",
@@ -95,65 +157,55 @@ BY_RULE: dict[str, str] = {
     "dataset_config": "data.train.subset",
     "dataset_train_split": "data.train.split",
     "dataset_test_split": "data.val.split",
+    "datasets": "data.train, a list of sources",
+    "test_split_size": "data.val_size",
+    "dataset_mixture": "data.train and data.val_size (the alignment handbook)",
+    "dataset_mixer": "data.train and data.val, with weights (the alignment handbook)",
+    "dataset_splits": "data.train.split and data.val.split (the alignment handbook)",
     "train_sampling_strategy": "data.shuffle: false for sequential",
     "eval_strategy": "data.val and trainer.val_check_interval",
     "eval_steps": "trainer.val_check_interval (in micro-batches); below 1 a fraction of all steps",
 }
 # Keys that need no counterpart, and why.
 NEEDLESS: dict[str, str] = {
+    **training_arguments.NEEDLESS,
     "padding_free": "nothing is padded",
+    "padding_value": "nothing is padded",
     "pad_to_multiple_of": "nothing is padded",
     "pad_token": "nothing is padded",
     "use_liger_kernel": "full logits are never materialized",
     "precompute_ref_batch_size": "the cache is filled in micro-batches",
-    "use_cache": "training uses no cache",
-    "average_tokens_across_devices": "gradients are those of the global batch",
-    "remove_unused_columns": "unused columns are ignored",
-    "length_column_name": "micro-batches are already balanced by length",
-    "do_train": "set by the subcommand",
-    "do_eval": "set by the subcommand",
-    "do_predict": "set by the subcommand",
-    "logging_strategy": "trainer.log_every_n_steps",
-    "report_to": "TensorBoard and CSV; others with trainer.logger",
     "lora_task_type": "always CAUSAL_LM",
-    "ref_model_sync_steps": "only for sync_ref_model",
-    "ref_model_mixup_alpha": "only for sync_ref_model",
-    "discopop_tau": "only for its loss",
-    "f_alpha_divergence_coef": "only for its divergence",
-    "gradient_checkpointing_kwargs": "always non-reentrant",
-    "eval_delay": "validation follows trainer.val_check_interval",
 }
 # Values for which a TRL key has no effect; other values are reported as having no counterpart.
 NEUTRAL: dict[str, Any] = {
-    "f_divergence_type": "reverse_kl",
-    "ld_alpha": None,
-    "use_weighting": False,
-    "sync_ref_model": False,
+    **training_arguments.NEUTRAL,
     "use_rslora": False,
     "use_dora": False,
     "load_in_8bit": False,
     "dataset_streaming": False,
-    "disable_dropout": True,
-    "optim": "adamw_torch_fused",
-    "push_to_hub": False,
-    "label_smoothing_factor": 0.0,
-    "ddp_timeout": 1800,
+    "generate_during_eval": False,
+    "is_encoder_decoder": None,
+    "max_completion_length": None,
 }
-LOSSES = {"sigmoid": "DPO", "ipo": "IPO", "sft": "SFT"}
-SCHEDULERS = {"constant_with_warmup": "constant", "constant": "constant", "linear": "linear", "cosine": "cosine"}
-# Keys that hold a number. YAML 1.1 reads 5e-7 as text; transformers' own parser converts it, and so does this one.
+# Keys that hold a number.
 NUMBERS = (
     *(key for key, default in TRL_DEFAULTS.items() if type(default) in (int, float)),
     *("warmup_ratio", "eval_steps", "data_seed", "save_total_limit", "lora_r", "lora_alpha", "lora_dropout"),
+    *("discopop_tau", "f_alpha_divergence_coef", "ld_alpha", "ref_model_mixup_alpha", "ref_model_sync_steps"),
+    *("cpo_alpha", "simpo_gamma", "alpha", "gamma_beta_ratio", "sft_weight", "rpo_alpha", "router_aux_loss_coef"),
 )
 # Numbers that may be null.
-NULLABLE = ("max_length", "max_grad_norm", "warmup_ratio", "eval_steps", "data_seed", "save_total_limit")
+NULLABLE = (
+    *("max_length", "max_grad_norm", "warmup_ratio", "eval_steps", "data_seed", "save_total_limit"),
+    *("ld_alpha", "rpo_alpha", "router_aux_loss_coef"),
+)
 COUNTS = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 
 
 def known_keys() -> set[str]:
     """Every key of TRL that these tables cover."""
-    return {*SAME, *BY_RULE, *NEEDLESS, *NEUTRAL}
+    return {*SAME, *BY_RULE, *NEEDLESS, *NEUTRAL, *OLD_NAMES}
 
 
 def key_table() -> str:
@@ -161,6 +213,7 @@ def key_table() -> str:
     lines = ["| TRL | here |", "|---|---|"]
     lines += [f"| `{key}` | `{name}` |" for key, name in sorted(SAME.items())]
     lines += [f"| `{key}` | {name} |" for key, name in sorted(BY_RULE.items())]
+    lines += [f"| `{key}` | an older name of `{name}` |" for key, name in sorted(OLD_NAMES.items())]
     lines += [f"| `{key}` | not needed: {why} |" for key, why in sorted(NEEDLESS.items())]
     lines += [f"| `{key}` | none; only `{value}` behaves the same here |" for key, value in sorted(NEUTRAL.items())]
     return "\n".join(lines)

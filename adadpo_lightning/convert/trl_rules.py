@@ -1,180 +1,67 @@
-"""The keys of TRL whose values change on the way: one function for each part of the config."""
+"""The keys of TRL whose values change on the way: model, reference and data."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adadpo_lightning.convert.trl_keys import LOSSES, SCHEDULERS
+from adadpo_lightning.convert.converted import NO_LIMIT, Converted, router_loss
+from adadpo_lightning.convert.training_arguments import strategy_of, validation
 from adadpo_lightning.errors import UserError
 
-# Stands for TRL's null, "never truncate": no text has that many tokens.
-NO_LIMIT = 2**31 - 1
 
-
-@dataclass
-class Converted:
-    """A converted config, and the keys of the source without a place in it.
-
-    Args:
-        config: The nested config.
-        dropped: Keys without a counterpart, with the reason.
-        needless: Keys that need no counterpart, with the reason.
-        differs: Differences in meaning, one sentence each.
-    """
-
-    config: dict[str, Any] = field(default_factory=dict)
-    dropped: dict[str, str] = field(default_factory=dict)
-    needless: dict[str, str] = field(default_factory=dict)
-    differs: list[str] = field(default_factory=list)
-
-    def put(self, name: str, value: Any) -> None:
-        """Set a dotted key."""
-        *sections, last = name.split(".")
-        place = self.config
-        for section in sections:
-            place = place.setdefault(section, {})
-        place[last] = value
-
-
-def loss(values: dict[str, Any], out: Converted) -> None:
-    """One loss, or a `Mixture` of several.
-
-    Raises:
-        UserError: If a loss has no counterpart.
-    """
-    types = values["loss_type"]
-    types = [types] if isinstance(types, str) else list(types)
-    if unknown := [kind for kind in types if kind not in LOSSES]:
-        raise UserError("loss_type", f"{unknown[0]!r} has no counterpart", f"choose from {', '.join(LOSSES)}")
-    options = {
-        "DPO": {"beta": values["beta"], "label_smoothing": values["label_smoothing"]},
-        "IPO": {"tau": values["beta"]},
-        "SFT": {},
-    }
-    specs = [
-        {"class_path": f"adadpo_lightning.losses.{LOSSES[kind]}", "init_args": options[LOSSES[kind]]} for kind in types
-    ]
-    if len(specs) == 1:
-        out.put("model.loss", specs[0])
-        return
-    weights = values.get("loss_weights") or [1.0] * len(specs)
-    mixture = {"losses": specs, "weights": weights}
-    out.put("model.loss", {"class_path": "adadpo_lightning.losses.Mixture", "init_args": mixture})
-
-
-def optimization(values: dict[str, Any], ranks: int, out: Converted) -> None:
-    """Batch size, AdamW, schedule, precision, seeds and devices."""
-    micro, accumulated = values["per_device_train_batch_size"], values["gradient_accumulation_steps"]
-    out.put("data.global_batch_size", ranks * micro * accumulated)
-    out.put("model.optimizer.betas", [values["adam_beta1"], values["adam_beta2"]])
-    out.put("trainer.gradient_clip_val", values["max_grad_norm"])
-    _schedule(values, out)
-    bf16 = not values.get("fp16") if values["bf16"] is None else values["bf16"]
-    out.put("trainer.precision", "16-mixed" if values.get("fp16") else ("bf16-mixed" if bf16 else "32-true"))
-    out.put("seed_everything", values["seed"])
-    out.put("data.seed", values["seed"] if values.get("data_seed") is None else values["data_seed"])
-    if values.get("use_cpu"):
-        out.put("trainer.accelerator", "cpu")
-    if ranks > 1:
-        out.put("trainer.devices", ranks)
-        out.differs.append("several ranks: add --config configs/strategy/ddp.yaml or fsdp2.yaml")
-
-
-def _schedule(values: dict[str, Any], out: Converted) -> None:
-    name = str(values["lr_scheduler_type"])
-    if name not in SCHEDULERS:
-        out.dropped["lr_scheduler_type"] = f"{name}: replaced by cosine"
-    out.put("model.scheduler.name", SCHEDULERS.get(name, "cosine"))
-    # transformers: steps win over the ratio, and steps below 1 are a ratio.
-    steps, ratio = values["warmup_steps"], values.get("warmup_ratio") or 0.0
-    if steps:
-        steps, ratio = (0, steps) if steps < 1 else (steps, 0.0)
-    if name == "constant":
-        steps, ratio = 0, 0.0  # TRL warms up with constant_with_warmup alone
-    out.put("model.scheduler.warmup_ratio", ratio)
-    if not ratio:
-        out.put("model.scheduler.warmup_steps", int(steps))
-
-
-def duration(values: dict[str, Any], out: Converted) -> None:
-    """Epochs and steps, and how often to log and to save."""
-    epochs = values["num_train_epochs"]
-    if has_steps(values):
-        out.put("trainer.max_steps", int(values["max_steps"]))
-        out.put("trainer.max_epochs", -1)
-    else:
-        out.put("trainer.max_epochs", math.ceil(epochs))
-        if epochs != int(epochs):
-            out.differs.append(f"num_train_epochs {epochs:g}: rounded up to whole epochs; or set trainer.max_steps")
-    out.put("trainer.log_every_n_steps", _interval("logging_steps", values, 10, out))
-    _checkpoints(values, out)
-
-
-def _checkpoints(values: dict[str, Any], out: Converted) -> None:
-    strategy = strategy_of(values["save_strategy"])
-    if strategy == "steps":
-        out.put("checkpoint.every_n_train_steps", _interval("save_steps", values, 500, out))
-    elif strategy == "epoch":
-        out.put("checkpoint.every_n_epochs", 1)
-    elif strategy == "no":
-        out.differs.append(
-            "save_strategy no: last.ckpt is still written; to write none, set trainer.enable_checkpointing: false"
-        )
-    else:
-        out.dropped["save_strategy"] = f"{strategy} has no counterpart; set checkpoint.monitor"
-    limit = values.get("save_total_limit") or 0
-    out.put("checkpoint.save_top_k", int(limit) if limit > 0 else -1)
-    if limit > 1:
-        # Lightning keeps the k best; by the step these are the k latest.
-        out.put("checkpoint.monitor", "step")
-        out.put("checkpoint.mode", "max")
-    resume = values.get("resume_from_checkpoint")
-    if str(resume).lower() == "true":
-        out.put("auto_resume", True)
-    elif resume and str(resume).lower() != "false":
-        out.dropped["resume_from_checkpoint"] = f"{resume} is a checkpoint of TRL"
-
-
-def has_steps(values: dict[str, Any]) -> bool:
-    """Whether ``max_steps`` counts; transformers takes 0 and below for unset."""
-    return bool(values["max_steps"] > 0)
-
-
-def strategy_of(value: Any) -> str:
-    """The name of a strategy; YAML 1.1 reads an unquoted ``no`` as false."""
-    return "no" if value in (False, None) else str(value)
-
-
-def _interval(key: str, values: dict[str, Any], default: int, out: Converted) -> int:
-    """Steps between two events; a value below 1 is a fraction of all steps, known only with ``max_steps``."""
-    every = values[key]
-    if every >= 1:
-        return int(every)
-    if every > 0 and has_steps(values):
-        steps: float = every * values["max_steps"]
-        return math.ceil(steps)
-    if every > 0:
-        out.differs.append(f"{key} {every:g}: a fraction of all steps, not known before the data; set to {default}")
-        return default
-    raise UserError(key, f"expected a number above 0, got {every}")
+def with_model_options(given: dict[str, Any]) -> dict[str, Any]:
+    """The config with what ``model_init_kwargs`` gives to `from_pretrained` as keys of its own."""
+    options = given.get("model_init_kwargs")
+    if not isinstance(options, dict):
+        return given
+    names = {"torch_dtype": "dtype", "revision": "model_revision"}
+    rest = {key: value for key, value in given.items() if key != "model_init_kwargs"}
+    return {names.get(key, str(key)): value for key, value in options.items()} | rest
 
 
 def model(values: dict[str, Any], out: Converted) -> None:
-    """Weights' type, reference and adapters."""
+    """Weights' type, reference and adapters.
+
+    Raises:
+        UserError: For a reference that TRL refuses as well.
+    """
     out.put("model.policy.dtype", values["dtype"] or "auto")
-    if values.get("precompute_ref_log_probs"):
+    if (attention := values.get("attn_implementation")) not in (None, "sdpa", "eager", "flash_attention_2"):
+        out.config["model"]["policy"].pop("attn_implementation")
+        out.dropped["attn_implementation"] = f"{attention}: left to the package, which packs pairs by itself"
+    router_loss("router_aux_loss_coef", values, out)
+    _reference(values, out)
+    if values.get("use_peft"):
+        _adapter(values, out)
+    elif values.get("load_in_4bit"):
+        out.dropped["load_in_4bit"] = "only for LoRA"
+
+
+def _reference(values: dict[str, Any], out: Converted) -> None:
+    cached, synced = values.get("precompute_ref_log_probs"), values.get("sync_ref_model")
+    if synced and (cached or values.get("use_peft")):
+        other = "precompute_ref_log_probs" if cached else "use_peft"
+        raise UserError("sync_ref_model", f"is true together with {other}, which TRL refuses too", "choose one")
+    if synced:
+        out.put("model.reference", "synced")
+        out.put("model.sync.alpha", values["ref_model_mixup_alpha"])
+        out.put("model.sync.every_n_steps", int(values["ref_model_sync_steps"]))
+    if cached:
         out.put("model.reference", "cached")
         out.differs.append("precompute_ref_log_probs: kept on disk and shared by later runs over the same pairs")
-    if not values.get("use_peft"):
-        if values.get("load_in_4bit"):
-            out.dropped["load_in_4bit"] = "only for LoRA"
-        return
+
+
+def _adapter(values: dict[str, Any], out: Converted) -> None:
     out.put("model.policy.lora.r", values.get("lora_r", 16))
     out.put("model.policy.lora.alpha", values.get("lora_alpha", 32))
-    out.put("model.policy.lora.dropout", values.get("lora_dropout", 0.05))
+    dropout = values.get("lora_dropout", 0.05)
+    disabled = values.get("disable_dropout", True)
+    out.put("model.policy.lora.dropout", 0.0 if disabled else dropout)
+    if dropout and disabled:
+        out.differs.append(
+            f"lora_dropout {dropout:g}: TRL's disable_dropout switches the adapters' dropout off; 0 here"
+        )
     if not values.get("lora_target_modules"):
         out.differs.append("lora_target_modules: all-linear; TRL takes peft's choice, often only q_proj and v_proj")
     out.put("model.policy.lora.target_modules", values.get("lora_target_modules") or "all-linear")
@@ -189,37 +76,72 @@ def data(values: dict[str, Any], out: Converted) -> None:
     out.put("data.max_length", NO_LIMIT if values["max_length"] is None else values["max_length"])
     if values.get("train_sampling_strategy") == "sequential":
         out.put("data.shuffle", False)
-    path = values.get("dataset_name")
     evaluates = strategy_of(values["eval_strategy"]) != "no"
+    has_validation = _sources(values, evaluates, out)
+    if evaluates and not has_validation:
+        values = values | {"eval_strategy": "no"}
+    validation(values, out)
+
+
+def _sources(values: dict[str, Any], evaluates: bool, out: Converted) -> bool:
+    """Set the sources; whether there are pairs to validate on."""
+    mixture = values.get("dataset_mixture") or {key: values.get(key) for key in ("datasets", "test_split_size")}
+    if mixture.get("datasets"):
+        return _mixture(mixture, evaluates, out)
+    if values.get("dataset_mixer"):
+        return _mixer(values, evaluates, out)
+    path = values.get("dataset_name")
     if path is None:
-        out.differs.append("dataset_name is missing: set data.train")
-    else:
-        is_file = Path(path).is_file()
-        subset = {"subset": values["dataset_config"]} if values.get("dataset_config") else {}
-        out.put("data.train", {"path": path, **subset, **({} if is_file else {"split": values["dataset_train_split"]})})
-        if evaluates and is_file:
-            out.differs.append(f"eval_strategy: the file {path} has no test split; set data.val or data.val_size")
-            evaluates = False
-        elif evaluates:
-            out.put("data.val", {"path": path, **subset, "split": values["dataset_test_split"]})
+        out.differs.append("dataset_name is missing: set data.train" + (" and data.val" if evaluates else ""))
+        return evaluates
+    is_file = Path(path).is_file()
+    subset = {"subset": values["dataset_config"]} if values.get("dataset_config") else {}
+    out.put("data.train", {"path": path, **subset, **({} if is_file else {"split": values["dataset_train_split"]})})
+    if evaluates and is_file:
+        out.differs.append(f"eval_strategy: the file {path} has no test split; set data.val or data.val_size")
+        return False
     if evaluates:
-        _validation(values, out)
-    else:
-        out.put("trainer.limit_val_batches", 0)
+        out.put("data.val", {"path": path, **subset, "split": values["dataset_test_split"]})
+    return True
 
 
-def _validation(values: dict[str, Any], out: Converted) -> None:
-    if strategy_of(values["eval_strategy"]) == "epoch":
-        out.put("trainer.val_check_interval", 1.0)
-        return
-    every = values.get("eval_steps") or values["logging_steps"]  # transformers takes null and 0 for logging_steps
-    if every < 1 and not has_steps(values):
-        # Lightning's fraction is of an epoch, transformers' of the whole run.
-        share = every * values["num_train_epochs"]
-        out.put("trainer.val_check_interval", min(1.0, share))
-        out.put("trainer.check_val_every_n_epoch", max(1, round(share)))
-        out.differs.append(f"eval_steps {every:g}: a fraction of the run, here of each epoch")
-        return
-    steps = math.ceil(every * values["max_steps"]) if every < 1 else int(every)
-    out.put("trainer.val_check_interval", steps * values["gradient_accumulation_steps"])
-    out.put("trainer.check_val_every_n_epoch", None)  # the interval counts across epochs, as TRL's does
+def _mixture(mixture: dict[str, Any], evaluates: bool, out: Converted) -> bool:
+    """``datasets`` of TRL and ``dataset_mixture`` of the handbook: entries with path or id, and a held-out part."""
+    sources = []
+    for entry in mixture["datasets"]:
+        source = {"path": entry.get("path") or entry.get("id")}
+        if subset := entry.get("name") or entry.get("config"):
+            source["subset"] = subset
+        source["split"] = entry.get("split", "train")
+        if entry.get("weight", 1) != 1:
+            source["weight"] = entry["weight"]
+        for key in ("data_dir", "data_files", "fraction"):
+            if entry.get(key) is not None:
+                out.dropped[f"datasets.{key}"] = f"{entry[key]} has no counterpart; set data.train's path or weight"
+        sources.append(source)
+    out.put("data.train", sources)
+    size = mixture.get("test_split_size")
+    if size:
+        out.put("data.val_size", size)
+        out.differs.append("test_split_size: held out by prompt, so other pairs than TRL's; none shares its prompt")
+    elif evaluates:
+        out.differs.append("eval_strategy without test_split_size: set data.val or data.val_size")
+    return bool(size)
+
+
+def _mixer(values: dict[str, Any], evaluates: bool, out: Converted) -> bool:
+    """The handbook's older form: a share of each dataset, and splits whose names say train or test."""
+    splits = values.get("dataset_splits") or ["train", "test"]
+    train = [name for name in splits if "train" in name]
+    test = [name for name in splits if "test" in name]
+    shares = values["dataset_mixer"]
+    subset = values.get("dataset_configs") or [None] * len(shares)
+    named = [{"path": path, **({"subset": each} if each else {})} for path, each in zip(shares, subset, strict=False)]
+    weights = [{} if share == 1 else {"weight": share} for share in shares.values()]
+    out.put(
+        "data.train",
+        [{**source, "split": split, **w} for source, w in zip(named, weights, strict=True) for split in train],
+    )
+    if evaluates and test:
+        out.put("data.val", [{**source, "split": split} for source in named for split in test])
+    return bool(test)

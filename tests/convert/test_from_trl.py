@@ -6,15 +6,18 @@ import pytest
 import yaml
 
 from adadpo_lightning.cli import main
+from adadpo_lightning.convert.converted import NO_LIMIT
 from adadpo_lightning.convert.from_trl import convert, from_trl_file
-from adadpo_lightning.convert.trl_keys import NUMBERS, SAME, TRL_DEFAULTS, known_keys
-from adadpo_lightning.convert.trl_rules import NO_LIMIT
+from adadpo_lightning.convert.trl_keys import DEFAULTS, NUMBERS, SAME, TRL_DEFAULTS, known_keys
 from adadpo_lightning.errors import UserError
 from tests.support.runs import run
 from tests.support.tiny import make_rows, write_rows
 
 trl = pytest.importorskip("trl")
 
+
+from trl.experimental.cpo import CPOConfig  # noqa: E402
+from trl.experimental.orpo import ORPOConfig  # noqa: E402
 
 KINDS = (trl.DPOConfig, trl.ModelConfig, trl.ScriptArguments)
 
@@ -27,18 +30,21 @@ def own_fields(config):
 
 
 def test_every_key_that_dpo_adds_is_spoken_for():
+    for config in (trl.DPOConfig, CPOConfig, ORPOConfig):
+        assert set(own_fields(config)) - known_keys() == set(), config
     # What has no rule is reported as left out; these are the ones that we know of.
-    left_out = {"model_init_kwargs", "router_aux_loss_coef"}
-    assert set(own_fields(trl.DPOConfig)) - known_keys() == left_out
     model = {field.name for field in dataclasses.fields(trl.ModelConfig)} - known_keys()
     assert model == {"lora_target_parameters", "lora_modules_to_save", "use_bnb_nested_quant", "bnb_4bit_quant_storage"}
     script = {field.name for field in dataclasses.fields(trl.ScriptArguments)} - known_keys()
     assert script == {"ignore_bias_buffers"}
 
 
-def test_the_defaults_are_trls():
-    fields = {field.name: field for kind in KINDS for field in dataclasses.fields(kind)}
-    for name, value in TRL_DEFAULTS.items():
+@pytest.mark.parametrize(
+    ("trainer", "kinds"), [("dpo", KINDS), ("cpo", (*KINDS, CPOConfig)), ("orpo", (*KINDS, ORPOConfig))]
+)
+def test_the_defaults_are_trls(trainer, kinds):
+    fields = {field.name: field for kind in kinds for field in dataclasses.fields(kind)}
+    for name, value in (TRL_DEFAULTS | DEFAULTS[trainer]).items():
         default = fields[name].default
         if default is dataclasses.MISSING:
             default = fields[name].default_factory()
@@ -63,7 +69,6 @@ def test_values_arrive(tmp_path):
         "use_peft": True,
         "lora_r": 8,
         "padding_free": True,
-        "use_weighting": True,
         "hub_model_id": "me/x",
     }
     (tmp_path / "dpo.yaml").write_text(yaml.safe_dump(given))
@@ -73,14 +78,14 @@ def test_values_arrive(tmp_path):
     assert config["data"]["val"] == {"path": "org/pairs", "split": "test"}
     assert config["trainer"]["val_check_interval"] == 400  # 50 steps of 8 micro-batches
     assert config["model"]["scheduler"] == {"name": "cosine", "warmup_ratio": 0.1}
-    assert config["model"]["policy"]["lora"] == {"r": 8, "alpha": 32, "dropout": 0.05, "target_modules": "all-linear"}
+    assert config["model"]["policy"]["lora"] == {"r": 8, "alpha": 32, "dropout": 0.0, "target_modules": "all-linear"}
     losses = config["model"]["loss"]["init_args"]
     assert [spec["class_path"].rpartition(".")[2] for spec in losses["losses"]] == ["DPO", "SFT"]
     assert losses["weights"] == [0.9, 0.1]
     assert losses["losses"][0]["init_args"]["beta"] == 0.02
-    assert set(parts.dropped) == {"use_weighting", "hub_model_id"}
+    assert set(parts.dropped) == {"hub_model_id"}
     assert set(parts.needless) == {"padding_free"}
-    assert "# left out: use_weighting" in text
+    assert "# left out: hub_model_id" in text
 
 
 def test_a_converted_config_runs(tmp_path, model_dir, capsys):
@@ -111,7 +116,9 @@ def test_a_converted_config_runs(tmp_path, model_dir, capsys):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"loss_type": "hinge"}, "loss_type: 'hinge' has no counterpart"),
+        ({"loss_type": "aot"}, "loss_type: 'aot' has no counterpart: it sorts the pairs of a batch"),
+        ({"loss_type": "hing"}, "loss_type: 'hing' is no loss of DPOConfig"),
+        ({"loss_type": "sigmoid", "loss_weights": [1, 2]}, "loss_weights: expected one weight for each of 1 losses"),
         ({"betta": 0.1}, "did you mean 'beta'"),
         ([1], "expected keys and values"),
     ],
@@ -164,7 +171,15 @@ def at(config, name):
         ({"warmup_ratio": 0.1, "warmup_steps": 100}, "model.scheduler", {"warmup_ratio": 0.0, "warmup_steps": 100}),
         ({"warmup_ratio": None}, "model.scheduler", {"warmup_ratio": 0.0, "warmup_steps": 0}),
         ({"warmup_steps": 0, "warmup_ratio": 0.2}, "model.scheduler.warmup_ratio", 0.2),
-        ({"use_peft": True, "lora_dropout": 0}, "model.policy.lora.dropout", 0),
+        ({"use_peft": True, "lora_dropout": 0}, "model.policy.lora.dropout", 0.0),
+        ({"use_peft": True, "disable_dropout": False}, "model.policy.lora.dropout", 0.05),
+        ({"torch_dtype": "bfloat16"}, "model.policy.dtype", "bfloat16"),
+        ({"model_init_kwargs": {"dtype": "bfloat16", "revision": "v2"}}, "model.policy.revision", "v2"),
+        ({"sync_ref_model": True}, "model.reference", "synced"),
+        ({"sync_ref_model": True}, "model.sync", {"alpha": 0.6, "every_n_steps": 512}),
+        ({"sync_ref_model": True, "ref_model_mixup_alpha": 1.0}, "model.sync.alpha", 1.0),
+        ({"ld_alpha": 1.0}, "model.loss.class_path", "adadpo_lightning.losses.DPO"),
+        ({"label_smoothing": 0.1}, "model.loss.init_args.label_smoothing", 0.0),
         ({"gradient_checkpointing": False}, "model.policy.gradient_checkpointing", False),
         ({"weight_decay": 0}, "model.optimizer.weight_decay", 0),
         ({"train_sampling_strategy": "sequential"}, "data.shuffle", False),
@@ -222,6 +237,12 @@ def test_a_local_file_has_no_test_split(tmp_path):
         ({"use_peft": True, "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}, "bnb_4bit_quant_type"),
         ({"load_in_4bit": True}, "load_in_4bit"),
         ({"ddp_timeout": 60}, "ddp_timeout"),
+        ({"router_aux_loss_coef": 0.001}, "router_aux_loss_coef"),
+        ({"optim": "rmsprop"}, "optim"),
+        (
+            {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": 0.1}},
+            "lr_scheduler_kwargs",
+        ),
     ],
 )
 def test_what_is_not_carried_over_is_reported(given, key):
@@ -239,3 +260,92 @@ def test_numbers_are_checked(key):
 def test_numbers_without_a_meaning_are_refused(given):
     with pytest.raises(UserError, match=f"{next(iter(given))}: expected"):
         convert(given)
+
+
+def test_what_means_the_same_is_not_reported():
+    found = convert(
+        {"optim": "adamw_torch", "router_aux_loss_coef": 0.0, "disable_dropout": True, "padding_free": False}
+    )
+    assert found.dropped == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"label_smoothing": 0.1}, "TRL 1.16's sigmoid ignores it"),
+        ({"use_peft": True}, "lora_dropout 0.05: TRL's disable_dropout switches the adapters' dropout off"),
+        ({"model_name_or_path": "Qwen/Qwen3-30B-A3B"}, "the load-balancing loss of the routers"),
+    ],
+)
+def test_other_readings_are_said(given, sentence):
+    assert any(sentence in note for note in convert(given).differs)
+
+
+@pytest.mark.parametrize("other", ["use_peft", "precompute_ref_log_probs"])
+def test_a_synced_reference_is_refused_where_trl_refuses_it(other):
+    with pytest.raises(UserError, match=f"sync_ref_model: is true together with {other}"):
+        convert({"sync_ref_model": True, other: True})
+
+
+def test_trl_switches_the_adapters_dropout_off(model_dir, tmp_path):
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoTokenizer
+
+    trainer = trl.DPOTrainer(
+        str(model_dir),
+        args=trl.DPOConfig(str(tmp_path), use_cpu=True, bf16=False, report_to=[]),
+        train_dataset=Dataset.from_list(make_rows(2)),
+        processing_class=AutoTokenizer.from_pretrained(model_dir),
+        peft_config=LoraConfig(lora_dropout=0.05, task_type="CAUSAL_LM"),
+    )
+    rates = {module.p for name, module in trainer.model.named_modules() if "lora_dropout.default" in name}
+    assert rates == {0}
+
+
+def test_the_handbooks_data_sections():
+    entry = {"id": "org/a", "config": "default", "split": "train_prefs", "columns": ["chosen"], "weight": 0.5}
+    given = {"dataset_mixture": {"datasets": [entry], "test_split_size": 100, "seed": 0}, "eval_strategy": "steps"}
+    found = convert(given | {"eval_steps": 10}).config
+    assert found["data"]["train"] == [{"path": "org/a", "subset": "default", "split": "train_prefs", "weight": 0.5}]
+    assert found["data"]["val_size"] == 100
+    assert found["trainer"]["val_check_interval"] == 10
+    given = {
+        "dataset_mixer": {"org/a": 1.0, "org/b": 0.5},
+        "dataset_splits": ["train_x", "test_x"],
+        "eval_strategy": "epoch",
+    }
+    found = convert(given).config["data"]
+    assert found["train"] == [
+        {"path": "org/a", "split": "train_x"},
+        {"path": "org/b", "split": "train_x", "weight": 0.5},
+    ]
+    assert found["val"] == [{"path": "org/a", "split": "test_x"}, {"path": "org/b", "split": "test_x"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "read_as"),
+    [
+        ("dpo.yaml", {"beta": 0.2}, "DPOConfig"),
+        ("a.yaml", {"loss_type": "simpo"}, "CPOConfig"),
+        ("a.yaml", {"cpo_alpha": 0.0}, "CPOConfig"),
+        ("simpo.yaml", {"gamma_beta_ratio": 0.5}, "SimPOConfig"),
+    ],
+)
+def test_whose_config_it_is(tmp_path, name, given, read_as):
+    (tmp_path / name).write_text(yaml.safe_dump(given))
+    text, found = from_trl_file(str(tmp_path / name))
+    assert found.differs[0] == f"read as TRL's {read_as}"
+    assert f"# note: read as TRL's {read_as}\n" in text
+
+
+def test_an_orpo_config_is_not_silently_read_as_dpo(tmp_path):
+    path = tmp_path / "orpo" / "config.yaml"
+    path.parent.mkdir()
+    path.write_text(yaml.safe_dump({"beta": 0.05}))
+    with pytest.raises(UserError, match="says orpo; add --trainer orpo or --trainer dpo"):
+        from_trl_file(str(path))
+    loss = from_trl_file(str(path), trainer="orpo")[1].config["model"]["loss"]
+    assert loss == {"class_path": "adadpo_lightning.losses.ORPO", "init_args": {"lam": 0.05}}
+    with pytest.raises(UserError, match="--trainer: expected one of"):
+        from_trl_file(str(path), trainer="kto")
