@@ -168,8 +168,8 @@ def from_trl() -> str:
     """How to move from TRL."""
     return (
         HEAD + "# From TRL\n\n"
-        "`python -m adadpo_lightning from-trl CONFIG --output ours.yaml --ranks 8` converts a config and lists what has "
-        "no counterpart. TRL's own defaults (1.16) are written out where they differ, and so is every option of the "
+        "`python -m adadpo_lightning from-trl CONFIG --output ours.yaml --ranks 8` converts a config and lists "
+        "what has no counterpart. TRL's own defaults (1.16) are written out where they differ, and so is every option of the "
         "loss. [Recipes](recipes.md) shows what public configs lose.\n\n"
         "`CONFIG` is the YAML or JSON of TRL's scripts, of the alignment handbook or of SimPO's repository, or a Python"
         " "
