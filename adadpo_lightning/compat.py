@@ -229,6 +229,22 @@ def render_with_marks(
     return text, marks
 
 
+def work_offline() -> None:
+    """Use nothing but the local cache of the hub from now on, in this process and its children.
+
+    The public switch is an environment variable that huggingface_hub and datasets read when they are imported.
+    """
+    import os
+    import sys
+
+    from huggingface_hub import constants
+
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    constants.HF_HUB_OFFLINE = True
+    if (settings := sys.modules.get("datasets.config")) is not None:
+        settings.HF_HUB_OFFLINE = settings.HF_DATASETS_OFFLINE = True  # type: ignore[attr-defined]  # a plain module
+
+
 def fingerprint_of(table: Dataset) -> str:
     """The fingerprint of a dataset's content and history, which keys its cache."""
     fingerprint: str = table._fingerprint

@@ -238,6 +238,22 @@ def test_type_of():
     assert found == {"help": None, "one": int | None}
 
 
+def test_work_offline(monkeypatch):
+    """Without it the libraries ask, and ask again."""
+    import datasets.config
+    from huggingface_hub import constants, errors, hf_hub_download, is_offline_mode
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    assert not is_offline_mode()
+    compat.work_offline()
+    assert is_offline_mode()
+    assert datasets.config.HF_HUB_OFFLINE
+    with pytest.raises(errors.LocalEntryNotFoundError):
+        hf_hub_download("org/none", "config.json")
+
+
 def test_read_no_config_from(tmp_path):
     from jsonargparse import ArgumentParser
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from adadpo_lightning import log
 from adadpo_lightning.callbacks import RunSummary
@@ -25,6 +25,7 @@ from adadpo_lightning.cli.output_dir import check_output_dir
 from adadpo_lightning.cli.parser import instantiate
 from adadpo_lightning.cli.save_config import SaveRunConfig
 from adadpo_lightning.errors import UserError
+from adadpo_lightning.runs.csv_logger import AppendingCSVLogger
 from adadpo_lightning.runs.lock import lock_directory
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def run_method(method: Method, config: Namespace, parser: ArgumentParser, callba
     built = instantiate(parser, config)
     options = dict(vars(built.trainer))
     if options.get("logger") is None:
-        options["logger"] = False if method == "predict" else default_loggers(built.output_dir)
+        options["logger"] = False if method == "predict" else default_loggers(built.output_dir, method)
     added = [*callbacks, built.checkpoint]
     if not options.get("fast_dev_run"):
         added.append(SaveRunConfig(parser, config))
@@ -152,11 +153,11 @@ def build_trainer(method: Method, options: dict[str, Any], callbacks: Sequence[C
         raise UserError("trainer", str(error).splitlines()[0], f"{method} --help lists its options") from error
 
 
-def default_loggers(output_dir: str) -> list[TensorBoardLogger | CSVLogger]:
-    """TensorBoard and CSV under `output_dir`; a resumed run continues the same TensorBoard curve."""
+def default_loggers(output_dir: str, method: Method) -> list[Logger]:
+    """TensorBoard and CSV under `output_dir`; a resumed run continues the same curve and the same table."""
     return [
         TensorBoardLogger(output_dir, name="tensorboard", version=""),
-        CSVLogger(output_dir, name="csv"),
+        AppendingCSVLogger(output_dir, name="csv", resume=method == "fit"),
     ]
 
 

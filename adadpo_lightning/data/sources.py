@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from adadpo_lightning import fingerprint
+from adadpo_lightning import fingerprint, hub
 from adadpo_lightning.compat import fingerprint_of
 from adadpo_lightning.data.cache import cache_folder, cached_table, writing
 from adadpo_lightning.data.directories import choose_split, slice_of, splits_of
@@ -241,7 +241,7 @@ def _load_hub(source: SourceConfig, key: str | None = None) -> Rows:
     # The cache of `datasets` depends on path and time; a folder per content hash avoids stale rows.
     folder = None if key is None else str(cache_folder() / key)
     try:
-        with writing():
+        with writing(), hub.loading(source.path):
             # A split is chosen by `load_dataset` itself, which knows slices.
             loaded = load_dataset(
                 source.path, source.subset, revision=source.revision, split=source.split, cache_dir=folder

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from adadpo_lightning import hub
 from adadpo_lightning.errors import UserError, first_line
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ def read_tokenizer(
 
     check_exists(path, field)
     try:
-        return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+        with hub.loading(path):
+            return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise UserError(
             field,

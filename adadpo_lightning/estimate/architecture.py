@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from adadpo_lightning import hub
 from adadpo_lightning.compat import storage_key, without_memory
 from adadpo_lightning.data.collate import collate
 from adadpo_lightning.errors import UserError
@@ -179,7 +180,9 @@ def _architecture(policy: PolicyConfig) -> Any:
         return AutoConfig.for_model(**policy.config)
     source = str(policy.path or policy.config)
     try:
-        return AutoConfig.from_pretrained(source, revision=policy.revision, trust_remote_code=policy.trust_remote_code)
+        with hub.loading(source):
+            options = {"revision": policy.revision, "trust_remote_code": policy.trust_remote_code}
+            return AutoConfig.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
         raise UserError(
             "model.policy.path",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from adadpo_lightning import log
+from adadpo_lightning import hub, log
 from adadpo_lightning.compat import apply_to_tensors
 from adadpo_lightning.errors import UserError, first_line
 from adadpo_lightning.models.adapters import add_reference_adapter, is_adapter
@@ -80,9 +80,9 @@ def weights_folder(config: PolicyConfig) -> Path | None:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(
-            snapshot_download(config.path, revision=config.revision, allow_patterns=["*.safetensors", "*.json"])
-        )
+        with hub.loading(config.path):
+            patterns = ["*.safetensors", "*.json"]
+            return Path(snapshot_download(config.path, revision=config.revision, allow_patterns=patterns))
     except (OSError, ValueError) as error:
         raise UserError(
             "model.policy.path",

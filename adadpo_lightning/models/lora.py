@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from adadpo_lightning import hub
 from adadpo_lightning.errors import UserError, first_line
 from adadpo_lightning.models.meta import stand_ins
 
@@ -51,7 +52,8 @@ def _trained_adapter(model: PreTrainedModel, path: str) -> Any:
     from peft import PeftModel
 
     try:
-        return PeftModel.from_pretrained(model, path, is_trainable=True)
+        with hub.loading(path):
+            return PeftModel.from_pretrained(model, path, is_trainable=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
             "model.policy.lora.adapter",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from adadpo_lightning import hub
 from adadpo_lightning.compat import has_mismatched_sizes, needs_remote_code
 from adadpo_lightning.data.tokenizer import check_exists
 from adadpo_lightning.errors import UserError, first_line
@@ -88,16 +89,17 @@ def pretrained_model(config: PolicyConfig) -> PreTrainedModel:
     _check_directory(path)
     quantization = quantization_config(config)
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            path,
-            revision=config.revision,
-            dtype=_dtype(config),
-            attn_implementation=config.attn_implementation,
-            use_safetensors=True,
-            quantization_config=quantization,
-            trust_remote_code=config.trust_remote_code,
-            output_loading_info=True,
-        )
+        with hub.loading(path):
+            model, report = AutoModelForCausalLM.from_pretrained(
+                path,
+                revision=config.revision,
+                dtype=_dtype(config),
+                attn_implementation=config.attn_implementation,
+                use_safetensors=True,
+                quantization_config=quantization,
+                trust_remote_code=config.trust_remote_code,
+                output_loading_info=True,
+            )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise UserError(
             "model.policy.path",
@@ -122,7 +124,8 @@ def empty_model(config: PolicyConfig) -> PreTrainedModel:
     _check_directory(path)
     options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     try:
-        architecture = AutoConfig.from_pretrained(path, **options)
+        with hub.loading(path):
+            architecture = AutoConfig.from_pretrained(path, **options)
         model = AutoModelForCausalLM.from_config(
             architecture,
             dtype=architecture.dtype if config.dtype == "auto" else _dtype(config),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from adadpo_lightning import log
+from adadpo_lightning import hub, log
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.models.build import build_policy
 from adadpo_lightning.reference.modes import uses_reference_adapter
@@ -136,7 +136,8 @@ def check_same_vocabulary(path: str, tokenizer: Any) -> None:
     from transformers import AutoTokenizer
 
     try:
-        own = AutoTokenizer.from_pretrained(path)
+        with hub.loading(path):
+            own = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError):
         log.warn(f"model.reference_path: {path} has no tokenizer; assuming the vocabulary of the policy")
         return

@@ -72,9 +72,10 @@ def quiet_trainer(output_dir: Path) -> list[str]:
     """Options of a small run: no progress bar, metrics in one CSV file."""
     return [
         "--trainer.enable_progress_bar=false",
-        "--trainer.logger=lightning.pytorch.loggers.CSVLogger",
+        "--trainer.logger=adadpo_lightning.runs.csv_logger.AppendingCSVLogger",
         f"--trainer.logger.save_dir={output_dir}",
         "--trainer.logger.name=csv",
+        "--trainer.logger.resume=true",
     ]
 
 

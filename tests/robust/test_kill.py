@@ -17,7 +17,11 @@ from adadpo_lightning.checkpoints.resume import latest_valid
 from tests.support.runs import PAIRS, arguments, assert_same, main_of_child, run
 from tests.support.tiny import make_rows, write_rows
 
-SAVING = ["--checkpoint.every_n_train_steps=1", "--auto_resume=true", "--trainer.logger=CSVLogger"]
+SAVING = [
+    "--checkpoint.every_n_train_steps=1",
+    "--auto_resume=true",
+    "--trainer.logger=adadpo_lightning.runs.csv_logger.AppendingCSVLogger",
+]
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +29,12 @@ def reference(tmp_path_factory, model_dir):
     """A run that nobody kills: its directory, its command line, and how long a child takes for it."""
     folder = tmp_path_factory.mktemp("whole")
     pairs = write_rows(folder / "pairs.jsonl", make_rows(PAIRS))
-    options = [*SAVING, f"--trainer.logger.save_dir={folder / 'out'}", "--trainer.logger.name=csv"]
+    options = [
+        *SAVING,
+        f"--trainer.logger.save_dir={folder / 'out'}",
+        "--trainer.logger.name=csv",
+        "--trainer.logger.resume=true",
+    ]
     args = arguments(model_dir, pairs, folder / "out", *options)
     assert run(args) == 0
     begun = time.monotonic()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from adadpo_lightning import hub
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.evaluation.judges.base import PointwiseJudge, register_judge
 
@@ -86,10 +87,11 @@ class RewardModelJudge(PointwiseJudge):
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(self.model)
-            classifier, report = AutoModelForSequenceClassification.from_pretrained(
-                self.model, dtype=self.dtype, use_safetensors=True, output_loading_info=True
-            )
+            with hub.loading(self.model):
+                tokenizer = AutoTokenizer.from_pretrained(self.model)
+                classifier, report = AutoModelForSequenceClassification.from_pretrained(
+                    self.model, dtype=self.dtype, use_safetensors=True, output_loading_info=True
+                )
         except (OSError, ValueError, ImportError) as error:
             raise UserError(
                 "judge_options.model", f"no sequence classifier could be loaded from {self.model!r}: {error}"
