@@ -70,6 +70,12 @@ class AppendingCSVLogger(Logger):
         save_hparams_to_yaml(str(folder / "hparams.yaml"), params)
 
     @rank_zero_only
+    def save(self) -> None:
+        """Wait until the rows are on the disk; every checkpoint asks for this."""
+        if self._table is not None:
+            self._table.sync()
+
+    @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float | Tensor], step: int | None = None) -> None:
         """Write one row.
 

@@ -75,6 +75,11 @@ class Table:
                 self._rewrite()
         return moved
 
+    def sync(self) -> None:
+        """Wait until all rows are on the disk, so that power loss cannot take them either."""
+        with self.path.open("ab") as file:
+            os.fsync(file.fileno())
+
     def _replace(self, repeated: Callable[[Row], bool]) -> int:
         gone = [row for row in self.old if repeated(row)]
         if gone:
