@@ -63,7 +63,7 @@ def silence() -> str | None:
 
 
 def _ask(endpoint: str) -> str | None:
-    from huggingface_hub.utils import get_session
+    from huggingface_hub import get_session
 
     try:
         get_session().head(endpoint, timeout=TIMEOUT)
