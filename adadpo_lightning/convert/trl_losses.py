@@ -117,11 +117,11 @@ def _fdpo(v: Values) -> dict[str, Any]:
 
 
 def _lddpo(v: Values) -> dict[str, Any]:
-    return spec("lddpo", beta=v["beta"], alpha=v["ld_alpha"])
+    return spec("lddpo", beta=v["beta"], label_smoothing=0.0, alpha=v["ld_alpha"])
 
 
 def _wpo(v: Values) -> dict[str, Any]:
-    return spec("wpo", beta=v["beta"])
+    return spec("wpo", beta=v["beta"], label_smoothing=0.0, max_weight=None)
 
 
 def cpo(values: Values, out: Converted) -> dict[str, Any]:

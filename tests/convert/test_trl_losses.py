@@ -12,6 +12,7 @@ from adadpo_lightning.convert.from_trl import convert
 from adadpo_lightning.convert.trl_keys import DEFAULTS, TRL_DEFAULTS
 from adadpo_lightning.convert.trl_losses import DPO_LOSSES
 from adadpo_lightning.errors import UserError
+from adadpo_lightning.losses import available_losses, loss_class
 from adadpo_lightning.losses.testing import sample_pairs
 from adadpo_lightning.types import PairLogps
 
@@ -118,6 +119,22 @@ def test_dpo_config(given):
     half = given.get("f_divergence_type") == "alpha_divergence"
     x = sample_pairs(7, seed=3, dtype=torch.float32 if half else torch.float64)
     assert_same(of_ours(converted_loss(given), x), of_dpo_trainer(x, given), 1e-6 if half else 1e-11)
+
+
+@pytest.mark.parametrize(
+    ("given", "key", "options"),
+    [
+        ({"ld_alpha": 0.3, "beta": 0.2}, "lddpo", {"beta": 0.2, "alpha": 0.3, "label_smoothing": 0.0}),
+        ({"use_weighting": True}, "wpo", {"beta": 0.1, "label_smoothing": 0.0, "max_weight": None}),
+    ],
+)
+def test_losses_over_tokens(given, key, options):
+    """Their values over a model are held to TRL's trainer in the losses' own tests."""
+    if key not in available_losses():
+        pytest.skip(f"{key} is not there yet")
+    loss = converted_loss(given)
+    assert type(loss) is loss_class(key)
+    assert vars(loss) == options
 
 
 @pytest.mark.parametrize(
