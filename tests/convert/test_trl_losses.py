@@ -91,7 +91,7 @@ def of_dpo_trainer(x, given):
 
 def assert_same(got, wanted, rtol):
     torch.testing.assert_close(got[0], wanted[0], rtol=rtol, atol=0)
-    torch.testing.assert_close(got[1], wanted[1], rtol=100 * rtol, atol=1e-12)
+    torch.testing.assert_close(got[1], wanted[1], rtol=100 * rtol, atol=1e-12 if rtol < 1e-9 else 1e-8)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,8 @@ def test_dpo_config(given):
     # TRL clamps the exponent of its alpha divergence by the dtype, and knows no float64.
     half = given.get("f_divergence_type") == "alpha_divergence"
     x = sample_pairs(7, seed=3, dtype=torch.float32 if half else torch.float64)
-    assert_same(of_ours(converted_loss(given), x), of_dpo_trainer(x, given), 1e-6 if half else 1e-11)
+    in_float32 = half or given.get("loss_type") == "exo_pair"  # whose smoothing TRL rounds to float32
+    assert_same(of_ours(converted_loss(given), x), of_dpo_trainer(x, given), 1e-6 if in_float32 else 1e-11)
 
 
 @pytest.mark.parametrize(
