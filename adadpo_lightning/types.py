@@ -151,29 +151,34 @@ class EncodedPair:
 class PreferenceBatch:
     """One micro-batch, in one of two layouts.
 
-    ``packed``: one row (1, T) of ``[prompt | chosen | rejected]`` per pair without padding, where the positions of the
-    rejected answer restart after the prompt; `segments` holds the boundaries. ``padded``: (2B, L) rows of
-    ``[prompt | answer | padding]``, the B chosen ones first, with `attention_mask`; the plain reference layout.
-    Batches without rejected answers (``sft``) have no rejected rows, so their shape is (B, L).
+    Pairs with the same prompt form a group, which holds the prompt and each distinct answer once. There are A distinct
+    answers: 2B if no pairs share any. ``packed``: one row (1, T) of ``[prompt | answer | answer | ...]`` per group
+    without padding, where the positions of every answer continue those of the prompt; `segments` holds the boundaries.
+    ``padded``: (A, L) rows of ``[prompt | answer | padding]`` with `attention_mask`; the plain reference layout.
+    Batches without rejected answers (``sft``) have an empty answer in their place, which comes last and has no row.
 
-    Both layouts list the scored tokens in the same flat order: chosen answers of pairs 0..B-1, then the rejected ones.
+    Both layouts list the scored tokens in the same flat order: the answers in order of appearance, first in the chosen
+    ones of pairs 0..B-1, then in the rejected ones.
 
     Args:
-        input_ids: Token ids, int64, (1, T) or (2B, L).
+        input_ids: Token ids, int64, (1, T) or (A, L).
         position_ids: Positions, int64, as `input_ids`.
         predict: For each scored token, the flat index into ``input_ids.view(-1)`` of the token that predicts it, (N,).
         targets: The scored token ids, (N,).
-        chosen_len: Scored tokens of each chosen answer, int64, (B,).
-        rejected_len: Scored tokens of each rejected answer, int64, (B,).
+        answer_len: Scored tokens of each distinct answer, in flat order, int64, (A,).
+        answer_group: Group of each distinct answer, an index into `segments`, int64, (A,).
+        answers: The distinct answer of each side of each pair, chosen ones first, int64, (2B,).
+        chosen_len: Scored tokens of each pair's chosen answer, int64, (B,).
+        rejected_len: Scored tokens of each pair's rejected answer, int64, (B,).
         row_ids: Dataset row of each pair, int64, (B,). The pairs of a ranked list have the same.
         answer_ids: Positions of the chosen and the rejected answer in the ranked list of that row, int64, (B, 2); 0 and
-            1 for a row that is a pair. With `row_ids` they identify each distinct answer.
+            1 for a row that is a pair.
+        side_tokens: Scored tokens of both sides of all pairs, on the host.
         step_pairs: Pairs of the optimizer step this micro-batch belongs to, over all ranks and micro-batches.
         step_chosen_tokens: Scored chosen tokens of that step.
-        segments: ``(prompt, chosen, rejected)`` token counts of each pair, on the host; the packed layout's offsets.
-            They include tokens of an answer that are not scored.
-        scored_chosen: The sum of `chosen_len`, on the host.
-        attention_mask: 1 for tokens, 0 for padding, (2B, L); None when packed.
+        segments: ``(prompt, answer, answer, ...)`` token counts of each group, on the host; offsets of the packed
+            layout. They include tokens of an answer that are not scored.
+        attention_mask: 1 for tokens, 0 for padding, (A, L); None when packed.
         weight: Per-pair loss weight, float32, (B,), or None.
         margin: Per-pair target margin, float32, (B,), or None.
         ref_logps: Cached reference log-probability of each scored token, (N,), or None.
@@ -184,14 +189,17 @@ class PreferenceBatch:
     position_ids: Tensor
     predict: Tensor
     targets: Tensor
+    answer_len: Tensor
+    answer_group: Tensor
+    answers: Tensor
     chosen_len: Tensor
     rejected_len: Tensor
     row_ids: Tensor
     answer_ids: Tensor
+    side_tokens: int
     step_pairs: int
     step_chosen_tokens: int
-    segments: tuple[tuple[int, int, int], ...]
-    scored_chosen: int
+    segments: tuple[tuple[int, ...], ...]
     attention_mask: Tensor | None = None
     weight: Tensor | None = None
     margin: Tensor | None = None
@@ -200,21 +208,30 @@ class PreferenceBatch:
 
     def __len__(self) -> int:
         """Number of pairs, B."""
-        return len(self.segments)
+        return len(self.row_ids)
 
     @property
     def packed(self) -> bool:
         """Whether this is the packed layout."""
         return self.attention_mask is None
 
+    def tokens_of_sides(self) -> Tensor:
+        """Index in flat order of each scored token of each side: chosen answers of all pairs, then the rejected ones.
+
+        Shape (S,), S the sum of all lengths of both sides: an answer of several pairs is listed for each of them.
+        """
+        lengths = torch.cat([self.chosen_len, self.rejected_len])
+        shift = (self.answer_len.cumsum(0) - self.answer_len)[self.answers] - (lengths.cumsum(0) - lengths)
+        # With `output_size` nothing waits for the device.
+        shift = shift.repeat_interleave(lengths, output_size=self.side_tokens)
+        return torch.arange(self.side_tokens, device=shift.device) + shift
+
     def in_tail(self) -> Tensor:
-        """Whether each scored token is beyond the first ``min(n_w, n_l)`` of its answer, bool, in flat order, (N,)."""
+        """Whether each token of `tokens_of_sides` is beyond the first ``min(n_w, n_l)`` of its answer, bool, (S,)."""
         lengths = torch.cat([self.chosen_len, self.rejected_len])
         shared = torch.minimum(self.chosen_len, self.rejected_len).repeat(2)
-        count = len(self.targets)
-        # Where the tail of each token's answer starts; with `output_size` nothing waits for the device.
-        start = (lengths.cumsum(0) - lengths + shared).repeat_interleave(lengths, output_size=count)
-        return torch.arange(count, device=start.device) >= start
+        start = (lengths.cumsum(0) - lengths + shared).repeat_interleave(lengths, output_size=self.side_tokens)
+        return torch.arange(self.side_tokens, device=start.device) >= start
 
     def _map(self, change: str, *args: object, **kwargs: object) -> PreferenceBatch:
         values = {f.name: getattr(self, f.name) for f in fields(self)}

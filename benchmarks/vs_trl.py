@@ -8,7 +8,10 @@ speed affects all of them equally. Ratios are computed per round; their median a
 number of steps from the same weights the losses must agree, or the benchmark fails.
 
 Variants: `trl` (default settings, reference log-probabilities precomputed), `trl_chunked` (its path that skips masked
-tokens in the head, otherwise used with Triton only, forced on), `padded` and `packed` (this package).
+tokens in the head, otherwise used with Triton only, forced on), `padded` and `packed` (this package), and `ungrouped`
+(packed, but pairs that share a prompt are computed one by one). With more answers to each prompt, all of their pairs:
+
+    python benchmarks/vs_trl.py --answers 4 --pairs 6 --models v4k --variants trl ungrouped packed --output groups.json
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
+import itertools
 import json
 import math
 import multiprocessing as mp
@@ -43,11 +47,27 @@ HEADS = {"v32k": (8, 4, 1408), "v4k": (8, 4, 1408), "1b": (32, 8, 8192)}
 LENGTHS = {"short": (180, 250), "long": (600, 250)}
 MAX_LENGTH = 1024
 LEARNING_RATE = 1e-5
-VARIANTS = ("trl", "trl_chunked", "padded", "packed")
+VARIANTS = ("trl", "trl_chunked", "padded", "packed", "ungrouped")
 
 
-def draw_pairs(lengths: str, count: int, vocabulary: int) -> list[dict[str, list[int]]]:
-    """Random token ids of the requested lengths; `real` uses the lengths of judged pairs."""
+def draw_pairs(lengths: str, count: int, vocabulary: int, answers: int = 2) -> list[dict[str, list[int]]]:
+    """Random token ids of the requested lengths; `real` uses the lengths of judged pairs.
+
+    With more than two answers, the pairs are all pairs of the answers to as many prompts as are needed.
+    """
+    if answers > 2:
+        groups = -(-count // math.comb(answers, 2))
+        drawn = draw_pairs(lengths, groups * -(-answers // 2), vocabulary)
+        pairs = []
+        for group in range(groups):
+            own = drawn[group::groups]
+            sides = [pair[side] for pair in own for side in ("chosen", "rejected")][:answers]
+            room = MAX_LENGTH - len(own[0]["prompt"]) - 1
+            pairs += [
+                {"prompt": own[0]["prompt"], "chosen": a[:room], "rejected": b[:room]}
+                for a, b in itertools.combinations(sides, 2)
+            ]
+        return pairs[:count]
     rng = random.Random(0)
 
     def log_normal(mean: float) -> int:
@@ -113,7 +133,8 @@ class Ours:
         end = [1]
         encoded = [EncodedPair(p["prompt"], p["chosen"] + end, p["rejected"] + end, row) for row, p in enumerate(pairs)]
         tokens = sum(len(p.chosen_ids) for p in encoded)
-        batch = collate(encoded, layout=layout, pad_id=2, step_pairs=len(pairs), step_chosen_tokens=tokens)
+        share, layout = layout != "ungrouped", "padded" if layout == "padded" else "packed"
+        batch = collate(encoded, layout=layout, pad_id=2, step_pairs=len(pairs), step_chosen_tokens=tokens, share=share)
         config = PolicyConfig(path=str(model), dtype=dtype, layout=layout)
         self.module = PreferenceLitModule(config, DPO(beta=0.1), reference="frozen")
         self.module.configure_model()
@@ -319,7 +340,7 @@ def matmul_peak(name: str, tokens: int, device: str, dtype: str) -> float:
 
 def compare(name: str, lengths: str, args: argparse.Namespace, model: Path) -> dict[str, dict[str, Any]]:
     """Run all variants in turn."""
-    pairs = draw_pairs(lengths, args.pairs, MODELS[name]["vocab_size"])
+    pairs = draw_pairs(lengths, args.pairs, MODELS[name]["vocab_size"], args.answers)
     tokens = sum(len(p["prompt"]) + len(p["chosen"]) + len(p["rejected"]) + 2 for p in pairs)
     peak = matmul_peak(name, tokens, args.device, args.dtype)
     context = mp.get_context("spawn")
@@ -356,12 +377,12 @@ def compare(name: str, lengths: str, args: argparse.Namespace, model: Path) -> d
 def summary(variant: str, times: dict[str, list[float]], memory: dict[str, float], ideal_s: float) -> dict[str, Any]:
     """A variant's row."""
     row: dict[str, Any] = {"step_s": statistics.median(times[variant]), "memory_mib": memory[variant]}
-    for peer, suffix in (("trl", "trl"), ("trl_chunked", "trl_chunked"), ("padded", "padded")):
+    for peer in ("trl", "trl_chunked", "padded", "ungrouped"):
         if peer in times:
             ratios = [a / b for a, b in zip(times[variant], times[peer], strict=True)]
-            row[f"step_ratio_to_{suffix}"] = statistics.median(ratios)
-            row[f"step_ratio_to_{suffix}_range"] = [min(ratios), max(ratios)]
-            row[f"memory_ratio_to_{suffix}"] = memory[variant] / memory[peer]
+            row[f"step_ratio_to_{peer}"] = statistics.median(ratios)
+            row[f"step_ratio_to_{peer}_range"] = [min(ratios), max(ratios)]
+            row[f"memory_ratio_to_{peer}"] = memory[variant] / memory[peer]
     row["mfu"] = ideal_s / row["step_s"]
     return row
 
@@ -426,7 +447,8 @@ def draw(measured: dict[str, Any], path: Path) -> None:
         ("time of a step", "peak memory above the idle model"),
         strict=True,
     ):
-        for row, (variant, colour) in enumerate(COLOURS.items()):
+        shown = {v: c for v, c in COLOURS.items() if any(v in measured[name][lengths] for name, lengths in bars)}
+        for row, (variant, colour) in enumerate(shown.items()):
             values = [measured[name][lengths].get(variant, {}).get(key, math.nan) for name, lengths in bars]
             places = [i + (row - 1) * 0.27 for i in range(len(bars))]
             drawn = axis.barh(places, values, height=0.25, color=colour, label=LABELS[variant])
@@ -443,8 +465,13 @@ def draw(measured: dict[str, Any], path: Path) -> None:
 
 
 # Okabe and Ito's palette, suitable for colour-blind readers.
-COLOURS = {"trl_chunked": "#999999", "padded": "#56B4E9", "packed": "#D55E00"}
-LABELS = {"trl_chunked": "TRL, chunked head forced", "padded": "padded", "packed": "packed (default)"}
+COLOURS = {"trl_chunked": "#999999", "padded": "#56B4E9", "ungrouped": "#0072B2", "packed": "#D55E00"}
+LABELS = {
+    "trl_chunked": "TRL, chunked head forced",
+    "padded": "padded",
+    "ungrouped": "packed, pair by pair",
+    "packed": "packed (default)",
+}
 
 
 def main() -> None:
@@ -452,7 +479,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["v32k", "v4k"], choices=MODELS)
     parser.add_argument("--lengths", nargs="+", default=["short", "long", "real"], choices=[*LENGTHS, "real"])
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS[:4]), choices=VARIANTS)
+    parser.add_argument("--answers", type=int, default=2, help="answers to each prompt, of which all pairs are taken")
     parser.add_argument("--pairs", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
@@ -473,6 +501,7 @@ def main() -> None:
         **measured[first],
         **{name: measured[name] for name in others},
         "pairs": args.pairs,
+        "answers": args.answers,
         "rounds": args.rounds,
         "machine": machine(args.device),
     }

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from adadpo_lightning import log
 from adadpo_lightning.data.plan import MicroBatch, StepPlan, eval_plan
 from adadpo_lightning.errors import UserError
 
@@ -27,15 +28,20 @@ class BatchOptions:
     seed: int
     shuffle: bool
     drop_last: bool
+    group: Literal["auto", "never"] = "auto"
 
     def __post_init__(self) -> None:
-        """Check the sizes before any data is read."""
+        """Check the options before any data is read."""
+        if self.group not in ("auto", "never"):
+            raise UserError("data.group", f"expected auto or never, got {self.group!r}")
         for name in ("global_batch_size", "micro_batch_size", "eval_batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"data.{name}", f"expected at least 1, got {getattr(self, name)}")
 
 
-def training_plan(train: Prepared, options: BatchOptions, *, ranks: int, epochs: int) -> StepPlan:
+def training_plan(
+    train: Prepared, options: BatchOptions, *, ranks: int, epochs: int, with_rejected: bool = True
+) -> StepPlan:
     """The plan of all optimizer steps.
 
     Args:
@@ -43,6 +49,7 @@ def training_plan(train: Prepared, options: BatchOptions, *, ranks: int, epochs:
         options: Batch sizes and order.
         ranks: Number of data-parallel ranks.
         epochs: Number of epochs of the run; matters only with `max_tokens`.
+        with_rejected: Whether rejected answers are computed.
 
     Raises:
         UserError: If the sizes are inconsistent, or a single pair exceeds `max_tokens`.
@@ -56,6 +63,12 @@ def training_plan(train: Prepared, options: BatchOptions, *, ranks: int, epochs:
             f"the pair at {train.where(longest)} alone has {lengths[longest]} tokens, more than {options.max_tokens}",
             "raise it or lower data.max_length",
         )
+    groups = train.groups(options.group, with_rejected=with_rejected)
+    if groups.shared and options.max_tokens is None and options.micro_batch_size < groups.largest:
+        log.info(
+            f"data.micro_batch_size: {options.micro_batch_size} pair(s) per forward pass split groups of up to "
+            f"{groups.largest} pairs that share a prompt; raise it or set data.max_tokens to compute more of them once"
+        )
     return StepPlan(
         lengths,
         train.scored()[0],
@@ -67,6 +80,7 @@ def training_plan(train: Prepared, options: BatchOptions, *, ranks: int, epochs:
         shuffle=options.shuffle,
         drop_last=options.drop_last,
         epochs=epochs,
+        groups=groups if groups.shared else None,
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import numpy as np
 from lightning.pytorch import LightningDataModule
 
 from adadpo_lightning.data import position as run
@@ -62,6 +63,9 @@ class PreferenceDataModule(LightningDataModule):
         lists: Which pairs a ranked list is made into.
         score: Scored tokens of answers of several turns: those of the ``assistant``, or ``all``, also those of the user
             and of tools in between.
+        group: ``auto`` computes a prompt that several pairs share, and their equal answers, once. It keeps such pairs
+            together in the order of an epoch, in one step and in one forward pass where their sizes permit. ``never``
+            shuffles and computes pair by pair. The gradient of a given step is the same.
 
     Raises:
         UserError: If an option is out of its range; in `setup`, if the data are not usable.
@@ -107,6 +111,7 @@ class PreferenceDataModule(LightningDataModule):
         chat_template_kwargs: dict[str, Any] | None = None,
         lists: ListOptions = BEST_AGAINST_WORST,
         score: Literal["assistant", "all"] = "assistant",
+        group: Literal["auto", "never"] = "auto",
     ) -> None:
         super().__init__()
         validation = validation_sources(val)
@@ -138,6 +143,7 @@ class PreferenceDataModule(LightningDataModule):
             seed,
             shuffle,
             drop_last,
+            group,
         )
         self.sets = PairSets(
             self.sources, self.options, val_size=val_size, seed=seed, on_bad_row=on_bad_row, num_proc=num_proc
@@ -221,7 +227,9 @@ class PreferenceDataModule(LightningDataModule):
             train, options = self.prepared["train"], self.batching
             steps_an_epoch = len(train.pairs) // options.global_batch_size
             epochs = run.epochs(self.trainer, steps_an_epoch) if options.max_tokens else 1
-            self.plan = training_plan(train, options, ranks=run.sharing(self.trainer)[0], epochs=epochs)
+            self.plan = training_plan(
+                train, options, ranks=run.sharing(self.trainer)[0], epochs=epochs, with_rejected=self._with_rejected
+            )
             if self.trainer is not None:
                 run.set_accumulation(self.trainer, self.plan)
 
@@ -233,7 +241,7 @@ class PreferenceDataModule(LightningDataModule):
         self.sets.load(
             stage,
             self.tokenizer,
-            with_rejected=needs is None or needs.rejected,
+            with_rejected=self._with_rejected,
             # Inspection of the data also accepts rows without a rejected answer.
             needs_rejected=needs is not None and needs.rejected,
         )
@@ -271,8 +279,10 @@ class PreferenceDataModule(LightningDataModule):
         found = {}
         for name in wanted:
             batches, plan = self.scoring_loader(name)
-            chosen, rejected = self.prepared[name].scored()
-            found[name] = PairsToScore(self.prepared[name].pairs, chosen, rejected, batches.__getitem__, plan)
+            prepared = self.prepared[name]
+            groups = prepared.groups(self.batching.group, with_rejected=self._with_rejected)
+            lengths = np.stack(prepared.scored()[: groups.answer.shape[1]], axis=1)
+            found[name] = PairsToScore(prepared.pairs, groups.answer, lengths, batches.__getitem__, plan)
         return found
 
     def add_reference(self, caches: Mapping[str, CachedLogps]) -> None:
@@ -307,6 +317,10 @@ class PreferenceDataModule(LightningDataModule):
         return run.optimizer_steps(self.trainer, self._step_plan)
 
     @property
+    def _with_rejected(self) -> bool:
+        return self._needs is None or self._needs.rejected
+
+    @property
     def _step_plan(self) -> StepPlan:
         if self.plan is None:
             raise RuntimeError("call setup('fit') first, as Lightning's Trainer does")
@@ -330,7 +344,8 @@ class PreferenceDataModule(LightningDataModule):
             self.prepared[name].pairs,
             layout="packed" if needs is None else needs.layout(),
             pad_id=self.tokenizer.eos_token_id if pad is None else pad,
-            with_rejected=needs is None or needs.rejected,
+            with_rejected=self._with_rejected,
+            share=self.batching.group == "auto",
             reference=self._caches,
             name=name,
         )

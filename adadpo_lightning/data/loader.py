@@ -34,15 +34,15 @@ class PairsToScore:
 
     Args:
         pairs: All tokenized pairs, over all ranks.
-        chosen: Number of scored tokens of each chosen answer, shape (pairs,).
-        rejected: Number of scored tokens of each rejected answer, shape (pairs,).
+        answers: Number of each pair's answers, equal for answers that batches share, shape (pairs, 2) or (pairs, 1).
+        lengths: Number of scored tokens of each answer, shape as `answers`.
         collate: Turns a micro-batch of the plan into a `PreferenceBatch`.
         plan: This rank's micro-batches.
     """
 
     pairs: ArrowDataset
-    chosen: NDArray[np.int64]
-    rejected: NDArray[np.int64]
+    answers: NDArray[np.int64]
+    lengths: NDArray[np.int64]
     collate: Callable[[MicroBatch], PreferenceBatch]
     plan: list[MicroBatch]
 
@@ -55,6 +55,7 @@ class MicroBatches(Dataset["PreferenceBatch"]):
         layout: Layout of the batches.
         pad_id: Token id for padding.
         with_rejected: Whether the loss reads rejected answers; otherwise they are omitted.
+        share: Whether pairs with the same prompt share it and their equal answers.
         reference: Mapping that holds the cached reference log-probabilities under `name`; it may be filled later.
         name: Stage of the pairs: ``train``, ``val``, ...
     """
@@ -66,6 +67,7 @@ class MicroBatches(Dataset["PreferenceBatch"]):
         layout: Literal["packed", "padded"],
         pad_id: int,
         with_rejected: bool,
+        share: bool = True,
         reference: Mapping[str, CachedLogps] | None = None,
         name: str = "",
     ) -> None:
@@ -85,6 +87,7 @@ class MicroBatches(Dataset["PreferenceBatch"]):
         self.layout: Literal["packed", "padded"] = layout
         self.pad_id = pad_id
         self.with_rejected = with_rejected
+        self.share = share
         # Not `or`: an empty mapping may be filled later.
         self.reference = {} if reference is None else reference
         self.name = name
@@ -106,6 +109,7 @@ class MicroBatches(Dataset["PreferenceBatch"]):
             step_pairs=batch.step_pairs,
             step_chosen_tokens=batch.step_chosen_tokens,
             filler=batch.filler,
+            share=self.share,
         )
         cache = self.reference.get(self.name)
         if cache is not None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from adadpo_lightning.data.groups import Groups, deal_groups, split_groups
 from adadpo_lightning.errors import UserError
 
 if TYPE_CHECKING:
@@ -46,7 +47,9 @@ class MicroBatch:
 class StepPlan:
     """The optimizer steps of an epoch, and how each is split into micro-batches over the ranks.
 
-    The pairs of a step depend only on the seed, the epoch and the global batch size.
+    The pairs of a step depend only on the seed, the epoch and the global batch size. With `groups`, pairs that share a
+    prompt follow each other in the order of the epoch and are in one micro-batch where its size permits: a group is
+    split only at the end of a step, or where a micro-batch has no room for all of it.
 
     Args:
         lengths: Number of tokens of each pair (prompt, chosen and rejected), shape (pairs,).
@@ -60,6 +63,7 @@ class StepPlan:
         drop_last: Drop the last step if it is incomplete.
         epochs: Number of epochs in which `max_tokens` must hold, because a run has a fixed number of micro-batches per
             step.
+        groups: The pairs by prompt, to compute shared prompts and answers once; None computes pair by pair.
 
     Raises:
         UserError: If the sizes are not divisible, a pair is longer than `max_tokens`, or there are too few pairs for
@@ -81,6 +85,7 @@ class StepPlan:
     shuffle: bool = True
     drop_last: bool = False
     epochs: int = 1
+    groups: Groups | None = None
 
     def __post_init__(self) -> None:
         """Check the sizes."""
@@ -149,8 +154,8 @@ class StepPlan:
         for epoch in range(self.epochs):
             order = self.order(epoch)
             for step in steps:
-                lengths = self.lengths[self.step_rows(order, step)]
-                while not _fits(lengths, self.ranks * needed, self.max_tokens or 0):
+                rows = self.step_rows(order, step)
+                while not self._fit(rows, self.ranks * needed):
                     needed += 1
         return needed
 
@@ -158,7 +163,11 @@ class StepPlan:
         """All pairs in the order of the epoch."""
         if not self.shuffle:
             return np.arange(len(self.lengths))
-        return np.random.default_rng([self.seed, epoch]).permutation(len(self.lengths))
+        rng = np.random.default_rng([self.seed, epoch])
+        if self.groups is None:
+            return rng.permutation(len(self.lengths))
+        place = rng.permutation(int(self.groups.group.max()) + 1)
+        return np.argsort(place[self.groups.group], kind="stable")
 
     def step_rows(self, order: NDArray[np.int64], step: int) -> NDArray[np.int64]:
         """The pairs of one step, given the `order` of its epoch."""
@@ -168,8 +177,7 @@ class StepPlan:
         """The micro-batches of one step for each rank; all ranks have the same number."""
         rows = self.step_rows(order, step)
         per_rank = self.accumulate if step < self.full_steps else self.last_accumulate
-        most = self.micro_batch_size if self.max_tokens is None else None
-        shares = [rows[share] for share in deal(self.lengths[rows], self.ranks * per_rank, most) if share]
+        shares = self._shares(rows, self.ranks * per_rank)
         counts: dict[str, Any] = {
             "step": step,
             "step_pairs": len(rows),
@@ -178,8 +186,31 @@ class StepPlan:
         batches = [MicroBatch(tuple(share.tolist()), **counts) for share in shares]
         shortest = (int(rows[self.lengths[rows].argmin()]),)
         batches += [MicroBatch(shortest, **counts, filler=True)] * (self.ranks * per_rank - len(batches))
-        loads = [int(self.lengths[list(batch.rows)].sum()) for batch in batches]
+        loads = [self.tokens(np.array(batch.rows)) for batch in batches]
         return [[batches[i] for i in share] for share in deal(loads, self.ranks, per_rank)]
+
+    def tokens(self, rows: NDArray[np.int64]) -> int:
+        """Number of tokens in the forward pass of a micro-batch with these pairs."""
+        return int(self.lengths[rows].sum()) if self.groups is None else self.groups.tokens(rows)
+
+    def _shares(self, rows: NDArray[np.int64], bins: int) -> list[NDArray[np.int64]]:
+        """The pairs of a step, split into at most `bins` micro-batches with even numbers of tokens."""
+        most = self.micro_batch_size if self.max_tokens is None else None
+        if self.groups is None:
+            return [rows[share] for share in deal(self.lengths[rows], bins, most) if share]
+        if most is not None:
+            return deal_groups(self.groups, rows, bins, most)
+        pieces = split_groups(self.groups, rows, bins, self.max_tokens)
+        shares = deal([self.groups.tokens(piece) for piece in pieces], bins)
+        return [np.concatenate([pieces[i] for i in share]) for share in shares if share]
+
+    def _fit(self, rows: NDArray[np.int64], bins: int) -> bool:
+        """Whether the pairs of a step fit into `bins` micro-batches of `max_tokens`."""
+        most = self.max_tokens or 0
+        if self.groups is None:
+            return _fits(self.lengths[rows], bins, most)
+        pieces = split_groups(self.groups, rows, bins, most)
+        return _fits(np.array([self.groups.tokens(piece) for piece in pieces]), bins, most)
 
     def rank_batches(self, rank: int, epoch: int, start: int = 0) -> Iterator[MicroBatch]:
         """One rank's micro-batches of an epoch in order, starting at micro-batch `start`."""
@@ -201,6 +232,7 @@ class StepPlan:
             "seed": self.seed,
             "shuffle": self.shuffle,
             "drop_last": self.drop_last,
+            "grouped": self.groups is not None,
         }
 
     def __len__(self) -> int:

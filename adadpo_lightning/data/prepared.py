@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from adadpo_lightning.data.groups import Groups, alone, group_pairs
 from adadpo_lightning.data.report import DataReport
 from adadpo_lightning.data.sources import Rows, SourceConfig
 from adadpo_lightning.errors import UserError
@@ -35,6 +36,7 @@ class Prepared:
     report: DataReport
     sources: list[SourceConfig]
     origins: list[tuple[int, Rows]]
+    _groups: dict[tuple[str, bool], Groups] = field(default_factory=dict, init=False, repr=False)
 
     def counts(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Number of tokens of prompts, chosen and rejected answers, each of shape (pairs,)."""
@@ -49,6 +51,24 @@ class Prepared:
     def _columns(self, *names: str) -> Iterator[NDArray[np.int64]]:
         columns = self.pairs.select_columns(list(names)).with_format("numpy")[:]
         return (np.asarray(columns[name], dtype=np.int64) for name in names)
+
+    def groups(self, how: Literal["auto", "never"], *, with_rejected: bool = True) -> Groups:
+        """The pairs by prompt, to compute shared prompts and answers once.
+
+        Args:
+            how: ``auto`` finds pairs with the same prompt; ``never`` takes every pair alone.
+            with_rejected: Whether rejected answers are computed.
+        """
+        key = (how, with_rejected)
+        if key not in self._groups:
+            # Texts that differ are not worth a look at their tokens.
+            texts = set(self.pairs["prompt_key"]) if how == "auto" else ()
+            if how == "auto" and len(texts) < len(self.pairs):
+                self._groups[key] = group_pairs(self.pairs, with_rejected=with_rejected)
+            else:
+                prompt, *answers = self.counts()
+                self._groups[key] = alone(prompt, np.stack(answers if with_rejected else answers[:1], axis=1))
+        return self._groups[key]
 
     def where(self, pair: int) -> str:
         """File and row of a pair, and the positions of its answers in a ranked list, counted from 1."""

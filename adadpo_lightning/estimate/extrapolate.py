@@ -92,6 +92,18 @@ def duration(plan: StepPlan, micro_batch: Line, update: float) -> Duration:
         micro_batch: Seconds of forward and backward pass.
         update: Seconds of the optimizer per step.
     """
-    tokens = float(plan.lengths.sum()) / plan.ranks
+    tokens = tokens_per_epoch(plan) / plan.ranks
     epoch = plan.steps * (plan.accumulate * micro_batch.fixed + update) + tokens * micro_batch.per_token
     return Duration(epoch / plan.steps, epoch)
+
+
+def tokens_per_epoch(plan: StepPlan, steps: int = 32) -> float:
+    """Tokens of all forward passes of an epoch; where pairs share prompts, extrapolated from the first steps."""
+    total = float(plan.lengths.sum())
+    if plan.groups is None:
+        return total
+    order = plan.order(0)
+    sampled = range(min(steps, plan.steps))
+    batches = [b for step in sampled for rank in plan.step_batches(order, step) for b in rank if not b.filler]
+    whole = sum(int(plan.lengths[plan.step_rows(order, step)].sum()) for step in sampled)
+    return total * sum(plan.tokens(np.array(batch.rows)) for batch in batches) / whole

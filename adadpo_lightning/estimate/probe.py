@@ -11,10 +11,12 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback
 
@@ -83,7 +85,11 @@ class Probe(Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]  # Lightning attaches it
         plan, pairs = data.plan, data.prepared["train"].pairs
         batches = MicroBatches(
-            pairs, layout=pl_module.layout, pad_id=0, with_rejected=bool(pl_module.loss.needs_rejected)
+            pairs,
+            layout=pl_module.layout,
+            pad_id=0,
+            with_rejected=bool(pl_module.loss.needs_rejected),
+            share=plan.groups is not None,
         )
         sizes = sizes_of(plan)
         self._check(trainer, pl_module, plan, batches, sizes.shortest)
@@ -114,12 +120,12 @@ class Probe(Callback):
         update = _update_seconds(trainer)
         measured[0].peak = peak_bytes()  # including the optimizer state, as in every later step
         for rows in (longest, middle):
-            tokens = int(plan.lengths[list(rows)].sum())
+            tokens = plan.tokens(np.array(rows))
             expected = measured[0].seconds * tokens / measured[0].tokens
             if time.perf_counter() - begun + expected <= self.budget:
                 measured.append(self._time(trainer, module, plan, batches, rows))
                 break
-        self._extrapolate(plan, measured, update, int(plan.lengths[list(longest)].sum()))
+        self._extrapolate(plan, measured, update, plan.tokens(np.array(longest)))
 
     def _time(
         self, trainer: Trainer, module: PreferenceLitModule, plan: StepPlan, batches: MicroBatches, rows: Rows
@@ -127,7 +133,7 @@ class Probe(Callback):
         batch = batch_of(batches, rows, plan).to(module.device)
         begun = _now()
         forward_backward(trainer, module, batch)
-        found = Measurement(int(plan.lengths[list(rows)].sum()), _now() - begun, peak_bytes())
+        found = Measurement(plan.tokens(np.array(rows)), _now() - begun, peak_bytes())
         pairs = f"{len(rows)} pair{'s' if len(rows) > 1 else ''}"
         self._say(Finding("micro-batch", f"{pairs}, {found.tokens} tokens: {found.seconds:.2f} s forward and backward"))
         return found
@@ -219,17 +225,16 @@ def cached_against_live(
     trainer: Trainer, module: PreferenceLitModule, batches: MicroBatches, rows: Rows, plan: StepPlan, folder: Path
 ) -> Finding:
     """Compare a micro-batch, written to a trial cache and read back, with its pairs computed live one at a time."""
-    chosen = plan.chosen_lengths[list(rows)]
-    lengths = [batches.pair(row) for row in rows]
-    rejected = chosen.copy()
-    rejected[:] = [len(pair.rejected_ids) for pair in lengths]
-    dtype = next(module.built_policy.parameters()).dtype
-    cache = ReferenceCache(folder, chosen, rejected, dtype)
-    cache.create()
+    alone = copy(batches)
+    alone.share = False
     numbers = tuple(range(len(rows)))
+    lengths = batch_of(alone, rows, plan).answer_len.numpy().reshape(-1, len(rows)).T
+    dtype = next(module.built_policy.parameters()).dtype
+    cache = ReferenceCache(folder, np.arange(lengths.size).reshape(lengths.shape), lengths, dtype)
+    cache.create()
 
     def collated(micro_batch: MicroBatch) -> PreferenceBatch:
-        return batch_of(batches, tuple(rows[number] for number in micro_batch.rows), plan)
+        return batch_of(alone, tuple(rows[number] for number in micro_batch.rows), plan)
 
     def live(batch: PreferenceBatch) -> Tensor:
         with torch.no_grad():
@@ -237,13 +242,13 @@ def cached_against_live(
             reference = module.live_reference
             return module.built_policy(batch) if reference is None else reference(batch)
 
-    whole = MicroBatch(rows=numbers, step=0, step_pairs=len(rows), step_chosen_tokens=int(chosen.sum()))
+    whole = MicroBatch(rows=numbers, step=0, step_pairs=len(rows), step_chosen_tokens=int(lengths[:, 0].sum()))
     with trainer.precision_plugin.forward_context():
         fill(cache, [whole], collated, live, module.device)
-        alone = [collated(replace(whole, rows=(number,))).to(module.device) for number in numbers]
+        singles = [collated(replace(whole, rows=(number,))).to(module.device) for number in numbers]
         differences = [
             (cache.read([number]).to(module.device) - live(batch)).abs().mean()
-            for number, batch in zip(numbers, alone, strict=True)
+            for number, batch in zip(numbers, singles, strict=True)
         ]
     difference = max(float(value) for value in differences)
     return Finding(

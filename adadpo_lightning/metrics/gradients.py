@@ -56,8 +56,9 @@ def full(value: Tensor) -> Tensor:
 def gradient_squares(batch: PreferenceBatch, gradient: Tensor) -> Tensor:
     """Squared norms of the gradient at the last hidden states of chosen answers, rejected answers and prompts.
 
-    A prompt's last state predicts the first token of both answers, so its gradient is the sum of both parts and belongs
-    to neither side. With this convention the three numbers are the same in both layouts.
+    A prompt's last state predicts the first token of all its answers, so its gradient is the sum of their parts and
+    belongs to neither side. With this convention the three numbers are the same in both layouts. An answer that is
+    chosen in one pair and rejected in another, as in ranked lists, belongs to neither side, too.
 
     Args:
         batch: The micro-batch.
@@ -68,12 +69,13 @@ def gradient_squares(batch: PreferenceBatch, gradient: Tensor) -> Tensor:
     """
     wide = torch.promote_types(gradient.dtype, torch.float32)
     squares = torch.linalg.vector_norm(gradient, dim=1, dtype=wide).square()
-    border = batch.scored_chosen
-    first = batch.chosen_len.cumsum(0) - batch.chosen_len
-    at_prompt = gradient.index_select(0, first).to(wide)
-    if len(gradient) > border:
-        first_rejected = border + batch.rejected_len.cumsum(0) - batch.rejected_len
-        at_prompt = at_prompt + gradient.index_select(0, first_rejected).to(wide)
-        first = torch.cat([first, first_rejected])
-    squares = squares.index_fill(0, first, 0.0)
-    return torch.stack([squares[:border].sum(), squares[border:].sum(), at_prompt.square().sum()])
+    first = batch.answer_len.cumsum(0) - batch.answer_len
+    # An empty answer, which only batches without rejected answers have, comes last: it would start after the end.
+    at_first = gradient.index_select(0, first.clamp(max=len(gradient) - 1)).to(wide) * (batch.answer_len > 0)[:, None]
+    at_prompt = at_first.new_zeros(len(batch.segments), gradient.shape[1]).index_add(0, batch.answer_group, at_first)
+    later = squares.new_ones(len(gradient) + 1).index_fill(0, first, 0.0)[:-1]
+    chosen, rejected = (squares.new_zeros(len(first)).index_fill(0, side, 1.0) for side in batch.answers.chunk(2))
+    sides = torch.stack([chosen * (1 - rejected), rejected * (1 - chosen)])
+    # The size of the output is given, because it would be computed on the device and waited for.
+    sides = sides.repeat_interleave(batch.answer_len, dim=1, output_size=len(gradient))
+    return torch.cat([sides @ (squares * later), at_prompt.square().sum()[None]])

@@ -74,7 +74,9 @@ def token_weights(slope: Slope, part: str, batch: PreferenceBatch) -> Tensor:
         return torch.cat(sides).repeat_interleave(lengths)
 
     weights = by_token(slope.answer)
-    return weights if slope.tail is None else weights + by_token(slope.tail) * batch.in_tail()
+    if slope.tail is not None:
+        weights = weights + by_token(slope.tail) * batch.in_tail()
+    return weights.new_zeros(batch.targets.shape).index_add(0, batch.tokens_of_sides(), weights)
 
 
 def part_norms(products: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

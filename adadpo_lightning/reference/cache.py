@@ -3,8 +3,8 @@
 A cache is a folder named by a hash of everything that its values depend on: weights, config, layout and attention of
 the reference, the precision, the device, library versions, and all token ids of all pairs (which reflect tokenizer,
 template and truncation). A stale cache therefore has a different name and is never used. In the folder, ``values``
-contains one number per scored token and ``done`` one flag per pair. ``complete.json`` is written last; an interrupted
-run resumes with the pairs whose flag is not set.
+contains one number per scored token and ``done`` one flag per answer; an answer that several pairs share is stored
+once. ``complete.json`` is written last; an interrupted run resumes with the pairs whose flags are not set.
 """
 
 from __future__ import annotations
@@ -42,18 +42,21 @@ class ReferenceCache:
 
     Args:
         folder: Folder of this cache; created if missing.
-        chosen: Number of scored tokens of each chosen answer, shape (pairs,).
-        rejected: Number of scored tokens of each rejected answer, shape (pairs,).
+        answers: Number of each pair's chosen and rejected answer, equal for answers that are stored once, shape
+            (pairs, 2), or (pairs, 1) without rejected answers.
+        lengths: Number of scored tokens of each answer, shape as `answers`.
         dtype: Data type of the values, float32 or float64.
     """
 
     def __init__(
-        self, folder: Path, chosen: NDArray[np.int64], rejected: NDArray[np.int64], dtype: torch.dtype
+        self, folder: Path, answers: NDArray[np.int64], lengths: NDArray[np.int64], dtype: torch.dtype
     ) -> None:
         self.folder = folder
-        self.chosen, self.rejected = chosen, rejected
+        self.answers = answers
         self.dtype = np.dtype("float64" if dtype == torch.float64 else "float32")
-        self._starts = np.concatenate([[0], np.cumsum(chosen + rejected)])
+        sizes = np.zeros(int(answers.max(initial=-1)) + 1, dtype=np.int64)
+        sizes[answers.ravel()] = lengths.ravel()
+        self._starts = np.concatenate([[0], np.cumsum(sizes)])
         self._files: dict[str, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -62,12 +65,12 @@ class ReferenceCache:
 
     def __len__(self) -> int:
         """Number of pairs."""
-        return len(self.chosen)
+        return len(self.answers)
 
     def create(self) -> None:
         """Create the folder and files that are missing or have the wrong size."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        sizes = {"values": int(self._starts[-1]) * self.dtype.itemsize, "done": len(self)}
+        sizes = {"values": int(self._starts[-1]) * self.dtype.itemsize, "done": len(self._starts) - 1}
         for name, size in sizes.items():
             path = self.folder / name
             if not path.exists() or path.stat().st_size != size:
@@ -76,22 +79,26 @@ class ReferenceCache:
 
     def missing(self) -> NDArray[np.int64]:
         """Indices of the pairs that are not computed yet."""
-        return np.flatnonzero(np.asarray(self._file("done", np.dtype("uint8"))) == 0)
+        done = np.asarray(self._file("done", np.dtype("uint8"))) > 0
+        return np.flatnonzero(~done[self.answers].all(1))
 
     def write(self, numbers: Sequence[int], logps: Tensor) -> None:
         """Store the pairs of a micro-batch.
 
         Args:
             numbers: Indices of the pairs in the dataset.
-            logps: Log-probabilities in the flat order of a batch (chosen answers first), shape (N,).
+            logps: Log-probabilities in the flat order of a `PreferenceBatch`, shape (N,).
         """
         flat = logps.detach().cpu().numpy().astype(self.dtype, copy=False)
         values, done = self._file("values", self.dtype), self._file("done", np.dtype("uint8"))
-        for target, part in zip(self._slices(numbers), self._split(numbers, flat), strict=True):
-            values[target] = part
+        start = 0
+        for target in self._slices(numbers):
+            stop = start + target.stop - target.start
+            values[target] = flat[start:stop]
+            start = stop
         # The values must be on disk before the flags that mark them as valid.
         values.flush()
-        done[list(numbers)] = 1
+        done[self.answers[list(numbers)]] = 1
         done.flush()
 
     def read(self, numbers: Sequence[int]) -> Tensor:
@@ -129,16 +136,9 @@ class ReferenceCache:
         return self._files[name]
 
     def _slices(self, numbers: Sequence[int]) -> Iterator[slice]:
-        """Slices of the answers of a micro-batch; those of a pair are stored next to each other, chosen first."""
-        for n in numbers:
-            yield slice(self._starts[n], self._starts[n] + self.chosen[n])
-        for n in numbers:
-            yield slice(self._starts[n] + self.chosen[n], self._starts[n + 1])
-
-    def _split(self, numbers: Sequence[int], flat: NDArray[Any]) -> list[NDArray[Any]]:
-        picked = list(numbers)
-        lengths = np.concatenate([self.chosen[picked], self.rejected[picked]])
-        return np.split(flat, np.cumsum(lengths)[:-1])
+        """Slices of the answers of a micro-batch, in the flat order of its batch: each distinct one once."""
+        for answer in dict.fromkeys(self.answers[list(numbers)].T.ravel().tolist()):
+            yield slice(self._starts[answer], self._starts[answer + 1])
 
 
 def fill(

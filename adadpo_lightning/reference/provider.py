@@ -76,8 +76,10 @@ def provide_cached_reference(
     }
     caches = {}
     for name, pairs in datasets.items():
-        key = fingerprint.of_data({**depends_on, "token_ids": fingerprint.of_pairs(pairs.pairs)["token_ids"]})
-        cache = ReferenceCache(folder / key, pairs.chosen, pairs.rejected, first.dtype)
+        stored = {"token_ids": fingerprint.of_pairs(pairs.pairs)["token_ids"], "answers": int(pairs.answers.max()) + 1}
+        cache = ReferenceCache(
+            folder / fingerprint.of_data({**depends_on, **stored}), pairs.answers, pairs.lengths, first.dtype
+        )
         caches[name] = _complete(cache, name, pairs, reference, trainer)
     return caches
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -13,13 +14,24 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Record = TypeVar("Record", PairLogps, LossOutput)
+Reduction = Callable[["Tensor", PreferenceBatch], "Tensor"]
 
 
 def sum_by_answer(values: Tensor, batch: PreferenceBatch) -> Tensor:
-    """Sum the flat per-token `values` (N,) over each answer: (2B,), chosen answers first."""
-    lengths = torch.cat([batch.chosen_len, batch.rejected_len])
+    """Sum the flat per-token `values` (N,) over the answers of each pair: (2B,), chosen answers first."""
     # `unsafe` skips a check of the lengths that would wait for the device; `collate` made them.
-    return torch.segment_reduce(values, "sum", lengths=lengths, unsafe=True)
+    sums = torch.segment_reduce(values, "sum", lengths=batch.answer_len, unsafe=True)
+    return sums.index_select(0, batch.answers)
+
+
+def sum_of_tails(values: Tensor, batch: PreferenceBatch) -> Tensor:
+    """Sum the flat per-token `values` (N,) beyond the shorter answer's length, for the answers of each pair: (2B,).
+
+    An answer that several pairs share may have another tail in each of them.
+    """
+    listed = values.index_select(0, batch.tokens_of_sides()) * batch.in_tail()
+    lengths = torch.cat([batch.chosen_len, batch.rejected_len])
+    return torch.segment_reduce(listed, "sum", lengths=lengths, unsafe=True)
 
 
 def pair_logps(
@@ -40,17 +52,16 @@ def pair_logps(
         log_collisions: ``log sum_v p_v^2`` at each token, shape (N,), if the loss needs its sums.
     """
 
-    def sides(values: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    def sides(values: Tensor | None, summed: Reduction = sum_by_answer) -> tuple[Tensor | None, Tensor | None]:
         if values is None:
             return None, None
-        chosen, rejected = sum_by_answer(values, batch).chunk(2)
+        chosen, rejected = summed(values, batch).chunk(2)
         return chosen, rejected
 
-    tail = batch.in_tail() if tails else None
     chosen, rejected = sum_by_answer(logps, batch).chunk(2)
     ref_chosen, ref_rejected = sides(reference)
-    chosen_tail, rejected_tail = sides(None if tail is None else logps * tail)
-    ref_chosen_tail, ref_rejected_tail = sides(None if tail is None or reference is None else reference * tail)
+    chosen_tail, rejected_tail = sides(logps if tails else None, sum_of_tails)
+    ref_chosen_tail, ref_rejected_tail = sides(reference if tails else None, sum_of_tails)
     chosen_log_collision, rejected_log_collision = sides(log_collisions)
     return PairLogps(
         chosen=chosen,

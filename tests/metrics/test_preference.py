@@ -25,6 +25,10 @@ def make_step(count, seed, loss, filler=False, step_pairs=None):
         position_ids=empty,
         predict=empty,
         targets=empty,
+        side_tokens=tokens,
+        answer_len=torch.tensor([*chosen_len, *rejected_len]),
+        answer_group=torch.arange(2 * count) % count,
+        answers=torch.arange(2 * count),
         chosen_len=torch.tensor(chosen_len),
         rejected_len=torch.tensor(rejected_len),
         row_ids=torch.arange(count),
@@ -32,7 +36,6 @@ def make_step(count, seed, loss, filler=False, step_pairs=None):
         step_pairs=step_pairs or count,
         step_chosen_tokens=int(chosen_len.sum()),
         segments=tuple((1, int(c), int(r)) for c, r in zip(chosen_len, rejected_len, strict=True)),
-        scored_chosen=int(chosen_len.sum()),
         filler=filler,
     )
     policy, ref = torch.tensor(logps), torch.tensor(reference)

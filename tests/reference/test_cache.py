@@ -141,7 +141,8 @@ def test_a_damaged_cache_is_recognised(model_dir, pairs_file, tmp_path):
 
 
 def test_numbers_come_back_in_the_order_of_a_batch(tmp_path):
-    cache = ReferenceCache(tmp_path / "c", np.array([2, 1, 3]), np.array([1, 2, 0]), torch.float64)
+    answers, lengths = np.array([[0, 1], [2, 3], [4, 5]]), np.array([[2, 1], [1, 2], [3, 0]])
+    cache = ReferenceCache(tmp_path / "c", answers, lengths, torch.float64)
     cache.create()
     assert cache.missing().tolist() == [0, 1, 2]
     # Pairs 2 and 0: chosen answers (3 and 2 tokens), then the rejected ones (0 and 1).
@@ -153,3 +154,15 @@ def test_numbers_come_back_in_the_order_of_a_batch(tmp_path):
     cache.finish()
     assert cache.is_complete()
     assert json.loads((tmp_path / "c/complete.json").read_text()).keys() == {"checksum"}
+
+
+def test_an_answer_of_several_pairs_is_stored_once(tmp_path):
+    answers, lengths = np.array([[0, 1], [0, 2], [2, 1]]), np.array([[2, 1], [2, 3], [3, 1]])
+    cache = ReferenceCache(tmp_path / "c", answers, lengths, torch.float32)
+    cache.create()
+    assert (tmp_path / "c/values").stat().st_size == (2 + 1 + 3) * 4
+    # As a batch lists them: the chosen answers 0 and 2, then 1; answer 2 is not repeated.
+    cache.write([0, 2], torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]))
+    assert cache.missing().tolist() == []
+    assert cache.read([1]).tolist() == [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert cache.read([2, 0]).tolist() == [3.0, 4.0, 5.0, 1.0, 2.0, 6.0]

@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from adadpo_lightning.callbacks import PreferenceMetrics
 from adadpo_lightning.checkpoints.export import export_policy
 from adadpo_lightning.data.datamodule import PreferenceDataModule
+from adadpo_lightning.data.lists import ListOptions
 from adadpo_lightning.losses import build_loss
 from adadpo_lightning.models.loading import LoraOptions, PolicyConfig
 from adadpo_lightning.reference.sync import SyncOptions
@@ -41,6 +42,7 @@ class Case:
     resume: str | None = None
     clip: float | None = 0.5
     dies: bool = False
+    data: str = "pairs"
 
 
 CASES = {
@@ -56,6 +58,7 @@ CASES = {
     "hsdp": Case("dpo", strategy={"replicas": 2}),
     "offload": Case("dpo", model="tied", strategy={"cpu_offload": True}),
     "saving": Case("adacpo", policy={"gradient_checkpointing": "selective", "offload_activations": True}),
+    "grouped": Case("adadpo", data="lists"),
     "padded": Case("ipo", policy={"layout": "padded"}),
     "lddpo": Case("adalddpo", reference="cached"),
     "wpo": Case("wpo", policy={"lora": LoraOptions(r=2)}),
@@ -101,8 +104,9 @@ def run(folder: Path, name: str, ranks: int, strategy=None) -> dict[str, Any]:
         sync=SyncOptions(alpha=0.5, every_n_steps=2),
     )
     data = PreferenceDataModule(
-        train=str(folder / "pairs.jsonl"),
+        train=str(folder / f"{case.data}.jsonl"),
         val=str(folder / "pairs.jsonl"),
+        lists=ListOptions(pairs="all"),
         global_batch_size=8,
         micro_batch_size=2,
         eval_batch_size=3,

@@ -66,6 +66,19 @@ def make_rows(count: int, seed: int = 0) -> list[dict[str, str]]:
     ]
 
 
+def make_lists(count: int, scores=(4, 1, 3, 2), seed: int = 0) -> list[dict]:
+    """Ranked lists, whose answers all differ."""
+    rng = random.Random(seed)
+
+    def text(low, high):
+        return " ".join(rng.choices(WORDS, k=rng.randint(low, high)))
+
+    return [
+        {"prompt": text(3, 8), "responses": [f"{text(2, 9)} {word}" for word in WORDS[: len(scores)]], "scores": scores}
+        for _ in range(count)
+    ]
+
+
 def write_rows(path: Path, rows) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path

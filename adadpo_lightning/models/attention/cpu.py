@@ -1,4 +1,4 @@
-"""The ``tree`` backend: all pairs of a row in one autograd node, based on the CPU flash kernel."""
+"""The ``tree`` backend: all groups of a row in one autograd node, based on the CPU flash kernel."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class _Tree(torch.autograd.Function):
                 d_k[:, :, keys] += parts[1]
                 d_v[:, :, keys] += parts[2]
             if len(run.keys) > 1:
-                # Gathered keys are copies, which already include the prompt's gradient from the chosen answer.
+                # Gathered keys are copies, which already include the prompt's gradient from the answers before.
                 _put_back(d_key, d_k, run.keys)
                 _put_back(d_value, d_v, run.keys)
         return d_query, d_key.to(key.dtype), d_value.to(value.dtype), None, None

@@ -35,7 +35,7 @@ def varlen(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, rule
     from torch.nn.attention.varlen import varlen_attn
 
     index = layout.once("varlen", lambda: _varlen_index(layout))
-    # Flash expects (tokens, heads, d). The keys of a rejected answer are those of its prompt and its own.
+    # Flash expects (tokens, heads, d). The keys of a further answer are those of its prompt and its own.
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     k, v = k.index_select(0, index.keys), v.index_select(0, index.keys)
     out = varlen_attn(
@@ -123,15 +123,15 @@ def block_mask(layout: PackedLayout, window: int | None) -> BlockMask:
     """The visibility of tokens, computed per block without evaluating every pair of tokens."""
     from torch.nn.attention.flex_attention import BlockMask
 
-    pair, side, position = _token_labels(layout)
+    group, side, position = _token_labels(layout)
 
     def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        # Side 0 is the prompt, visible to both answers. Keys precede their queries in the row.
-        seen = (pair[q] == pair[k]) & ((side[k] == 0) | (side[k] == side[q])) & (k <= q)
+        # Side 0 is the prompt, visible to all answers. Keys precede their queries in the row.
+        seen = (group[q] == group[k]) & ((side[k] == 0) | (side[k] == side[q])) & (k <= q)
         return seen if window is None else seen & (position[q] - position[k] < window)
 
     some, whole = seen_blocks(layout, window)
-    length = sum(map(sum, layout.segments))
+    length = layout.length
     return BlockMask.from_kv_blocks(
         *_ordered(some & ~whole, layout), *_ordered(whole, layout), BLOCK, visible, seq_lengths=(length, length)
     )
@@ -139,14 +139,14 @@ def block_mask(layout: PackedLayout, window: int | None) -> BlockMask:
 
 def seen_blocks(layout: PackedLayout, window: int | None) -> tuple[Tensor, Tensor]:
     """For blocks of queries (rows) and keys (columns): whether any key is visible, and whether all are."""
-    length = sum(map(sum, layout.segments))
+    length = layout.length
     count = -(-length // BLOCK)
     some = torch.zeros(count, count, dtype=torch.bool)
     whole = torch.zeros(count, count, dtype=torch.bool)
     starts = torch.arange(count) * BLOCK
     ends = (starts + BLOCK).clamp_max(length)
     for run in layout.runs:
-        # The offset in the row exceeds the distance of positions by the tokens between prompt and rejected answer.
+        # The offset in the row exceeds the distance of positions by the tokens between the prompt and a further answer.
         shift = run.queries.stop - run.keys[0].start - run.lengths[1]
         q_first, q_last = starts.clamp_min(run.queries.start), ends.clamp_max(run.queries.stop) - 1
         q_any, q_all = q_first <= q_last, (starts >= run.queries.start) & (ends <= run.queries.stop)
@@ -172,13 +172,16 @@ def _ordered(blocks: Tensor, layout: PackedLayout) -> tuple[Tensor, Tensor]:
 
 
 def _token_labels(layout: PackedLayout) -> tuple[Tensor, Tensor, Tensor]:
-    """(pair, side, position) of every token of the row, each (T,)."""
-    pair: list[int] = []
+    """(group, side, position) of every token of the row, each (T,); side 0 is the prompt, side k the k-th answer."""
+    group: list[int] = []
     side: list[int] = []
     position: list[int] = []
-    for number, (prompt, chosen, rejected) in enumerate(layout.segments):
-        pair += [number] * (prompt + chosen + rejected)
-        side += [0] * prompt + [1] * chosen + [2] * rejected
-        position += [*range(prompt + chosen), *range(prompt, prompt + rejected)]
-    labels = [layout.to_device(torch.tensor(values, dtype=torch.int32)) for values in (pair, side, position)]
+    for number, (prompt, *answers) in enumerate(layout.segments):
+        group += [number] * (prompt + sum(answers))
+        side += [0] * prompt
+        position += range(prompt)
+        for k, answer in enumerate(answers, 1):
+            side += [k] * answer
+            position += range(prompt, prompt + answer)
+    labels = [layout.to_device(torch.tensor(values, dtype=torch.int32)) for values in (group, side, position)]
     return labels[0], labels[1], labels[2]

@@ -1,8 +1,8 @@
-"""Layout of a packed row ``[prompt | chosen | rejected | prompt | ...]``, for attention."""
+"""Layout of a packed row ``[prompt | answer | answer | ... | prompt | ...]``, for attention."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -33,7 +33,7 @@ class Run(NamedTuple):
 
     Args:
         queries: Slice of the queries in the row.
-        keys: Slices of the keys in the row: one, or two (a prompt and its rejected answer).
+        keys: Slices of the keys in the row: one, or two (a prompt and one of its further answers).
     """
 
     queries: slice
@@ -55,10 +55,10 @@ def _length(part: slice) -> int:
 
 
 class PackedLayout:
-    """Layout of the pairs of a micro-batch in their row, and values shared by all layers.
+    """Layout of the groups of a micro-batch in their row, and values shared by all layers.
 
     Args:
-        segments: ``(prompt, chosen, rejected)`` token counts of each pair.
+        segments: ``(prompt, answer, answer, ...)`` token counts of each group; a pair is a group of two answers.
         backend: Name of the attention backend.
         device: Device of index tensors.
 
@@ -68,7 +68,7 @@ class PackedLayout:
         [(5, 5), (1, 4)]
     """
 
-    def __init__(self, segments: tuple[tuple[int, int, int], ...], backend: str, device: torch.device) -> None:
+    def __init__(self, segments: Sequence[Sequence[int]], backend: str, device: torch.device) -> None:
         self.segments = segments
         self.backend = backend
         self.device = device
@@ -76,16 +76,24 @@ class PackedLayout:
 
     @cached_property
     def runs(self) -> tuple[Run, ...]:
-        """For each pair, in row order: prompt with chosen answer, then the rejected answer, if any."""
+        """For each group, in row order: the prompt with its first answer, then each further answer."""
         runs = []
         start = 0
-        for prompt, chosen, rejected in self.segments:
-            middle, end = start + prompt + chosen, start + prompt + chosen + rejected
-            runs.append(Run(slice(start, middle), (slice(start, middle),)))
-            if rejected:
-                runs.append(Run(slice(middle, end), (slice(start, start + prompt), slice(middle, end))))
+        for prompt, *answers in self.segments:
+            end = start + prompt + answers[0]
+            runs.append(Run(slice(start, end), (slice(start, end),)))
+            for answer in answers[1:]:
+                if answer:
+                    own = slice(end, end + answer)
+                    runs.append(Run(own, (slice(start, start + prompt), own)))
+                    end = own.stop
             start = end
         return tuple(runs)
+
+    @property
+    def length(self) -> int:
+        """Number of tokens in the row, T."""
+        return sum(map(sum, self.segments))
 
     @cached_property
     def longest(self) -> int:

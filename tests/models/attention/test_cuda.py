@@ -12,7 +12,10 @@ from adadpo_lightning.models.attention.cuda import block_mask, flex, seen_blocks
 from adadpo_lightning.models.attention.layout import AttentionRule, PackedLayout
 from adadpo_lightning.models.attention.registry import choose_backend, packed_attention, segments
 
-SEGMENTS = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12), st.integers(0, 12)), min_size=1, max_size=4)
+# Pairs, pairs without a rejected answer, and prompts with up to four answers.
+GROUP = st.tuples(st.integers(1, 12), st.integers(1, 12), st.integers(0, 12))
+LIST = st.lists(st.integers(1, 12), min_size=2, max_size=5).map(tuple)
+SEGMENTS = st.lists(st.one_of(GROUP, LIST), min_size=1, max_size=4)
 WINDOWS = st.one_of(st.none(), st.integers(1, 15))
 CPU = torch.device("cpu")
 
@@ -20,10 +23,10 @@ CPU = torch.device("cpu")
 def seen(layout, window):
     """The definition, token by token: (T, T), query by key."""
     tokens = []
-    for pair, (prompt, chosen, rejected) in enumerate(layout.segments):
-        tokens += [(pair, "prompt", i) for i in range(prompt)]
-        tokens += [(pair, "chosen", prompt + i) for i in range(chosen)]
-        tokens += [(pair, "rejected", prompt + i) for i in range(rejected)]
+    for group, (prompt, *answers) in enumerate(layout.segments):
+        tokens += [(group, "prompt", i) for i in range(prompt)]
+        for number, answer in enumerate(answers):
+            tokens += [(group, number, prompt + i) for i in range(answer)]
 
     def sees(query, key):
         near = 0 <= query[2] - key[2] < (window or 1000)
@@ -112,7 +115,7 @@ def test_seen_blocks_leaves_out_what_lies_outside_the_window():
 @pytest.mark.parametrize(("window", "softcap"), [(None, None), (50, None), (None, 2.0)])
 def test_flex_is_the_definition(window, softcap):
     """Uncompiled, forward only: all that flex attention does on the CPU."""
-    layout = PackedLayout(((30, 131, 60), (90, 20, 1), (4, 5, 0)), "flex", CPU)
+    layout = PackedLayout(((30, 131, 60), (90, 20, 1, 40, 7), (4, 5, 0)), "flex", CPU)
     rule = AttentionRule(0.3, window, softcap)
     query, key, value = (x.detach() for x in make(layout))
     expected = by_definition(query, key, value, layout, rule)
