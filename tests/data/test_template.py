@@ -6,10 +6,13 @@ import time
 import pytest
 
 from adadpo_lightning.data import template
+from adadpo_lightning.data.options import TokenizeOptions
+from adadpo_lightning.data.prepare import prepare
 from adadpo_lightning.data.schema import BadRow, PreferencePair
-from adadpo_lightning.data.tokenize import PairTokenizer, TokenizeOptions
+from adadpo_lightning.data.sources import SourceConfig
+from adadpo_lightning.data.tokenize import PairTokenizer
 from adadpo_lightning.errors import UserError
-from tests.support.tiny import make_tokenizer
+from tests.support.tiny import make_tokenizer, write_rows
 
 PAIR = PreferencePair("why", "yes", "no")
 LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
@@ -30,7 +33,8 @@ def tokenizer_with(text):
 
 @pytest.mark.parametrize(("text", "message"), HOSTILE.values(), ids=HOSTILE)
 def test_a_hostile_template_is_refused_before_any_row(monkeypatch, text, message):
-    monkeypatch.setattr(template, "RENDER_SECONDS", 1.0)
+    if "did not end" in message:  # the other limits are reached sooner, but not within 1 s on any machine
+        monkeypatch.setattr(template, "RENDER_SECONDS", 1.0)
     start = time.perf_counter()
     with pytest.raises(UserError, match=rf"data.chat_template: chat template refused: .*{message}"):
         PairTokenizer(tokenizer_with(text), TokenizeOptions())
@@ -100,3 +104,18 @@ def test_template_variables_come_from_the_option_and_from_the_row():
     )
     with pytest.raises(UserError, match=r"data.chat_template_kwargs: 'tokenize' is set by this package"):
         TokenizeOptions(chat_template_kwargs={"tokenize": True})
+
+
+def test_template_variables_of_rows_are_counted(tmp_path):
+    # Joined without a template, "why" and "yes" would be one word.
+    row = {"prompt": "why ", "chosen": "yes", "rejected": "no"}
+    own = [None, {"enable_thinking": True}, {"enable_thinking": False}, {"other": 1}]
+    path = write_rows(tmp_path / "p.jsonl", [row if k is None else row | {"chat_template_kwargs": k} for k in own])
+    options = {"chat_template_kwargs": {"enable_thinking": False}}
+    for chat, expected in (("auto", {"row": "3", "replace": "1"}), ("never", {"unused": "3"})):
+        found = prepare(
+            "train", [SourceConfig(str(path))], tokenizer_with(THINKING), TokenizeOptions(chat=chat, **options)
+        )
+        lines = {label: n for label, n in found.with_passes(0).report.lines() if "chat_template_kwargs" in label}
+        assert list(lines.values()) == list(expected.values())
+        assert all(word in label for word, label in zip(expected, lines, strict=True))
