@@ -27,7 +27,7 @@ from adadpo_lightning.study.grid import Cell, source_cell
 from adadpo_lightning.study.result_file import write_result
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Sequence
 
     from adadpo_lightning.study.grid import Job, StudyConfig
 
@@ -171,18 +171,32 @@ def last_values(run_dir: Path, validation_set: str | None = None) -> dict[str, f
     read_metrics(run_dir, [])
     found = last_metrics(run_dir)
     last = {name: value for name, value in found.items() if name.startswith("val/")}
-    if (stages := val_stages_of(last)) != ["val"] or validation_set is not None:
-        stage = f"val/{validation_set}/"
-        if stage.removesuffix("/") not in stages:
-            named = ", ".join(name.removeprefix("val").removeprefix("/") or "without a name" for name in stages)
-            raise UserError(
-                "validation_set", f"got {validation_set!r}; the validation sets of {run_dir} are: {named}", "name one"
-            )
-        last |= {name.replace(stage, "val/", 1): value for name, value in last.items() if name.startswith(stage)}
+    stage = reported_stage(validation_set, val_stages_of(last), str(run_dir))
+    if stage != "val":
+        last |= {name.replace(stage, "val", 1): value for name, value in last.items() if name.startswith(f"{stage}/")}
     if COEFFICIENT in found:
         values = read_metrics(run_dir, [COEFFICIENT])[COEFFICIENT]
         last[COEFFICIENT] = sum(values) / len(values)
     return last
+
+
+def reported_stage(validation_set: str | None, stages: Sequence[str], where: str) -> str:
+    """The validation set that the report reads: ``val``, or ``val/<name>``.
+
+    Args:
+        validation_set: As in `StudyConfig`.
+        stages: The validation sets of a run.
+        where: The run, for the error.
+
+    Raises:
+        UserError: If the sets have names and none of them is chosen, or there is no set of that name.
+    """
+    stage = "val" if validation_set is None else f"val/{validation_set}"
+    if stage not in stages:
+        named = ", ".join(name.removeprefix("val").removeprefix("/") or "without a name" for name in stages)
+        given = "null" if validation_set is None else repr(validation_set)
+        raise UserError("validation_set", f"got {given}; the validation sets of {where} are: {named}", "name one")
+    return stage
 
 
 def judge_embedded(study: StudyConfig, cell: Cell, folder: Path) -> dict[str, float]:

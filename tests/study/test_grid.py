@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -193,6 +194,33 @@ def test_cells_of_changed_configs_or_data_are_not_mixed(tmp_path):
     pairs.write_text("{ }\n")
     with pytest.raises(UserError, match=r"shared\.files\.\S*pairs\.jsonl: \w{12} -> \w{12}"):
         save_study(preference(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("val", "options", "message"),
+    [
+        ("{helpful: a.jsonl, safety: b.jsonl}", "", "validation_set: got null; .* of data.val are: helpful, safety"),
+        ("{helpful: a.jsonl}", "validation_set: safety", "validation_set: got 'safety'; .* of data.val are: helpful"),
+        ("a.jsonl", "validation_set: safety", "validation_set: got 'safety'; .* of data.val are: without a name"),
+        ("a.jsonl", "fit_options: {data.max_lenght: 8}", "max_lenght.*did you mean --data.max_length"),
+    ],
+)
+def test_a_study_that_fit_or_the_report_could_not_read_trains_nothing(tmp_path, capsys, val, options, message):
+    (tmp_path / "fit.yaml").write_text(f"data: {{train: a.jsonl, val: {val}}}\n")
+    arguments = [
+        "study",
+        f"--output_dir={tmp_path / 'study'}",
+        "--task=preference",
+        f"--fit_configs=[{tmp_path / 'fit.yaml'}]",
+        "--arms={dpo: {loss: dpo}}",
+        "--betas=[0.1]",
+        "--learning_rates=[1e-4]",
+        "--seeds=[0]",
+    ]
+    arguments += [f"--{option.replace(': ', '=', 1)}" for option in [options] if option]
+    assert main(arguments) == 2
+    assert re.search(message, " ".join(capsys.readouterr().err.split()))
+    assert not (tmp_path / "study").exists()
 
 
 def test_an_arm_that_was_removed_and_comes_back_changed_is_refused(tmp_path):

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from jsonargparse.typing import PositiveInt
 
-from adadpo_lightning.cli.parser import instantiate
+from adadpo_lightning.cli.parser import build_parser, instantiate, parse
 from adadpo_lightning.cli.within import run_command
 from adadpo_lightning.errors import UserError
-from adadpo_lightning.study.grid import StudyConfig, find_job
+from adadpo_lightning.study.grid import StudyConfig, cells_of, find_job
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -39,6 +39,26 @@ def study_of(config: Namespace, parser: ArgumentParser) -> StudyConfig:
     return StudyConfig(**{field.name: built[field.name] for field in fields(StudyConfig)})
 
 
+def check_fit(study: StudyConfig) -> None:
+    """Check what can be checked of the ``fit`` command of the study's first cell before any cell is trained.
+
+    Raises:
+        UserError: If ``fit`` does not accept the study's options, or the report could not read its validation.
+    """
+    from adadpo_lightning.cli.commands import fit
+    from adadpo_lightning.cli.messages import readable_errors
+    from adadpo_lightning.data.validation import validation_sources
+    from adadpo_lightning.study.cell import reported_stage
+    from adadpo_lightning.study.commands import fit_arguments
+
+    cell = next(cells_of(study))
+    parser = build_parser("fit", fit)
+    with readable_errors("fit"):
+        config = parse(parser, fit_arguments(study, cell, cell.options, study.root)[1:])
+    if config is not None:
+        reported_stage(study.validation_set, [*validation_sources(config.data.val)], "data.val")
+
+
 def run(config: Namespace, parser: ArgumentParser) -> None:
     """Run a study, one of its jobs, or only its report.
 
@@ -51,6 +71,8 @@ def run(config: Namespace, parser: ArgumentParser) -> None:
     from adadpo_lightning.study.slurm import write_slurm
 
     study = study_of(config, parser)
+    if not config.report_only:
+        check_fit(study)
     if config.job is not None:
         for arguments in run_job(study, find_job(study, config.job)):
             run_command(arguments)
