@@ -1,6 +1,7 @@
 """Two real processes with gloo equal one: weights and metrics, with accumulation and an uneven last batch."""
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -8,8 +9,10 @@ import sys
 import pytest
 import torch
 
+from tests.support.tiny import make_rows, write_rows
 
-def fit(out, model_dir, pairs_file, loss, processes, micro_batch_size):
+
+def fit(out, model_dir, pairs_file, val, loss, processes, micro_batch_size):
     """Train through the command line, in processes of its own."""
     args = [
         "fit",
@@ -18,7 +21,7 @@ def fit(out, model_dir, pairs_file, loss, processes, micro_batch_size):
         f"--model.loss={loss}",
         "--model.optimizer.lr=1e-2",
         f"--data.train={pairs_file}",
-        f"--data.val={pairs_file}",
+        f"--data.val={val}",
         "--data.global_batch_size=8",
         f"--data.micro_batch_size={micro_batch_size}",
         "--data.eval_batch_size=3",
@@ -45,15 +48,18 @@ def column(rows, name):
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("loss", ["dpo", "adacpo"])
-def test_two_processes_equal_one(tmp_path, model_dir, pairs_file, loss):
-    one, rows_of_one = fit(tmp_path / "one", model_dir, pairs_file, loss, 1, 4)
-    two, rows_of_two = fit(tmp_path / "two", model_dir, pairs_file, loss, 2, 2)
+@pytest.mark.parametrize(("loss", "sets"), [("dpo", {"many": 7, "one": 1}), ("adacpo", {})], ids=["dpo", "adacpo"])
+def test_two_processes_equal_one(tmp_path, model_dir, pairs_file, loss, sets):
+    # Named sets of an odd number of pairs, and of fewer pairs than processes.
+    files = {name: str(write_rows(tmp_path / f"{name}.jsonl", make_rows(n, seed=n))) for name, n in sets.items()}
+    val = json.dumps(files) if files else pairs_file
+    one, rows_of_one = fit(tmp_path / "one", model_dir, pairs_file, val, loss, 1, 4)
+    two, rows_of_two = fit(tmp_path / "two", model_dir, pairs_file, val, loss, 2, 2)
     assert one.keys() == two.keys()
     for name, value in one.items():
         # float64; AdamW divides by the root of tiny moments, which magnifies rounding.
         torch.testing.assert_close(two[name], value, rtol=1e-7, atol=1e-8)
-    for stage in ("train", "val"):
+    for stage in ("train", *([f"val/{name}" for name in sets] or ["val"])):
         names = ["loss", "rewards/margins", "rewards/accuracies", "grad_balance/ratio", "logps/chosen"]
         names += ["nll_loss"] if loss == "adacpo" else ["displacement/chosen", "kl/chosen"]
         names += ["grad_norm/chosen", "grad_norm/rejected", "grad_norm/prompt"] if stage == "train" else []

@@ -1,15 +1,23 @@
 """Several validation sets with names: each has what one set has, exactly."""
 
+import csv
+import re
+
 import pytest
+import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping
 
 from adadpo_lightning.callbacks import RunCheckpoint
+from adadpo_lightning.cli import main
 from adadpo_lightning.data.datamodule import PreferenceDataModule
 from adadpo_lightning.data.sources import SourceConfig
 from adadpo_lightning.data.validation import validation_sources
 from adadpo_lightning.errors import UserError
+from adadpo_lightning.runs.figures import choose_charts, draw
+from adadpo_lightning.runs.logs import read_runs
 from adadpo_lightning.training.module import PreferenceLitModule
+from tests.support.runs import PAIRS, arguments, assert_same, curves
 from tests.support.tiny import make_rows, write_rows
 from tests.training.test_module import QUIET, module
 
@@ -120,3 +128,38 @@ def test_sources_of_each_set():
         "val/a": ["x.jsonl", "y.jsonl"],
         "val/b": ["z.jsonl"],
     }
+
+
+def test_the_command_line(model_dir, sets, tmp_path, capsys):
+    pairs_file = write_rows(tmp_path / "pairs.jsonl", make_rows(PAIRS))
+    named = f"--data.val={{helpful: {sets['helpful']}, safety: {{path: {sets['safety']}, weight: 1}}}}"
+    out = tmp_path / "out"
+    more = ["--trainer.enable_progress_bar=true", "--trainer.enable_model_summary=true"]
+    more += ["--checkpoint.every_n_train_steps=3", "--checkpoint.save_top_k=-1"]
+    assert main(arguments(model_dir, pairs_file, out, named, *more)) == 0
+    said = capsys.readouterr().out
+    assert "7 validation pairs (helpful); 11 validation pairs (safety)" in re.sub(r"[│\s]+", " ", said)
+    assert "helpful_loss" in said
+    with (out / "csv" / "version_0" / "metrics.csv").open() as file:
+        header = next(csv.reader(file))
+    assert {"val/helpful/loss", "val/safety/rewards/accuracies"} <= set(header)
+    assert "val/loss" not in header
+    (run,) = read_runs([str(out)])
+    charts = choose_charts([run], ["margin", "val/safety/loss"])
+    assert list(charts) == ["margin", "loss"]
+    labels = [text.get_text() for text in draw([run], charts["margin"]).legends[0].get_texts()]
+    assert {"validation helpful", "validation safety"} <= set(labels)
+    # Resumed in the middle, the run goes on as it went, and validate gives its last numbers.
+    checkpoint, half = out / "checkpoints" / "last.ckpt", tmp_path / "half"
+    middle = f"--ckpt_path={out / 'checkpoints' / 'step3.ckpt'}"
+    assert main(arguments(model_dir, pairs_file, half, named, *more[2:], middle)) == 0
+    assert_same(half, out, killed=True)
+    assert {name for name, _ in curves(half)} >= {"val/helpful/loss", "val/safety/loss"}
+    capsys.readouterr()
+    again = ["validate", *arguments(model_dir, pairs_file, tmp_path / "val", named, f"--ckpt_path={checkpoint}")[1:]]
+    assert main(again) == 0
+    assert "val/safety/loss" in capsys.readouterr().out
+    other = named.replace(sets["safety"], sets["helpful"])
+    assert main(arguments(model_dir, pairs_file, out, other, f"--ckpt_path={checkpoint}")) == 2
+    assert "val/safety" in capsys.readouterr().err
+    assert torch.load(checkpoint, weights_only=True)["global_step"] == 6
