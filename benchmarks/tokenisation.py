@@ -71,9 +71,9 @@ def prepare(path: Path, tokenizer: Any) -> Any:
     """The dataset that training reads, without anything from a cache."""
     import datasets
 
+    from adadpo_lightning.data.options import TokenizeOptions
     from adadpo_lightning.data.prepare import prepare
     from adadpo_lightning.data.sources import SourceConfig
-    from adadpo_lightning.data.tokenize import TokenizeOptions
 
     with tempfile.TemporaryDirectory(dir=path.parent) as cache:
         datasets.config.HF_DATASETS_CACHE = Path(cache)
@@ -85,7 +85,8 @@ def prepare(path: Path, tokenizer: Any) -> Any:
 def raw_texts(path: Path, tokenizer: Any) -> list[list[str]]:
     """Texts of each pair, as the template renders them."""
     from adadpo_lightning.data.formats import detect_format, read_pair
-    from adadpo_lightning.data.tokenize import PairTokenizer, TokenizeOptions
+    from adadpo_lightning.data.options import TokenizeOptions
+    from adadpo_lightning.data.tokenize import PairTokenizer
 
     encoder = PairTokenizer(tokenizer, TokenizeOptions())
     with path.open(encoding="utf-8") as file:

@@ -14,7 +14,7 @@ from adadpo_lightning.data.batching import BatchOptions, evaluation_plan, scorin
 from adadpo_lightning.data.datasets import PairSets
 from adadpo_lightning.data.lists import BEST_AGAINST_WORST, ListOptions
 from adadpo_lightning.data.loader import MicroBatches, PairsToScore, PlanLoader
-from adadpo_lightning.data.tokenize import TokenizeOptions
+from adadpo_lightning.data.options import TokenizeOptions
 from adadpo_lightning.data.tokenizer import check_subset, read_tokenizer, template_text
 from adadpo_lightning.data.validation import NamedSources, Sources, listed, validation_sources
 from adadpo_lightning.errors import UserError

@@ -17,8 +17,8 @@ from adadpo_lightning.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from adadpo_lightning.data.options import TokenizeOptions
     from adadpo_lightning.data.sources import SourceConfig
-    from adadpo_lightning.data.tokenize import TokenizeOptions
 
 
 class PairSets:

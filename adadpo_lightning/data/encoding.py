@@ -12,9 +12,11 @@ import numpy as np
 from adadpo_lightning.data.files import decode
 from adadpo_lightning.data.formats import read_pair, rename_columns
 from adadpo_lightning.data.lists import best, expand
+from adadpo_lightning.data.options import TokenizeOptions
 from adadpo_lightning.data.pipeline import encode
+from adadpo_lightning.data.rendering import one_text
 from adadpo_lightning.data.schema import NO_PAIR, TOO_DEEP, BadRow, PreferencePair, RankedList
-from adadpo_lightning.data.tokenize import PairTokenizer, TokenizeOptions, one_text
+from adadpo_lightning.data.tokenize import PairTokenizer
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from adadpo_lightning.types import EncodedPair
 
 # Raised by hand when what `tokenize_rows` writes changes: datasets cached by an older version are then not used.
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 BLANK = "blank line"
 
 _IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -47,6 +49,7 @@ _FLAGS = (
     "kwargs_own",
     "kwargs_override",
     "kwargs_unused",
+    "tools_unwritten",
 )
 _NOTHING: dict[str, Any] = (
     {name: [] for name in (*_IDS, *_MASKS)}
@@ -194,13 +197,14 @@ def _turn_flags(pair: PreferencePair, encoded: EncodedPair) -> dict[str, bool]:
 
 
 def _kwargs_flags(pair: PreferencePair, encoder: PairTokenizer) -> dict[str, bool]:
-    """Whether a row has variables of the chat template, changes those of the option, or has them for nothing."""
+    """Whether a row has variables of the chat template, or changes those of the option; what it has for nothing."""
     own, option = pair.chat_template_kwargs or {}, encoder.options.chat_template_kwargs or {}
     used = not encoder.joins(pair)
     return {
         "kwargs_own": bool(own) and used,
         "kwargs_override": used and any(name in option and option[name] != value for name, value in own.items()),
         "kwargs_unused": bool(own) and not used,
+        "tools_unwritten": encoder.ignores_tools(pair),
     }
 
 

@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from adadpo_lightning.data.rendering import Rendered
 from adadpo_lightning.data.schema import TOO_DEEP, BadRow, PreferencePair
-from adadpo_lightning.data.tokenize import PairTokenizer, Rendered
+from adadpo_lightning.data.tokenize import PairTokenizer
 
 if TYPE_CHECKING:
     from adadpo_lightning.types import EncodedPair

@@ -13,12 +13,13 @@ from adadpo_lightning import fingerprint
 from adadpo_lightning.data.cache import cache_folder, writing
 from adadpo_lightning.data.encoding import ACCOUNT, BLANK, FORMAT_VERSION, features, tokenize_rows
 from adadpo_lightning.data.formats import detect_format, read_pair, rename_columns
+from adadpo_lightning.data.options import TokenizeOptions
 from adadpo_lightning.data.pipeline import CHUNK
 from adadpo_lightning.data.prepared import Prepared, column, split_by_prompt
 from adadpo_lightning.data.report import DataReport, report_table
 from adadpo_lightning.data.schema import IDENTICAL, NO_PAIR, BadRow, PreferencePair, RankedList
 from adadpo_lightning.data.sources import Rows, SourceConfig, load_rows
-from adadpo_lightning.data.tokenize import PairTokenizer, TokenizeOptions
+from adadpo_lightning.data.tokenize import PairTokenizer
 from adadpo_lightning.data.truncate import TOO_LONG
 from adadpo_lightning.errors import UserError
 
@@ -180,6 +181,7 @@ def _usable(
         ("kwargs_own", "chat_template_kwargs of the row"),
         ("kwargs_override", "chat_template_kwargs of the row that replace a value of the option"),
         ("kwargs_unused", "chat_template_kwargs of the row, unused: no template is rendered"),
+        ("tools_unwritten", "tools or tool calls before the answers that the chat template does not write"),
     ):
         report.note(what, int(column(tokenised, flag).sum()))
     if encoder.options.chat == "auto" and encoder.uses_template:

@@ -77,6 +77,11 @@ def marks_answers(tokenizer: PreTrainedTokenizerBase, tools: list[Any] | None) -
     return re.search(r"\{%-?\s*generation\s*-?%\}", tokenizer.get_chat_template(None, tools)) is not None
 
 
+def reads_name(tokenizer: PreTrainedTokenizerBase, tools: list[Any] | None, name: str) -> bool:
+    """Whether the template reads a variable or a key, such as ``tool_calls``; what it does not read is not rendered."""
+    return re.search(rf"\b{name}\b", tokenizer.get_chat_template(None, tools)) is not None
+
+
 def render_marked(
     tokenizer: PreTrainedTokenizerBase, messages: list[Message], tools: list[Any] | None, kwargs: Mapping[str, Any]
 ) -> tuple[str, list[tuple[int, int]]]:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from adadpo_lightning import log
 from adadpo_lightning.data.formats.fields import template_kwargs_of
+from adadpo_lightning.data.options import TokenizeOptions
 from adadpo_lightning.data.schema import BadRow, PreferencePair, as_messages
 from adadpo_lightning.data.sources import SourceConfig, decode, load_rows
-from adadpo_lightning.data.tokenize import PairTokenizer, TokenizeOptions
+from adadpo_lightning.data.tokenize import PairTokenizer
 from adadpo_lightning.errors import UserError
 
 if TYPE_CHECKING:

@@ -5,8 +5,12 @@ from copy import deepcopy
 import pytest
 
 from adadpo_lightning.data.formats import read_pair
-from adadpo_lightning.data.schema import PreferencePair
-from adadpo_lightning.data.tokenize import PairTokenizer, TokenizeOptions
+from adadpo_lightning.data.options import TokenizeOptions
+from adadpo_lightning.data.prepare import prepare
+from adadpo_lightning.data.schema import BadRow, PreferencePair
+from adadpo_lightning.data.sources import SourceConfig
+from adadpo_lightning.data.tokenize import PairTokenizer
+from tests.support.tiny import write_rows
 from tests.support.tokenizers import QWEN3, STYLES, make
 
 SYSTEM = {"role": "system", "content": "You are a helpful assistant."}
@@ -74,6 +78,20 @@ def test_ids_are_those_of_the_template_and_of_trl(name, family):
     theirs = trl_ids(tokenizer, row)
     assert prompt == theirs[0]
     assert answers == [without_blanks(tokenizer, ids) for ids in theirs[1:]]
+
+
+def test_tool_calls_that_a_template_leaves_out_are_refused_in_answers_and_counted_before_them(tmp_path):
+    """Such an answer would be empty, and the model trained to say nothing."""
+    calls, prompt = [CALL, {"role": "tool", "content": "5"}, ANSWERS[0]], CONVERSATIONS["tool result"]["prompt"]
+    row = {"prompt": [ASKED], "chosen": calls, "rejected": ANSWERS[1:]}
+    with pytest.raises(BadRow, match="tool calls not rendered: the chat template does not write tool_calls"):
+        ours(make("smollm2"), row)
+    assert '"name": "add"' in make("qwen3").decode(ours(make("qwen3"), row)[1])
+    rows = [{"prompt": prompt}, {"prompt": [ASKED], "tools": TOOLS}, {"prompt": [ASKED]}]
+    path = write_rows(tmp_path / "p.jsonl", [{"chosen": ANSWERS[:1], "rejected": ANSWERS[1:], **row} for row in rows])
+    for family, count in (("smollm2", 2), ("qwen3", None)):
+        found = prepare("train", [SourceConfig(str(path))], make(family), TokenizeOptions()).report.notes
+        assert found.get("tools or tool calls before the answers that the chat template does not write") == count
 
 
 @pytest.mark.parametrize("family", ["plain", "llama3", "mistral"])

@@ -11,9 +11,9 @@ from rich.console import Console
 from adadpo_lightning.cli import main
 from adadpo_lightning.data.inspection import histogram, inspect_pairs, print_inspection, to_html
 from adadpo_lightning.data.inspection.findings import pieces_of
+from adadpo_lightning.data.options import TokenizeOptions
 from adadpo_lightning.data.prepare import prepare
 from adadpo_lightning.data.sources import SourceConfig
-from adadpo_lightning.data.tokenize import TokenizeOptions
 from tests.support.tiny import make_tokenizer, write_rows
 from tests.support.tokenizers import make
 

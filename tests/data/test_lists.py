@@ -12,10 +12,10 @@ from adadpo_lightning.data.datamodule import PreferenceDataModule
 from adadpo_lightning.data.formats import FORMATS, detect_format, read_pair, register_format
 from adadpo_lightning.data.inspection import inspect_pairs
 from adadpo_lightning.data.lists import ListOptions, expand
+from adadpo_lightning.data.options import TokenizeOptions
 from adadpo_lightning.data.prepare import prepare
 from adadpo_lightning.data.schema import BadRow, RankedList
 from adadpo_lightning.data.sources import SourceConfig
-from adadpo_lightning.data.tokenize import TokenizeOptions
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.types import ModuleNeeds
 from tests.support.tokenizers import make

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from adadpo_lightning.data.options import TokenizeOptions
 from adadpo_lightning.data.pipeline import encode
 from adadpo_lightning.data.schema import BadRow, PreferencePair
 from adadpo_lightning.data.special import BREAK, JOIN, Reading
-from adadpo_lightning.data.tokenize import PairTokenizer, TokenizeOptions
+from adadpo_lightning.data.tokenize import PairTokenizer
 from tests.data.test_families import FAMILIES, TOOLS
 from tests.support.tokenizers import CHATML, SENTENCES, STYLES, make
 

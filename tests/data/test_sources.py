@@ -6,9 +6,9 @@ import pytest
 from datasets import Dataset
 
 from adadpo_lightning.data.cache import cache_folder
+from adadpo_lightning.data.options import TokenizeOptions
 from adadpo_lightning.data.prepare import prepare
 from adadpo_lightning.data.sources import SourceConfig, decode, load_rows
-from adadpo_lightning.data.tokenize import TokenizeOptions
 from adadpo_lightning.errors import UserError
 from tests.support.tiny import make_rows, make_tokenizer, write_rows
 

@@ -4,11 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adadpo_lightning.data.options import TokenizeOptions
 from adadpo_lightning.data.prepare import prepare
 from adadpo_lightning.data.schema import BadRow, PreferencePair
 from adadpo_lightning.data.sources import SourceConfig
 from adadpo_lightning.data.special import BREAK, Reading
-from adadpo_lightning.data.tokenize import PairTokenizer, TokenizeOptions
+from adadpo_lightning.data.tokenize import PairTokenizer
 from tests.support.tiny import make_tokenizer, write_rows
 from tests.support.tokenizers import STYLES, make
 

@@ -2,8 +2,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adadpo_lightning.data.options import TokenizeOptions
 from adadpo_lightning.data.schema import IDENTICAL, BadRow, PreferencePair
-from adadpo_lightning.data.tokenize import PairTokenizer, TokenizeOptions
+from adadpo_lightning.data.tokenize import PairTokenizer
 from adadpo_lightning.data.truncate import PROMPT_TOO_LONG, TOO_LONG
 from adadpo_lightning.errors import UserError
 from tests.support.tokenizers import STYLES, make

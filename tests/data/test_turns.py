@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adadpo_lightning.data.formats import read_pair
+from adadpo_lightning.data.options import TokenizeOptions
 from adadpo_lightning.data.schema import BadRow
-from adadpo_lightning.data.tokenize import PairTokenizer, TokenizeOptions
+from adadpo_lightning.data.tokenize import PairTokenizer
 from tests.support.tokenizers import CHATML, GEMMA, LLAMA3, MISTRAL, QWEN3, STYLES, make
 
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+from adadpo_lightning.data.options import TokenizeOptions
 from adadpo_lightning.data.schema import PreferencePair
-from adadpo_lightning.data.tokenize import PairTokenizer, TokenizeOptions
+from adadpo_lightning.data.tokenize import PairTokenizer
 from adadpo_lightning.embedded.grammar import draw_style, write_response
 from adadpo_lightning.embedded.prompts import draw_prompt
 from adadpo_lightning.embedded.sampling import encode_prompts

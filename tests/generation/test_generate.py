@@ -11,8 +11,9 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from adadpo_lightning.cli import main
+from adadpo_lightning.data.options import TokenizeOptions
 from adadpo_lightning.data.schema import PreferencePair, as_messages
-from adadpo_lightning.data.tokenize import PairTokenizer, TokenizeOptions
+from adadpo_lightning.data.tokenize import PairTokenizer
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.generation.generate import generate_responses
 from adadpo_lightning.generation.options import GenerateOptions, SamplingOptions

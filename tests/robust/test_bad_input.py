@@ -6,9 +6,9 @@ import logging
 import pytest
 
 from adadpo_lightning.cli import main
+from adadpo_lightning.data.options import TokenizeOptions
 from adadpo_lightning.data.prepare import prepare
 from adadpo_lightning.data.sources import SourceConfig
-from adadpo_lightning.data.tokenize import TokenizeOptions
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.models.loading import PolicyConfig, load_tokenizer
 from tests.support.bad_input_cases import CASES, GOOD, Case, model_with, rows, tokenizer_without

@@ -9,10 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from adadpo_lightning.cli import main
+from adadpo_lightning.data.options import TokenizeOptions
 from adadpo_lightning.data.prepare import prepare
 from adadpo_lightning.data.schema import BadRow, PreferencePair
 from adadpo_lightning.data.sources import SourceConfig
-from adadpo_lightning.data.tokenize import PairTokenizer, TokenizeOptions
+from adadpo_lightning.data.tokenize import PairTokenizer
 from adadpo_lightning.errors import UserError
 from tests.support.tiny import make_tokenizer
 

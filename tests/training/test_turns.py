@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from adadpo_lightning.data.options import TokenizeOptions
 from adadpo_lightning.data.prepare import prepare
 from adadpo_lightning.data.sources import SourceConfig
-from adadpo_lightning.data.tokenize import TokenizeOptions
 from adadpo_lightning.training.module import PreferenceLitModule
 from tests.support.tiny import WORDS, write_rows
 from tests.training.test_module import data, module, train, weights

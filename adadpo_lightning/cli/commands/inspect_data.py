@@ -53,9 +53,9 @@ def inspect_data(
     from rich.console import Console
 
     from adadpo_lightning.data.inspection import inspect_pairs, print_inspection, to_html
+    from adadpo_lightning.data.options import TokenizeOptions
     from adadpo_lightning.data.prepare import prepare
     from adadpo_lightning.data.sources import SourceConfig
-    from adadpo_lightning.data.tokenize import TokenizeOptions
     from adadpo_lightning.models.loading import PolicyConfig, load_tokenizer
 
     how = TokenizeOptions(

@@ -87,14 +87,15 @@ def inspect_pairs(prepared: Prepared, tokenizer: PreTrainedTokenizerBase, exampl
         raise UserError("examples", f"expected 0 or more, got {examples}")
     lengths = dict(zip(PARTS, prepared.counts(), strict=True))
     seen = _scan(prepared, tokenizer)
-    both = len(lengths["chosen"]) > 0 and bool(lengths["rejected"].any())
+    # What the policy learns to write; the turns of users and tools in between are of no length that it chooses.
+    scored = prepared.scored()
     facts = prepared.report.lines()
-    if both:
-        facts += _length_bias(lengths["chosen"], lengths["rejected"])
+    if scored[1].any():
+        facts += _length_bias(*scored)
     facts += seen.facts(tokenizer)
     histograms = {name: histogram(values) for name, values in lengths.items() if values.any()}
     shown = _examples(prepared, tokenizer, lengths, examples)
-    return Inspection(facts, _hints(prepared, lengths, seen), histograms, shown)
+    return Inspection(facts, _hints(prepared, scored, seen), histograms, shown)
 
 
 def histogram(lengths: NDArray[np.int64], bins: int = 12) -> list[tuple[int, int, int]]:
@@ -185,16 +186,17 @@ def _length_bias(chosen: NDArray[np.int64], rejected: NDArray[np.int64]) -> list
     ]
 
 
-def _hints(prepared: Prepared, lengths: dict[str, NDArray[np.int64]], seen: _Seen) -> list[str]:
+def _hints(prepared: Prepared, scored: tuple[NDArray[np.int64], NDArray[np.int64]], seen: _Seen) -> list[str]:
     report = prepared.report
     dropped, cut = report.dropped.total(), report.cut.total()
-    uneven = lengths["chosen"] != lengths["rejected"]
-    longer = float((lengths["chosen"] > lengths["rejected"])[uneven].mean()) if uneven.any() else 0.5
+    chosen, rejected = scored
+    uneven = chosen != rejected
+    longer = float((chosen > rejected)[uneven].mean()) if uneven.any() else 0.5
     checks = [
         (dropped > 0.05 * report.rows, f"{dropped:,} of {report.rows:,} rows are dropped"),
         (cut > 0.05 * seen.pairs, f"{cut:,} of {seen.pairs:,} pairs are cut: raise max_length?"),
         (
-            lengths["rejected"].any() and abs(longer - 0.5) > 0.1,
+            bool(rejected.any()) and abs(longer - 0.5) > 0.1,
             f"of unequal pairs the chosen answer is the longer one in {longer:.0%}: the policy will learn length",
         ),
         (
