@@ -17,6 +17,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 # First parts of metric names: a set of that name would be taken for a metric of a single set.
 _METRICS = {str(value).partition("/")[0] for name, value in vars(names).items() if name.isupper()}
 
+# Logged of prompts that belong to no set.
+_OF_PROMPTS = {names.GENERATION_LENGTH, names.GENERATION_EOS_RATE, names.KL_POLICY, names.KL_POLICY_STDERR}
+
 
 def listed(sources: Sources | None) -> list[SourceConfig]:
     """Sources as a list of configs."""
@@ -71,10 +74,12 @@ def check_monitor(monitor: str | None, stages: Sequence[str], field: str) -> Non
     """
     if monitor is None or not monitor.startswith("val/") or not stages:
         return
-    first, _, metric = monitor.removeprefix("val/").partition("/")
-    if stages != ["val"] and (f"val/{first}" not in stages or not metric):
+    tag = monitor.removeprefix("val/")
+    first, _, metric = tag.partition("/")
+    of_no_set = f"val/{first}" not in stages and tag not in _OF_PROMPTS and {first, metric.partition("/")[0]} & _METRICS
+    if stages != ["val"] and (of_no_set or (f"val/{first}" in stages and not metric)):
         known = ", ".join(f"{stage}/..." for stage in stages)
-        meant = f"{stages[0]}/{names.LOSS if first not in _METRICS else monitor.removeprefix('val/')}"
+        meant = f"{stages[0]}/{names.LOSS if first not in _METRICS else tag}"
         raise UserError(
             field, f"{monitor!r} is not logged: with named validation sets there are {known}", f"for example {meant}"
         )

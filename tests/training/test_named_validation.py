@@ -12,7 +12,7 @@ from adadpo_lightning.callbacks import RunCheckpoint
 from adadpo_lightning.cli import main
 from adadpo_lightning.data.datamodule import PreferenceDataModule
 from adadpo_lightning.data.sources import SourceConfig
-from adadpo_lightning.data.validation import validation_sources
+from adadpo_lightning.data.validation import check_monitor, validation_sources
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.runs.figures import choose_charts, draw
 from adadpo_lightning.runs.logs import read_runs
@@ -92,6 +92,7 @@ def test_early_stopping_and_checkpoints_follow_any_set(model_dir, pairs_file, se
         (None, "val/harm/loss", r"'val/harm/loss' is not logged: .*val/helpful/\.\.\., val/safety/\.\.\."),
         (None, "val/loss", r"'val/loss' is not logged.*for example val/helpful/loss"),
         (None, "val/rewards/margins", r"for example val/helpful/rewards/margins"),
+        (None, "val/helpful", r"for example val/helpful/loss"),
         ("helpful", "val/helpful/loss", r"the validation pairs have no name, or not 'helpful'"),
     ],
     ids=["other name", "no name", "no name, with a slash", "a name for one set"],
@@ -100,6 +101,11 @@ def test_a_monitor_of_no_set_is_refused_before_training(model_dir, pairs_file, s
     with pytest.raises(UserError, match=r"EarlyStopping.monitor") as error:
         fit(model_dir, pairs_file, sets[val] if val else sets, callbacks=[EarlyStopping(monitor=monitor)])
     assert error.match(message)
+
+
+def test_what_belongs_to_no_set_can_be_monitored_beside_named_sets():
+    for monitor in ("val/mine", "val/mine/score", "val/kl/policy", "val/generation/length", "val/a/loss", "train/loss"):
+        check_monitor(monitor, ["val/a", "val/b"], "EarlyStopping.monitor")
 
 
 def test_a_metric_of_ones_own_can_be_monitored_with_one_set(model_dir, pairs_file, sets):
