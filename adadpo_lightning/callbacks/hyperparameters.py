@@ -27,7 +27,7 @@ def hyperparameters(trainer: Trainer, module: PreferenceLitModule) -> dict[str, 
     policy, optimizer, scheduler = module.policy_config, module.optimizer_config, module.scheduler_config
     options = loss_options(module.loss)
     values: dict[str, Any] = {
-        "model": policy.path,
+        "model": policy.where,
         "loss": loss_name(module.loss),
         **{name: value for name, value in options.items() if isinstance(value, bool | int | float | str)},
         "loss_options": ", ".join(f"{name}={value}" for name, value in options.items()),

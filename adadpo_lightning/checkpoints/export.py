@@ -17,6 +17,7 @@ from adadpo_lightning.checkpoints.record import KEY, check_version, of_policy
 from adadpo_lightning.checkpoints.shards import converts_weights, export_shards, is_sharded, read_weights, write_live
 from adadpo_lightning.errors import UserError, first_line
 from adadpo_lightning.fingerprint import differences
+from adadpo_lightning.gguf import SUFFIX
 from adadpo_lightning.models.adapters import TRAINED
 from adadpo_lightning.models.loading import LoraOptions, PolicyConfig, load_model, load_tokenizer
 
@@ -181,7 +182,8 @@ def export_checkpoint(checkpoint: str, output: str, *, merge: bool = False, base
     record = content[KEY]
     config = recorded_policy(record)
     if base is not None:
-        config = replace(config, path=base, revision=None)
+        file = None if base.endswith(SUFFIX) else config.gguf_file
+        config = replace(config, path=base, revision=None, gguf_file=file)
     check_base(record, config)
     tokenizer = with_template(load_tokenizer(config), record.get("chat_template"))
     made_of = {name: record[name] for name in RECORDED if name in record} | {"step": content.get("global_step")}
@@ -244,7 +246,7 @@ def check_base(record: Mapping[str, Any], config: PolicyConfig) -> None:
         lines = "\n  ".join(changed)
         raise UserError(
             "checkpoint",
-            f"the model at {config.path} is not the one that training started from:\n  {lines}\n",
+            f"the model at {config.where} is not the one that training started from:\n  {lines}\n",
             "restore it, or give its place as --base",
         )
 

@@ -60,7 +60,8 @@ def card(config: dict[str, Any], metrics: dict[str, float]) -> str:
         Markdown with the YAML header of the Hugging Face hub.
     """
     model, data = config.get("model", {}), config.get("data", {})
-    base = (model.get("policy") or {}).get("path")
+    policy = model.get("policy") or {}
+    base, file = policy.get("path"), policy.get("gguf_file")
     trained = _sources(data.get("train"))
     header: dict[str, Any] = {"library_name": "transformers", "tags": ["preference-optimization", "adadpo-lightning"]}
     if base and is_hub_id(base):
@@ -74,7 +75,7 @@ def card(config: dict[str, Any], metrics: dict[str, float]) -> str:
         "",
         f"# {public_name(base) if base else 'Model'}, trained with adadpo_lightning",
         "",
-        f"- Base model: {public_name(base) if base else 'not recorded'}",
+        f"- Base model: {public_name(base) if base else 'not recorded'}" + (f", file `{file}`" if file else ""),
         f"- Training data: {', '.join(map(public_name, trained)) or 'not recorded'}",
         f"- Loss: {_loss(model.get('loss'))}",
         "- Licence: not stated by the run; base model and data have their own.",

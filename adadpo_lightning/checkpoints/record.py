@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.trainer.states import TrainerFn
 
-from adadpo_lightning import fingerprint, log
+from adadpo_lightning import fingerprint, gguf, log
 from adadpo_lightning._version import __version__
 from adadpo_lightning.checkpoints.parts import check_parts, read_checkpoint
 from adadpo_lightning.checkpoints.settings import plain, settings
@@ -170,10 +170,11 @@ def training_tokenizer(module: PolicyModule) -> Any:
 def inputs(module: PreferenceLitModule) -> dict[str, Any]:
     """Fingerprints of what options name by path, under the names of the options."""
     path = getattr(module, "reference_path", None)
+    folder, file = gguf.split(path or "")
     return {
         "model": {
             "policy": of_policy(module.policy_config),
-            **({} if path is None else {"reference_path": of_model(path)}),
+            **({} if path is None else {"reference_path": of_model(folder, None, file)}),
         },
         "tokenizer": fingerprint.of_tokenizer(training_tokenizer(module)),
         "data": {name: fingerprint.of_pairs(pairs) for name, pairs in _pairs(module).items()},
@@ -184,7 +185,7 @@ def of_policy(config: PolicyConfig) -> dict[str, Any]:
     """Fingerprint of the files that a policy is built from."""
     found: dict[str, Any] = {}
     if config.path is not None:
-        found["path"] = of_model(config.path, config.revision)
+        found["path"] = of_model(config.path, config.revision, config.gguf_file)
     else:
         found["config"] = fingerprint.of_config(config_values(config.config))
     if config.lora is not None and config.lora.adapter is not None:
@@ -192,8 +193,11 @@ def of_policy(config: PolicyConfig) -> dict[str, Any]:
     return found
 
 
-def of_model(path: str, revision: str | None = None) -> dict[str, Any]:
-    """Fingerprint of a model or adapter by directory or hub id; sampling defaults do not count."""
+def of_model(path: str, revision: str | None = None, gguf_file: str | None = None) -> dict[str, Any]:
+    """Fingerprint of a model or adapter by directory or hub id, or of a GGUF file; sampling defaults do not count."""
+    if gguf_file is not None:
+        # One file holds weights and config, so it counts even where weights alone would not.
+        return {"gguf": fingerprint.of_file(gguf.locate(path, gguf_file, revision=revision))}
     folder = Path(path)
     if not folder.is_dir():
         from huggingface_hub import snapshot_download

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adadpo_lightning import hub
+from adadpo_lightning import gguf, hub
 from adadpo_lightning.errors import UserError, first_line
 
 if TYPE_CHECKING:
@@ -13,14 +13,20 @@ if TYPE_CHECKING:
 
 
 def read_tokenizer(
-    path: str, *, revision: str | None = None, trust_remote_code: bool = False, field: str = "data.tokenizer"
+    path: str,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    gguf_file: str | None = None,
+    field: str = "data.tokenizer",
 ) -> PreTrainedTokenizerBase:
     """Load a tokenizer.
 
     Args:
-        path: Directory or hub id.
+        path: Directory, hub id or GGUF file.
         revision: Revision of the hub id.
         trust_remote_code: Run code that comes with the tokenizer.
+        gguf_file: GGUF file in `path` with the tokenizer.
         field: The option that names it, for errors.
 
     Raises:
@@ -28,15 +34,22 @@ def read_tokenizer(
     """
     from transformers import AutoTokenizer
 
+    if gguf_file is None:
+        path, gguf_file = gguf.split(path)
+    if gguf_file is not None:
+        file = gguf.locate(path, gguf_file, revision=revision, field=field)
+        path, gguf_file, revision = str(file.parent), file.name, None
     check_exists(path, field)
     try:
         with hub.loading(path):
-            return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+            return AutoTokenizer.from_pretrained(
+                path, revision=revision, trust_remote_code=trust_remote_code, gguf_file=gguf_file
+            )
     except (OSError, ValueError) as error:
         raise UserError(
             field,
             f"no tokenizer could be loaded from {path!r}: {first_line(error)}",
-            "give a directory with tokenizer.json or a hub id",
+            "give a directory with tokenizer.json, a GGUF file or a hub id",
         ) from error
 
 

@@ -176,13 +176,16 @@ def _architecture(policy: PolicyConfig) -> Any:
     """The Hugging Face config of the policy."""
     from transformers import AutoConfig
 
+    from adadpo_lightning.models.weights import read_architecture
+
     if isinstance(policy.config, dict):
         return AutoConfig.for_model(**policy.config)
-    source = str(policy.path or policy.config)
+    source = str(policy.where or policy.config)
     try:
+        if policy.path is not None:
+            return read_architecture(policy)
         with hub.loading(source):
-            options = {"revision": policy.revision, "trust_remote_code": policy.trust_remote_code}
-            return AutoConfig.from_pretrained(source, **options)
+            return AutoConfig.from_pretrained(source, trust_remote_code=policy.trust_remote_code)
     except (OSError, ValueError) as error:
         raise UserError(
             "model.policy.path",
@@ -204,10 +207,9 @@ def _model(policy: PolicyConfig, config: Any, layers: int | None = None, compute
     dtype = compute or (config.dtype if policy.dtype == "auto" else getattr(torch, policy.dtype))
     lora = policy.lora and replace(policy.lora, adapter=None, quantize=None)
     name: Any = str(dtype or torch.float32).removeprefix("torch.")
+    random = replace(policy, path=None, gguf_file=None, config=values, dtype=name, lora=lora)
     with parameters_on_meta():
-        return load_model(
-            replace(policy, path=None, config=values, dtype=name, lora=lora, gradient_checkpointing=False)
-        )
+        return load_model(replace(random, gradient_checkpointing=False))
 
 
 def _with_shapes_alone(model: Any) -> Any:

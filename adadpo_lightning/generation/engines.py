@@ -9,6 +9,7 @@ import torch
 
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.generation.sampling import Sampled, check_room, pad_id_of, row_seed, sample, through_stop
+from adadpo_lightning.gguf import SUFFIX
 from adadpo_lightning.models.loading import PolicyConfig, load_model
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ def vllm_engine(options: GenerateOptions, encoder: PromptTokenizer, longest: int
     Raises:
         UserError: If vLLM is not installed.
     """
+    if options.model.endswith(SUFFIX):
+        raise UserError("engine", f"vllm is not given {SUFFIX} files", "use transformers, or safetensors weights")
     try:
         from vllm import LLM, SamplingParams
     except ImportError as error:

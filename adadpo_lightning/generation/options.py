@@ -56,7 +56,7 @@ class AnswerOptions:
     """Which prompts a model answers, and how.
 
     Args:
-        model: Hugging Face directory (of ``export``) or hub id.
+        model: Hugging Face directory (of ``export``), hub id, or GGUF file (extra gguf).
         prompts: File (.txt with one prompt per line, .json, .jsonl, .parquet, .csv, .arrow), directory or hub id;
             AlpacaEval's and Arena-Hard's question files work unchanged.
         column: Column with the prompt, text or messages; null detects it.

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adadpo_lightning import fingerprint
+from adadpo_lightning import fingerprint, gguf
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.generation.responses import write_atomically
 
@@ -82,7 +82,10 @@ def check_record(output: Path, record: dict[str, Any], field: str = "output", ma
 
 
 def _model(path: str) -> dict[str, Any]:
-    """Fingerprint of a local directory; of a hub id the commit, which names all of its files."""
+    """Fingerprint of a local directory or GGUF file; of a hub id the commit, which names all of its files."""
+    folder, file = gguf.split(path)
+    if file is not None:
+        return {"gguf": fingerprint.of_file(gguf.locate(folder, file, field="model"))}
     if Path(path).is_dir():
         return fingerprint.of_model_folder(path)
     from transformers.utils import cached_file

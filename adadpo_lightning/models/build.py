@@ -50,7 +50,7 @@ def build_policy(
         return PolicyModel(model, config)
     folder = weights_folder(config)
     model = None if folder is None else load_model(config, tokenizer, empty=True)
-    reason = "its weights are random" if folder is None else unstreamable_reason(model, folder)
+    reason = _no_folder_reason(config) if folder is None else unstreamable_reason(model, folder)
     if reason is not None:
         log.warn(f"model.policy: {reason}; each rank builds the full model before it is sharded")
         model = load_model(config, tokenizer)
@@ -70,13 +70,15 @@ def build_policy(
 
 
 def weights_folder(config: PolicyConfig) -> Path | None:
-    """Folder with the safetensors files of a policy, downloaded for a hub id. None for random weights.
+    """Folder with the safetensors files of a policy, downloaded for a hub id; None where there are none.
 
     Raises:
         UserError: If the hub is not reachable and its cache does not contain the files.
     """
-    if config.path is None or Path(config.path).is_dir():
-        return None if config.path is None else Path(config.path)
+    if config.path is None or config.gguf_file is not None:
+        return None
+    if Path(config.path).is_dir():
+        return Path(config.path)
     from huggingface_hub import snapshot_download
 
     try:
@@ -89,6 +91,10 @@ def weights_folder(config: PolicyConfig) -> Path | None:
             f"cannot download weights for {config.path!r}: {first_line(error)}",
             "use a directory with config.json and safetensors weights, or an accessible hub id",
         ) from error
+
+
+def _no_folder_reason(config: PolicyConfig) -> str:
+    return "its weights are random" if config.gguf_file is None else f"its weights are in {config.gguf_file}"
 
 
 def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:

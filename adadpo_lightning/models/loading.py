@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from adadpo_lightning import gguf
 from adadpo_lightning.data.tokenizer import check_exists, read_tokenizer
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.models.activations import enable_checkpointing
@@ -47,7 +48,10 @@ class PolicyConfig:
     The metadata ``resume`` of a field defines how resuming treats it; see `adadpo_lightning.checkpoints.settings`.
 
     Args:
-        path: Local Hugging Face directory or hub id, with safetensors weights.
+        path: Local Hugging Face directory or hub id, with safetensors weights. A path that ends in ``.gguf`` is a GGUF
+            file: ``path: models/smol.gguf`` is the same as ``path: models`` with ``gguf_file: smol.gguf``.
+        gguf_file: GGUF file in `path` (extra ``gguf``) that holds weights, config, tokenizer and chat template; other
+            files there are not read. Quantized weights are unpacked to `dtype` when loaded, and trained in it.
         revision: Revision of the hub id.
         config: For random weights, instead of `path`: a Hugging Face config as a mapping with ``model_type``, or the
             path of a ``config.json`` or its directory.
@@ -71,6 +75,7 @@ class PolicyConfig:
     """
 
     path: str | None = field(default=None, metadata={"resume": "by_content"})
+    gguf_file: str | None = field(default=None, metadata={"resume": "by_content"})
     revision: str | None = field(default=None, metadata={"resume": "by_content"})
     config: dict[str, Any] | str | None = field(default=None, metadata={"resume": "by_content"})
     init_seed: int = 0
@@ -99,8 +104,39 @@ class PolicyConfig:
                 "expected either a path (directory or hub id) or a config for random weights, "
                 f"got {'neither' if self.path is None else 'both'}",
             )
+        self._name_gguf()
         if self.head_chunk_size < 1:
             raise UserError("model.policy.head_chunk_size", f"expected at least 1, got {self.head_chunk_size}")
+
+    def _name_gguf(self) -> None:
+        """Write a GGUF file that `path` names as `path` and `gguf_file`."""
+        folder, named = gguf.split(self.path or "")
+        if named is not None:
+            if self.gguf_file not in (None, named):
+                raise UserError(
+                    "model.policy.gguf_file",
+                    f"path names the file {named} and gguf_file names {self.gguf_file}",
+                    "leave one of them out",
+                )
+            self.path, self.gguf_file = folder, named
+        if self.gguf_file is None:
+            return
+        if self.path is None or not self.gguf_file.endswith(gguf.SUFFIX):
+            raise UserError(
+                "model.policy.gguf_file",
+                f"expected the name of a {gguf.SUFFIX} file in model.policy.path, got {self.gguf_file!r}",
+            )
+        if self.lora is not None and self.lora.quantize is not None:
+            raise UserError(
+                "model.policy.lora.quantize",
+                f"weights of {self.gguf_file} would be quantized twice",
+                "set it to null, or give the safetensors weights of the model",
+            )
+
+    @property
+    def where(self) -> str | None:
+        """The model's directory, hub id or GGUF file, as users write it; None for random weights."""
+        return self.path if self.path is None or self.gguf_file is None else str(Path(self.path) / self.gguf_file)
 
     @property
     def tokenizer_path(self) -> str:
@@ -128,6 +164,7 @@ def load_tokenizer(config: PolicyConfig) -> PreTrainedTokenizerBase:
         path,
         revision=config.revision if path == config.path else None,
         trust_remote_code=config.trust_remote_code,
+        gguf_file=config.gguf_file if path == config.path else None,
         field="model.policy.tokenizer",
     )
 

@@ -1,4 +1,4 @@
-"""The base model: weights from safetensors, an architecture on the meta device, or random weights from a config."""
+"""The base model: weights from safetensors or GGUF, an architecture on the meta device, or random weights."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from adadpo_lightning import hub
+from adadpo_lightning import gguf, hub
 from adadpo_lightning.compat import has_mismatched_sizes, needs_remote_code
 from adadpo_lightning.data.tokenizer import check_exists
 from adadpo_lightning.errors import UserError, first_line
 from adadpo_lightning.models.lora import quantization_config
+from adadpo_lightning.models.meta import parameters_on_meta
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
     from adadpo_lightning.models.loading import PolicyConfig
 
@@ -85,6 +86,8 @@ def pretrained_model(config: PolicyConfig) -> PreTrainedModel:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    if config.gguf_file is not None:
+        return _gguf_model(config)
     path = str(config.path)
     _check_directory(path)
     quantization = quantization_config(config)
@@ -106,6 +109,44 @@ def pretrained_model(config: PolicyConfig) -> PreTrainedModel:
             f"cannot load a model from {path!r}: {first_line(error)}",
             _remedy(error),
         ) from error
+    _check_complete(path, report)
+    return model
+
+
+def _gguf_model(config: PolicyConfig) -> PreTrainedModel:
+    """The model of a GGUF file with unpacked weights.
+
+    transformers marks a model that it read from such a file as quantized, and then refuses to save it. The weights are
+    therefore moved, without a copy, into a model of the same config that knows nothing of the file.
+    """
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    file = gguf.locate(str(config.path), str(config.gguf_file), revision=config.revision)
+    try:
+        read, report = AutoModelForCausalLM.from_pretrained(
+            str(file.parent),
+            gguf_file=file.name,
+            dtype=_dtype(config),
+            quantization_config=GgufConfig(dequantize=True),
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError, NotImplementedError) as error:
+        raise UserError(
+            "model.policy.gguf_file",
+            f"cannot load a model from {str(file)!r}: {first_line(error)}",
+            "use a complete GGUF file of an architecture that transformers can read, or safetensors weights",
+        ) from error
+    _check_complete(str(file), report)
+    with parameters_on_meta():
+        model = AutoModelForCausalLM.from_config(
+            read.config, dtype=read.dtype, attn_implementation=config.attn_implementation
+        )
+    model.load_state_dict(read.state_dict(), assign=True)
+    model.tie_weights()
+    return model
+
+
+def _check_complete(path: str, report: dict[str, Any]) -> None:
     if report["missing_keys"]:
         some = ", ".join(sorted(report["missing_keys"])[:3])
         raise UserError(
@@ -113,19 +154,36 @@ def pretrained_model(config: PolicyConfig) -> PreTrainedModel:
             f"{path!r} lacks {len(report['missing_keys'])} of the model's weights, which would be random: {some}",
             "use the weights of a causal language model",
         )
-    return model
+
+
+def read_architecture(config: PolicyConfig) -> PretrainedConfig:
+    """The Hugging Face config at `path`, from ``config.json`` or the GGUF file.
+
+    Raises:
+        OSError, ValueError, ImportError: As transformers raises them.
+        UserError: If the GGUF file is not found.
+    """
+    from transformers import AutoConfig
+
+    if config.gguf_file is None:
+        path = str(config.path)
+        with hub.loading(path):
+            return AutoConfig.from_pretrained(
+                path, revision=config.revision, trust_remote_code=config.trust_remote_code
+            )
+    file = gguf.locate(str(config.path), config.gguf_file, revision=config.revision)
+    return AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name)
 
 
 def empty_model(config: PolicyConfig) -> PreTrainedModel:
     """The architecture at `path` without weights, for callers that load the weights themselves."""
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
     path = str(config.path)
-    _check_directory(path)
-    options: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+    if config.gguf_file is None:
+        _check_directory(path)
     try:
-        with hub.loading(path):
-            architecture = AutoConfig.from_pretrained(path, **options)
+        architecture = read_architecture(config)
         model = AutoModelForCausalLM.from_config(
             architecture,
             dtype=architecture.dtype if config.dtype == "auto" else _dtype(config),
@@ -140,7 +198,8 @@ def empty_model(config: PolicyConfig) -> PreTrainedModel:
         ) from error
     # Like `from_pretrained`: a model without a generation config uses the defaults.
     with suppress(OSError):
-        model.generation_config = GenerationConfig.from_pretrained(path, revision=config.revision)
+        if config.gguf_file is None:
+            model.generation_config = GenerationConfig.from_pretrained(path, revision=config.revision)
     return model
 
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from adadpo_lightning import hub, log
+from adadpo_lightning import log
+from adadpo_lightning.data.tokenizer import read_tokenizer
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.models.build import build_policy
 from adadpo_lightning.reference.modes import uses_reference_adapter
@@ -123,7 +124,7 @@ def build_reference(
         return AdapterReference(policy)
     if mode == "path":
         check_same_vocabulary(str(path), tokenizer)
-        config = replace(config, path=path, config=None, revision=None, lora=None)
+        config = replace(config, path=path, gguf_file=None, config=None, revision=None, lora=None)
     return FrozenReference(build_policy(config, tokenizer, sharding, frozen=True), policy)
 
 
@@ -133,12 +134,9 @@ def check_same_vocabulary(path: str, tokenizer: Any) -> None:
     Raises:
         UserError: If the reference's tokenizer lacks a token of the policy or assigns it a different id.
     """
-    from transformers import AutoTokenizer
-
     try:
-        with hub.loading(path):
-            own = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError):
+        own = read_tokenizer(path, field="model.reference_path")
+    except UserError:
         log.warn(f"model.reference_path: {path} has no tokenizer; assuming the vocabulary of the policy")
         return
     vocabulary, theirs = tokenizer.get_vocab(), own.get_vocab()

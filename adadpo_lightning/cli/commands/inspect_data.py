@@ -34,7 +34,7 @@ def inspect_data(
 
     Args:
         data: File, directory or hub id, as ``data.train`` of ``fit``.
-        tokenizer: Directory or hub id of the policy or its tokenizer.
+        tokenizer: Directory, hub id or GGUF file of the policy or its tokenizer.
         html: HTML page to write, beside what the terminal shows.
         columns: From this package's column names to the dataset's, such as --columns.prompt=question.
         format: Shape of the rows; null detects it.
