@@ -100,7 +100,7 @@ def test_a_damaged_file_is_refused(made, tmp_path):
 
 def test_contradictions_are_refused(made):
     file, folder = made
-    with pytest.raises(UserError, match="path names the file tiny.gguf and gguf_file names x.gguf"):
+    with pytest.raises(UserError, match=r"path names the file tiny\.gguf and gguf_file names x\.gguf"):
         PolicyConfig(path=str(file), gguf_file="x.gguf")
     with pytest.raises(UserError, match=r"name of a \.gguf file in model\.policy\.path, got 'model\.safetensors'"):
         PolicyConfig(path=str(folder), gguf_file="model.safetensors")

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from tests.support import fsdp_worker
+from tests.support.gguf import make_gguf
 from tests.support.tiny import make_adapter_dir, make_lists, make_model_dir, make_rows, write_rows
 
 pytestmark = pytest.mark.distributed
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "USE_LIBUV": "0"}
 WHOLE_RUNS = ["dpo", "adadpo", "cpo", "lora", "cached", "adapter", "adapter-cached", "path", "synced"]
-WHOLE_RUNS += ["hsdp", "offload", "saving", "padded", "grouped", "lddpo", "wpo"]
+WHOLE_RUNS += ["hsdp", "offload", "saving", "padded", "grouped", "gguf", "lddpo", "wpo"]
 RESUMED_RUNS = ["dpo-resumed", "lora-resumed", "synced-resumed"]
 
 
@@ -35,6 +36,7 @@ def folder(tmp_path_factory):
     make_model_dir(folder / "other", seed=7)
     make_adapter_dir(folder / "plain", folder / "adapter")
     tie_embeddings(make_model_dir(folder / "tied"))
+    make_gguf(folder)
     write_rows(folder / "pairs.jsonl", make_rows(37))
     write_rows(folder / "lists.jsonl", make_lists(6))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

@@ -41,6 +41,7 @@ class Case:
     save: bool = False
     resume: str | None = None
     clip: float | None = 0.5
+    max_length: int = 40
     dies: bool = False
     data: str = "pairs"
 
@@ -59,6 +60,7 @@ CASES = {
     "offload": Case("dpo", model="tied", strategy={"cpu_offload": True}),
     "saving": Case("adacpo", policy={"gradient_checkpointing": "selective", "offload_activations": True}),
     "grouped": Case("adadpo", data="lists"),
+    "gguf": Case("adadpo", model="gguf/tiny.gguf", max_length=200),
     "padded": Case("ipo", policy={"layout": "padded"}),
     "lddpo": Case("adalddpo", reference="cached"),
     "wpo": Case("wpo", policy={"lora": LoraOptions(r=2)}),
@@ -110,7 +112,7 @@ def run(folder: Path, name: str, ranks: int, strategy=None) -> dict[str, Any]:
         global_batch_size=8,
         micro_batch_size=2,
         eval_batch_size=3,
-        max_length=40,
+        max_length=case.max_length,
     )
     recorder = Recorder()
     callbacks = [PreferenceMetrics(), recorder]
