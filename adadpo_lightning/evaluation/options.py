@@ -45,7 +45,8 @@ class EvaluateOptions:
 
     Args:
         judge: annotations (a file of preferences), gold (embedded task), length (the longer answer wins),
-            openai_compatible (HTTP endpoint), reward_model (a sequence classifier), or the key of a judge that an
+            openai_compatible (HTTP endpoint), reward_model (a sequence classifier), sentiment (the more positive answer
+            wins), biased (another judge with a preference for length and with noise), or the key of a judge that an
             installed package registers.
         output: JSON file to write.
         responses: The model's responses, in any format of ``generate``.

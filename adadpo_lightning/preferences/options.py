@@ -19,9 +19,9 @@ class MakePairsOptions(AnswerOptions):
 
     Args:
         output_dir: Directory to write: pairs.jsonl for ``fit``, report.md, and the answers and scores behind them.
-        judge: Key of a judge of ``evaluate``. Judges that score single answers (gold, length, reward_model) give their
-            score; those that compare two (openai_compatible) give each answer its mean win rate against the others to
-            the same prompt, asked in both orders.
+        judge: Key of a judge of ``evaluate``. Judges that score single answers (biased, gold, length, reward_model,
+            sentiment) give their score; those that compare two (openai_compatible) give each answer its mean win rate
+            against the others to the same prompt, asked in both orders.
         samples: Answers per prompt, at least 2.
         temperature: Sampling temperature, above 0.
         judge_options: Options of the judge, such as --judge_options.model=DIR.

@@ -133,7 +133,7 @@ def available_judges() -> list[str]:
 
     Example:
         >>> available_judges()
-        ['annotations', 'gold', 'length', 'openai_compatible', 'reward_model']
+        ['annotations', 'biased', 'gold', 'length', 'openai_compatible', 'reward_model', 'sentiment']
     """
     _load_judges()
     return sorted(_judges)
