@@ -190,7 +190,7 @@ IGNORED = {
     "gradient_checkpointing offload_activations compile",
     "test predict micro_batch_size max_tokens eval_batch_size num_workers num_proc",
 }
-BY_CONTENT = {"reference_path path revision config tokenizer adapter train val chat_template"}
+BY_CONTENT = {"reference_path path gguf_file revision config tokenizer adapter train val chat_template"}
 COMPARED = {
     "policy loss optimizer scheduler reference sync alpha every_n_steps",
     "init_seed dtype lora trust_remote_code r alpha dropout target_modules quantize",

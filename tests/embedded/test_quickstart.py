@@ -40,7 +40,8 @@ def test_from_end_to_end_with_the_same_numbers_again(tmp_path, capsys):
     assert all(math.isfinite(value) for value in first.values())
     assert first["kl"] > 0
     for line in (
-        f"python -m adadpo_lightning fit --config={find_config('quickstart.yaml')} --output_dir=",
+        f"--config={find_config('quickstart.yaml')}",
+        "python -m adadpo_lightning fit ",
         "gold win rate against warm-up",
         "gradient balance ratio",
         f"tensorboard --logdir {tmp_path / 'a'}",

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import logging
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -114,11 +115,13 @@ def test_a_judge_that_likes_the_first_answer_is_undecided(serve):
     assert judge(server, order="baseline_first").preferences(COMPARISONS[:1]) == [0.0]
 
 
-def test_no_verdict_is_none(serve):
+def test_no_verdict_is_none_and_the_reply_is_shown(serve, caplog):
     server = serve()
     server.verdict = "A is better"
     server.script = [(200, {}, json.dumps({"choices": [{"message": {"content": "[A]"}}]}))]
-    assert judge(server, order="model_first").preferences(COMPARISONS[:1]) == [None]
+    with caplog.at_level(logging.WARNING, logger="adadpo_lightning"):
+        assert judge(server, order="model_first").preferences(COMPARISONS[:1]) == [None]
+    assert "none of 1 replies of 'tiny-judge' has a verdict" in caplog.text
 
 
 def test_the_cache_saves_requests_and_survives_a_torn_line(serve, tmp_path):

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from adadpo_lightning import log
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.evaluation.judges.base import Judge, register_judge
 
@@ -37,6 +38,7 @@ correct and closer to what was asked. Neither the order nor the length of the an
 </answer_b>
 
 Explain in a few sentences, then end with [[A]], [[B]] or, for a tie, [[C]]."""
+SHOWN = 200  # characters of a reply in a warning
 VERDICTS = {"A": 1.0, "B": 0.0, "C": 0.5}
 
 
@@ -83,6 +85,7 @@ class EndpointJudge(Judge):
     price_out: float | None = None
     _replies: dict[str, dict[str, Any]] = field(init=False, repr=False, default_factory=dict)
     _used: dict[str, int] = field(init=False, repr=False)
+    _last_reply: str = field(init=False, repr=False, default="")
     _endpoint: ChatEndpoint = field(init=False, repr=False)
 
     BESIDE = ("api_key_env", "retries", "backoff", "timeout", "parallel", "cache", "price_in", "price_out")
@@ -119,6 +122,12 @@ class EndpointJudge(Judge):
             UserError: If the endpoint refuses a request or does not answer; the other requests are cancelled.
         """
         verdicts = _run(self._ask_all(comparisons))
+        if verdicts and all(verdict is None for verdict in verdicts):
+            log.warn(
+                f"none of {len(verdicts)} replies of {self.model!r} has a verdict [[A]], [[B]] or [[C]]; one of them "
+                f"ends with {self._last_reply[-SHOWN:]!r}. Raise max_tokens if it was cut off; otherwise choose a "
+                "model that follows the template, or change the template"
+            )
         turns = len(self._orders())
         return [_mean(verdicts[i : i + turns]) for i in range(0, len(verdicts), turns)]
 
@@ -155,7 +164,8 @@ class EndpointJudge(Judge):
         # Not str.format, and in one pass: the answers may contain braces.
         parts = {"{prompt}": pair.model.prompt, "{a}": a.response, "{b}": b.response}
         text = re.sub(r"\{prompt\}|\{a\}|\{b\}", lambda found: parts[found[0]], self.template or TEMPLATE)
-        found = re.findall(r"\[\[([ABC])\]\]", await self._reply(client, text))
+        self._last_reply = await self._reply(client, text)
+        found = re.findall(r"\[\[([ABC])\]\]", self._last_reply)
         if not found:
             return None
         first_wins = VERDICTS[found[-1]]
