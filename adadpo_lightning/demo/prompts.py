@@ -9,8 +9,8 @@ from __future__ import annotations
 from random import Random
 from typing import NamedTuple
 
-FILM = "Write a short review, two sentences at most, of {kind} about {what}."
-RESTAURANT = "Write a short review, two sentences at most, of {kind} restaurant {what}."
+FILM = "In one short sentence, review {kind} about {what}."
+RESTAURANT = "In one short sentence, review {kind} restaurant {what}."
 
 FILM_KINDS = (
     "a comedy",
@@ -99,7 +99,7 @@ def make_prompts(held_in: int | None = None, held_out: int | None = None, seed: 
     Example:
         >>> prompts = make_prompts(held_out=1)
         >>> len(prompts.held_in), prompts.held_out
-        (240, ['Write a short review, two sentences at most, of a Mexican restaurant without a menu.'])
+        (240, ['In one short sentence, review a Greek restaurant on a boat in the harbour.'])
     """
     films = _composed(FILM, FILM_KINDS, FILM_SUBJECTS), _composed(FILM, FILM_KINDS, HELD_OUT_SUBJECTS)
     restaurants = (
