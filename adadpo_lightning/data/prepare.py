@@ -163,6 +163,8 @@ def _usable(
             "fix the data, or set data.on_bad_row=drop to drop and count such rows",
         )
     report.dropped.update(counts)
+    if len(bad) and not report.first_bad:
+        report.first_bad = f"{rows.where(int(numbers[bad[0]]))}: {tokenised[int(bad[0])]['detail']}"
     report.cut.update(cut for cut in column(tokenised, "cut") if cut)
     report.boundary_moved += int(column(tokenised, "boundary_moved").sum())
     reading = encoder.reading

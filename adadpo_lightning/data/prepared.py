@@ -106,10 +106,11 @@ class Prepared:
         report = self.report
         report.pairs = len(chosen)
         if not report.pairs:
+            first = f"; {report.first_bad}" if report.first_bad else ""
             raise UserError(
                 f"data.{report.name.replace('/', '.')}",
-                f"no pair is left of {report.rows} rows; dropped: {dict(report.dropped) or 'none'}",
-                "see the table of reasons; raise data.max_length or fix the data",
+                f"no pair is left of {report.rows} rows; dropped: {dict(report.dropped) or 'none'}{first}",
+                "raise data.max_length or fix the data",
             )
         named = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
         report.tokens = {name: (float(n.mean()), int(n.max())) for name, n in named.items() if n.any()}

@@ -21,6 +21,7 @@ class DataReport:
         formats: Path to detected or forced format.
         rows: Rows read.
         dropped: Reason to number of rows.
+        first_bad: File, row and problem of the first row that is not usable.
         cut: What was cut to number of pairs.
         boundary_moved: Pairs whose answers begin before the tokenised prompt's end.
         notes: Further counts.
@@ -33,6 +34,7 @@ class DataReport:
     formats: dict[str, str] = field(default_factory=dict)
     rows: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+    first_bad: str = ""
     cut: Counter[str] = field(default_factory=Counter)
     boundary_moved: int = 0
     notes: dict[str, int] = field(default_factory=dict)

@@ -10,6 +10,7 @@ from adadpo_lightning.data.prepare import prepare
 from adadpo_lightning.data.schema import BadRow, PreferencePair
 from adadpo_lightning.data.sources import SourceConfig
 from adadpo_lightning.data.tokenize import PairTokenizer
+from adadpo_lightning.errors import UserError
 from tests.support.tiny import write_rows
 from tests.support.tokenizers import QWEN3, STYLES, make
 
@@ -86,6 +87,13 @@ def test_tool_calls_that_a_template_leaves_out_are_refused_in_answers_and_counte
     row = {"prompt": [ASKED], "chosen": calls, "rejected": ANSWERS[1:]}
     with pytest.raises(BadRow, match="tool calls not rendered: the chat template does not write tool_calls"):
         ours(make("smollm2"), row)
+    path = write_rows(tmp_path / "calls.jsonl", [row])
+    with pytest.raises(
+        UserError, match=r"no pair is left of 1 rows; .*calls.jsonl:1: tool calls not rendered: the chat"
+    ):
+        prepare("train", [SourceConfig(str(path))], make("smollm2"), TokenizeOptions(), on_bad_row="drop").with_passes(
+            0
+        )
     assert '"name": "add"' in make("qwen3").decode(ours(make("qwen3"), row)[1])
     rows = [{"prompt": prompt}, {"prompt": [ASKED], "tools": TOOLS}, {"prompt": [ASKED]}]
     path = write_rows(tmp_path / "p.jsonl", [{"chosen": ANSWERS[:1], "rejected": ANSWERS[1:], **row} for row in rows])

@@ -189,11 +189,12 @@ def _length_bias(chosen: NDArray[np.int64], rejected: NDArray[np.int64]) -> list
 def _hints(prepared: Prepared, scored: tuple[NDArray[np.int64], NDArray[np.int64]], seen: _Seen) -> list[str]:
     report = prepared.report
     dropped, cut = report.dropped.total(), report.cut.total()
+    first = f", such as {report.first_bad}" if report.first_bad else ""
     chosen, rejected = scored
     uneven = chosen != rejected
     longer = float((chosen > rejected)[uneven].mean()) if uneven.any() else 0.5
     checks = [
-        (dropped > 0.05 * report.rows, f"{dropped:,} of {report.rows:,} rows are dropped"),
+        (dropped > 0.05 * report.rows, f"{dropped:,} of {report.rows:,} rows are dropped{first}"),
         (cut > 0.05 * seen.pairs, f"{cut:,} of {seen.pairs:,} pairs are cut: raise max_length?"),
         (
             bool(rejected.any()) and abs(longer - 0.5) > 0.1,
