@@ -14,6 +14,7 @@ from adadpo_lightning.callbacks.progress import PreferenceProgressBar, ProgressL
 from adadpo_lightning.callbacks.summary import RunSummary
 from adadpo_lightning.callbacks.tensorboard import TensorBoardDashboard
 from adadpo_lightning.callbacks.throughput import Throughput
+from adadpo_lightning.callbacks.validation_table import ValidationTable
 
 __all__ = [
     "ExportHF",
@@ -31,5 +32,6 @@ __all__ = [
     "RunSummary",
     "TensorBoardDashboard",
     "Throughput",
+    "ValidationTable",
     "WritePredictions",
 ]

@@ -21,6 +21,7 @@ from adadpo_lightning.callbacks.progress import progress_bar
 from adadpo_lightning.callbacks.summary import RunSummary
 from adadpo_lightning.callbacks.tensorboard import TensorBoardDashboard
 from adadpo_lightning.callbacks.throughput import Throughput
+from adadpo_lightning.callbacks.validation_table import ValidationTable
 
 ALWAYS: tuple[type[Callback], ...] = (
     ConnectData,
@@ -30,6 +31,7 @@ ALWAYS: tuple[type[Callback], ...] = (
     GradientNorm,
     Throughput,
     TensorBoardDashboard,
+    ValidationTable,
 )
 
 CHECKPOINT_OPTIONS: dict[str, Any] = {

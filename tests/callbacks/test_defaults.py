@@ -17,7 +17,7 @@ from adadpo_lightning.callbacks.defaults import complete
 
 ORDER = (
     "ConnectData NonFiniteGuard PreferenceMetrics LikelihoodDisplacement GradientNorm Throughput "
-    "TensorBoardDashboard ProgressLines RunSummary GracefulStop RunCheckpoint"
+    "TensorBoardDashboard ValidationTable ProgressLines RunSummary GracefulStop RunCheckpoint"
 ).split()
 
 
@@ -63,6 +63,7 @@ def test_a_callback_of_the_user_replaces_its_default(tmp_path):
         "GradientNorm",
         "Throughput",
         "TensorBoardDashboard",
+        "ValidationTable",
         "RunSummary",
     ]
 
