@@ -11,7 +11,9 @@ from contextlib import suppress
 def main() -> None:
     """Run the command line and exit with its status."""
     from adadpo_lightning.cli import main as run
+    from adadpo_lightning.parent import follow_parent
 
+    follow_parent()
     work_in_any_locale()
     sys.exit(run(sys.argv[1:]))
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 if TYPE_CHECKING:
+    import signal
     from argparse import Action, ArgumentParser
     from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
@@ -62,6 +63,15 @@ def accumulating(trainer: Trainer) -> bool:
     ``batch_idx % accumulate_grad_batches`` is not the same: the last micro-batch of an epoch always ends its step.
     """
     return bool(trainer.fit_loop._should_accumulate())
+
+
+def requeue_signal(trainer: Trainer) -> signal.Signals | None:
+    """The signal at which SLURM's job is to be requeued; None outside of SLURM, or where requeueing is off."""
+    from lightning.pytorch.plugins.environments import SLURMEnvironment
+
+    environment = trainer._accelerator_connector.cluster_environment
+    requeues = isinstance(environment, SLURMEnvironment) and environment.auto_requeue
+    return environment.requeue_signal if requeues else None
 
 
 def steps_logged(trainer: Trainer) -> int:

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import signal
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -37,6 +38,13 @@ def test_inherited(owner, name, expected):
         return
     parameters = [p.replace(annotation=p.empty) for p in inspect.signature(getattr(base, name)).parameters.values()]
     assert str(inspect.Signature(parameters)) == expected.replace(" = ", "=")
+
+
+def test_requeue_signal(monkeypatch):
+    assert compat.requeue_signal(Trainer(logger=False, accelerator="cpu", devices=1)) is None
+    for name, value in {"JOB_ID": "7", "JOB_NAME": "x", "NTASKS": "1", "PROCID": "0", "LOCALID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert compat.requeue_signal(Trainer(logger=False, accelerator="cpu", devices=1)) == signal.SIGUSR1
 
 
 class Recorder(LightningModule):

@@ -31,6 +31,7 @@ class RunCheckpoint(ModelCheckpoint):
     _due: tuple[Any, Any, int] | None = None
     _at_last_step: dict[str, Any] | None = None
     _position_of_last_step = False
+    _step_of_last: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write files with `WholeFileIO`, unless the trainer has a custom checkpoint plugin.
@@ -104,9 +105,21 @@ class RunCheckpoint(ModelCheckpoint):
             self._position_of_last_step = False
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the last step, unless it is already saved."""
-        if self.save_last and not self._should_skip_saving_checkpoint(trainer):
+        """Save the last step, unless ``last.ckpt`` holds it."""
+        if trainer.global_step > 0 and not trainer.fast_dev_run and self._step_of_last != trainer.global_step:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """As `on_train_end`, which Lightning does not call if a resumed run has no step left.
+
+        A run may be killed after it has saved its last step under another name and before it has saved ``last.ckpt``.
+        """
+        self.on_train_end(trainer, pl_module)
+
+    def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Any]) -> None:
+        """Remember the step of ``last.ckpt``; other files of the same step do not count."""
+        super()._save_last_checkpoint(trainer, monitor_candidates)
+        self._step_of_last = trainer.global_step
 
     def save_now(self, trainer: Trainer) -> str:
         """Save ``last.ckpt`` as of the last complete step during training; every rank must call this.

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: finish the micro-batch, save, print the command that resumes, and exit."""
+"""SIGTERM, SIGINT, SIGHUP and SLURM's requeue signal: finish the micro-batch, save, say how to resume, exit."""
 
 from __future__ import annotations
 
@@ -17,20 +17,27 @@ from lightning.pytorch import Callback
 
 from adadpo_lightning import log
 from adadpo_lightning.callbacks.checkpoint import RunCheckpoint
+from adadpo_lightning.callbacks.requeue import requeue
+from adadpo_lightning.compat import requeue_signal
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
+
+IGNORED = signal.SIG_IGN
 
 
 class GracefulStop(Callback):
-    """Ends a run on SIGTERM or SIGINT without losing a finished optimizer step.
+    """Ends a run on SIGTERM, SIGINT or SIGHUP without losing a finished optimizer step.
 
     ``last.ckpt`` is saved after the current micro-batch or validation. In the middle of an optimizer step the
     checkpoint holds the state at the start of the step: weights and optimizer have not changed since, and the resumed
     run recomputes the step's micro-batches, so the gradient is exact. The exit status is 128 plus the signal number. A
-    second signal ends the process immediately.
+    second signal ends the process immediately. A SIGHUP that is ignored, as under ``nohup``, stays ignored.
+
+    Under SLURM the signal that precedes the time limit (SIGUSR1, ``--signal=SIGUSR1@120``) does the same, and then
+    requeues the job; Lightning's own handler would save at any instruction, also within an optimizer step.
 
     With several ranks, a signal to any rank stops all ranks at the same micro-batch: they exchange a flag over a gloo
     group, delayed by one micro-batch, without waiting for the device.
@@ -38,17 +45,21 @@ class GracefulStop(Callback):
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self._requeues: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
         self._group: Any = None
         self._flag = torch.zeros(1, dtype=torch.int32)
         self._asked: Any = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Install the handlers. Lightning's own would end the run without a checkpoint."""
+        """Install the handlers. Lightning's own would end the run without a checkpoint, or save a part of a step."""
+        self._requeues = requeue_signal(trainer)
         if trainer.world_size > 1:
             self._group = dist.new_group(backend="gloo")
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+            wanted = [*SIGNALS, *([] if self._requeues is None else [self._requeues])]
+            ignored = [number for number in wanted if number.name == "SIGHUP" and signal.getsignal(number) is IGNORED]
+            self._before = {n: signal.signal(n, self._receive) for n in wanted if n not in ignored}
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:
@@ -82,6 +93,7 @@ class GracefulStop(Callback):
         if self._asked is not None:
             self._asked.wait()
         number = self.received or signal.Signals(int(self._flag.item()) or signal.SIGTERM)
+        path = None
         saver = next((c for c in trainer.checkpoint_callbacks if isinstance(c, RunCheckpoint)), None)
         if saver is not None:
             path = saver.save_now(trainer)
@@ -90,6 +102,8 @@ class GracefulStop(Callback):
             )
         else:
             log.info(f"{number.name}: stopped at step {trainer.global_step}; checkpoints are disabled, none was saved.")
+        if number == self._requeues:
+            requeue(trainer, path)
         raise SystemExit(128 + number)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -116,7 +116,7 @@ def measure(trainer: Trainer, module: PreferenceLitModule, batch: PreferenceBatc
     policy = module.built_policy
     with _unobserved(policy):
         groups = parameter_groups(policy)
-        with torch.no_grad(), _same_randomness(module.device), trainer.precision_plugin.forward_context():
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
             _, output = module.step(batch)
         counts = torch.stack([torch.ones_like(batch.chosen_len), batch.chosen_len]).sum(1)
         pairs, tokens = total(counts * 0 if batch.filler else counts).tolist()
@@ -157,18 +157,18 @@ def _gradient(
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     scale = 1.0 if scaler is None else scaler.get_scale()  # small float16 gradients would underflow without it
     # Each part needs its own graph: compiled blocks and gathered weights are freed after a backward pass.
-    with _same_randomness(module.device):
-        with trainer.precision_plugin.forward_context():
-            logps = module(batch)
-        weights = weights.to(logps.dtype) * scale
-        if shards_parameters(trainer.strategy):
-            # Only the hooks of `backward` write the gradients of shards, and they average over ranks.
-            gradients = _by_backward(logps, weights * trainer.world_size, parameters)
-        else:
-            # Not `backward`, which would trigger DDP's reducer.
-            gradients = list(torch.autograd.grad(logps, parameters, weights, materialize_grads=True))
-            for i, gradient in enumerate(gradients):
-                gradients[i] = total(gradient)
+    # The module draws the same dropout masks in each pass over a micro-batch.
+    with trainer.precision_plugin.forward_context():
+        logps = module(batch)
+    weights = weights.to(logps.dtype) * scale
+    if shards_parameters(trainer.strategy):
+        # Only the hooks of `backward` write the gradients of shards, and they average over ranks.
+        gradients = _by_backward(logps, weights * trainer.world_size, parameters)
+    else:
+        # Not `backward`, which would trigger DDP's reducer.
+        gradients = list(torch.autograd.grad(logps, parameters, weights, materialize_grads=True))
+        for i, gradient in enumerate(gradients):
+            gradients[i] = total(gradient)
     return gradients if scaler is None else [gradient / scale for gradient in gradients]
 
 
@@ -214,13 +214,6 @@ def _unobserved(policy: PolicyModel) -> Iterator[None]:
         yield
     finally:
         policy.gradient_observer = observer
-
-
-@contextmanager
-def _same_randomness(device: torch.device) -> Iterator[None]:
-    """Restore the random state, so that dropout masks equal those of the training pass that follows."""
-    with torch.random.fork_rng([] if device.type == "cpu" else [device]):
-        yield
 
 
 def _now(device: torch.device) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -38,8 +39,16 @@ class RunRecord:
         self.allow_changed = allow_changed
         self.run = uuid.uuid4().hex  # a resumed run keeps that of its checkpoint
         self.changed: list[str] = []
+        self._seed: int | None = None
         self._made_of: list[Any] = []
         self._inputs: dict[str, Any] = {}
+
+    @property
+    def seed(self) -> int:
+        """Seed of the run's dropout masks: ``seed_everything``'s, or 0; a resumed run keeps that of its checkpoint."""
+        if self._seed is None:
+            self._seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
+        return self._seed
 
     def content(self, module: PreferenceLitModule) -> dict[str, Any]:
         """The record of a checkpoint, as plain data; every rank must call this."""
@@ -47,6 +56,7 @@ class RunRecord:
             "format": FORMAT_VERSION,
             "version": __version__,
             "run": self.run,
+            "seed": self.seed,
             "policy": portable(module.policy_config),
             "loss": repr(module.loss),
             "reference": module.reference_mode,
@@ -80,6 +90,7 @@ class RunRecord:
         check_version(record)
         if fits:
             self.run = record.get("run", self.run)
+            self._seed = record.get("seed", self._seed)
             log.info(f"Resuming from {module.trainer.ckpt_path}, step {checkpoint['global_step']}.")
         if "fingerprint" not in record:
             written = f"version {record['version']}" if "version" in record else "another program"

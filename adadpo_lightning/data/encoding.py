@@ -17,6 +17,7 @@ from adadpo_lightning.data.pipeline import encode
 from adadpo_lightning.data.rendering import one_text
 from adadpo_lightning.data.schema import NO_PAIR, TOO_DEEP, BadRow, PreferencePair, RankedList
 from adadpo_lightning.data.tokenize import PairTokenizer
+from adadpo_lightning.parent import end_with
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -84,6 +85,7 @@ def tokenize_rows(
     fmt: str,
     columns: dict[str, str] | None,
     is_json: bool,
+    starter: int,
 ) -> pa.Table:
     """Tokenize a batch of rows.
 
@@ -94,11 +96,13 @@ def tokenize_rows(
         fmt: Name of their format.
         columns: The source's renaming of columns.
         is_json: Whether `values` holds JSON text.
+        starter: The process whose end is to end this one, if it is a worker of it.
 
     Returns:
         The columns of `features`, once for each row or each pair of a ranked list. A row or pair that is not usable
         has its reason in ``outcome`` and no ids.
     """
+    end_with(starter)
     rows = (dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True))
     origins: list[dict[str, int]] = []
 

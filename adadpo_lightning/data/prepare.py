@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -122,7 +123,13 @@ def _tokenize(rows: Rows, source: SourceConfig, encoder: PairTokenizer, fmt: str
             batched=True,
             batch_size=ROWS_PER_BATCH,
             with_indices=True,
-            fn_kwargs={"encoder": encoder, "fmt": fmt, "columns": source.columns, "is_json": rows.is_json},
+            fn_kwargs={
+                "encoder": encoder,
+                "fmt": fmt,
+                "columns": source.columns,
+                "is_json": rows.is_json,
+                "starter": os.getpid(),
+            },
             remove_columns=rows.table.column_names,
             features=features(),
             num_proc=processes if processes > 1 else None,

@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -35,6 +35,26 @@ def default_folder() -> Path:
     """Default folder of reference caches."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "adadpo_lightning" / "reference"
+
+
+def _reserve(file: IO[bytes], size: int) -> None:
+    """Give a file its size on the disk: written through a memory map, a sparse file on a full disk ends the process.
+
+    Raises:
+        UserError: If the disk has no room for it.
+    """
+    try:
+        if size and hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
+    except OSError as error:
+        Path(file.name).unlink(missing_ok=True)
+        raise UserError(
+            "model.reference_cache",
+            f"no room for {size / 2**20:,.1f} MiB in {file.name}: {error.strerror}",
+            "free some space, or set it to a folder on another disk",
+        ) from error
 
 
 class ReferenceCache:
@@ -75,7 +95,7 @@ class ReferenceCache:
             path = self.folder / name
             if not path.exists() or path.stat().st_size != size:
                 with path.open("wb") as file:
-                    file.truncate(size)
+                    _reserve(file, size)
 
     def missing(self) -> NDArray[np.int64]:
         """Indices of the pairs that are not computed yet."""

@@ -1,4 +1,4 @@
-"""Child processes that end with their parent."""
+"""Child processes that end with their parent, see `adadpo_lightning.parent`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from typing import IO, Any, TypeVar
 
-from adadpo_lightning import log
+from adadpo_lightning import log, parent
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
 
@@ -22,7 +22,10 @@ T = TypeVar("T")
 
 
 class Processes:
-    """Runs commands, each in its own session, and can stop all of them with their descendants."""
+    """Runs commands, each in its own session, and can stop all of them with their descendants.
+
+    Commands of this package also end when this process is killed.
+    """
 
     def __init__(self) -> None:
         self.stopped = False
@@ -45,12 +48,14 @@ class Processes:
         with self._lock:
             if self.stopped:
                 return None
+            end = parent.reading_end()
             # Our own command line, no shell.
             process = subprocess.Popen(  # noqa: S603
                 command,
                 stdout=output,
                 stderr=output,
-                env=None if environment is None else dict(environment),
+                env={**(os.environ if environment is None else environment), parent.VARIABLE: str(end)},
+                pass_fds=[end],
                 start_new_session=True,
             )
             self._running.add(process)

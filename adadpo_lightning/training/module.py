@@ -24,6 +24,7 @@ from adadpo_lightning.reference.modes import AskedMode, resolve_reference
 from adadpo_lightning.reference.sync import SyncOptions, sync
 from adadpo_lightning.strategies.capabilities import shards_parameters
 from adadpo_lightning.training import rebuild
+from adadpo_lightning.training.dropout import masks_of_this_micro_batch
 from adadpo_lightning.training.optim import (
     OptimizerConfig,
     SchedulerConfig,
@@ -188,17 +189,22 @@ class PreferenceLitModule(PolicyModule):
 
     def forward(self, batch: PreferenceBatch, *, log_collisions: bool = False) -> Tensor:
         """Log-probability of each scored token of the batch, nats, shape (N,); see `PolicyModel.forward`."""
-        logps: Tensor = self.built_policy(batch, log_collisions=log_collisions)
+        with masks_of_this_micro_batch(self):
+            logps: Tensor = self.built_policy(batch, log_collisions=log_collisions)
         return logps
+
+    @property
+    def is_fitting(self) -> bool:
+        """Whether a trainer is fitting this module."""
+        return self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING
 
     def position(self) -> Position:
         """Optimizer steps taken and those of the whole run: in training the trainer's, otherwise the checkpoint's.
 
         Without a checkpoint it is the start of a run; a loss with schedules then says so.
         """
-        trainer = self._trainer
-        if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
-            return Position(trainer.global_step, total_steps(trainer))
+        if self.is_fitting:
+            return Position(self.trainer.global_step, total_steps(self.trainer))
         if self._saved_position is None:
             log.warn("model.loss: no checkpoint says which step this is; its schedules have their first values")
             self._saved_position = Position(0, 1)

@@ -1,6 +1,8 @@
 """Cached reference log-probabilities: the live ones' bits, found again, computed once, never a stranger's."""
 
+import errno
 import json
+import os
 import shutil
 
 import numpy as np
@@ -166,3 +168,19 @@ def test_an_answer_of_several_pairs_is_stored_once(tmp_path):
     assert cache.missing().tolist() == []
     assert cache.read([1]).tolist() == [1.0, 2.0, 3.0, 4.0, 5.0]
     assert cache.read([2, 0]).tolist() == [3.0, 4.0, 5.0, 1.0, 2.0, 6.0]
+
+
+def test_a_full_disk_is_said_before_anything_is_computed(tmp_path, monkeypatch):
+    """A sparse file would end the process with a bus error once its pages are written."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    answers, lengths = np.array([[0, 1]]), np.array([[2, 3]])
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(UserError, match=r"reference_cache.*No space left"):
+        ReferenceCache(tmp_path / "c", answers, lengths, torch.float32).create()
+    assert not list((tmp_path / "c").iterdir())
+    monkeypatch.undo()
+    ReferenceCache(tmp_path / "c", answers, lengths, torch.float32).create()
+    assert (tmp_path / "c" / "values").stat().st_blocks > 0

@@ -12,7 +12,8 @@ import time
 import pytest
 import torch
 
-from adadpo_lightning.checkpoints.integrity import WholeFileIO
+from adadpo_lightning.callbacks.checkpoint import RunCheckpoint
+from adadpo_lightning.checkpoints.integrity import WholeFileIO, step_of
 from adadpo_lightning.checkpoints.resume import latest_valid
 from tests.support.runs import PAIRS, arguments, assert_same, main_of_child, run
 from tests.support.tiny import make_rows, write_rows
@@ -136,4 +137,27 @@ def test_killed_while_a_checkpoint_is_written(reference, tmp_path, monkeypatch):
     process = child(args)
     process.join()
     assert process.exitcode == 0
+    assert_same(tmp_path, out)
+
+
+def test_killed_between_the_last_two_checkpoints(reference, tmp_path, monkeypatch):
+    """The final step is in its own file and not yet in last.ckpt: the resumed run has no step left to take."""
+    out, args, _ = reference
+    args = [arg.replace(str(out), str(tmp_path)) for arg in args]
+    save = RunCheckpoint._save_last_checkpoint
+
+    def killed(self, trainer, candidates):
+        if trainer.global_step == 6:
+            os.kill(os.getpid(), signal.SIGKILL)
+        save(self, trainer, candidates)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunCheckpoint, "_save_last_checkpoint", killed)
+        process = child(args)
+        process.join()
+    assert process.exitcode == -signal.SIGKILL
+    saved = tmp_path / "checkpoints"
+    assert step_of(saved / "step6.ckpt") == 6
+    assert step_of(saved / "last.ckpt") == 5
+    assert run(args) == 0
     assert_same(tmp_path, out)

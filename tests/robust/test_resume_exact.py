@@ -55,6 +55,11 @@ KINDS = {
     "adadpo": [],
     "adacpo": ["--model.loss=adacpo"],
     "lora": ["--model.policy.lora.r=2", "--model.policy.lora.target_modules=[q_proj,v_proj]"],
+    "dropout": [
+        "--model.policy.lora.r=2",
+        "--model.policy.lora.target_modules=[q_proj,v_proj]",
+        "--model.policy.lora.dropout=0.3",
+    ],
     "cached": ["--model.reference=cached"],
     "scheduled": [
         "--model.loss.beta={from: 0.3, to: 0.05, schedule: cosine}",
@@ -84,7 +89,7 @@ def options(kind, out):
 # Micro-batches: 4 make an optimizer step, 12 an epoch; validation comes after the 6th and the 12th of each.
 @pytest.mark.parametrize(
     ("kind", "at"),
-    [("adadpo", at) for at in (0, 5, 7, 11, 21)] + [(k, 9) for k in ("dpo", "adacpo", "lora", "cached", "scheduled")],
+    [("adadpo", at) for at in (0, 5, 7, 11, 21)] + [(kind, 9) for kind in KINDS if kind != "adadpo"],
 )
 def test_resumed_equals_uninterrupted(tmp_path, model_dir, pairs, whole, interrupted, capsys, kind, at):
     expected = whole(kind)
@@ -134,3 +139,35 @@ def test_the_same_seed_gives_the_same_bits_and_workers_change_nothing(tmp_path, 
     args = arguments(model_dir, pairs, tmp_path, *options("adadpo", expected), "--data.num_workers=2")
     assert run(args) == 0
     assert_same(tmp_path, expected)
+
+
+def test_dropout_masks_are_drawn_at_all(whole):
+    lora, dropout = (curves(whole(kind)) for kind in ("lora", "dropout"))
+    assert lora["train/loss", 1] != dropout["train/loss", 1]
+
+
+def test_a_hangup_saves(tmp_path, model_dir, pairs, interrupted, capsys):
+    args = arguments(model_dir, pairs, tmp_path)
+    assert interrupted(args, Interrupt(5, signal.SIGHUP)) == 128 + signal.SIGHUP
+    assert "SIGHUP: saved" in capsys.readouterr().err
+
+
+def test_slurm_requeues_at_a_whole_step(tmp_path, model_dir, pairs, whole, interrupted, monkeypatch, capsys):
+    """The signal comes in the middle of an optimizer step; `scontrol` is a script that writes down its arguments."""
+    expected = whole("adadpo")
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{scontrol.parent}:{os.environ['PATH']}")
+    slurm = {"JOB_ID": "7", "JOB_NAME": "mine", "NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
+    for name, value in slurm.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    out = tmp_path / "out"
+    args = [*arguments(model_dir, pairs, out, *options("adadpo", expected)), "--auto_resume=true"]
+    assert interrupted(args, Interrupt(9, signal.SIGUSR1)) == 128 + signal.SIGUSR1
+    assert "requeued SLURM job 7" in capsys.readouterr().err
+    assert (tmp_path / "asked").read_text() == "requeue 7\n"
+    assert (out / "hpc_ckpt_1.ckpt").samefile(out / "checkpoints/last.ckpt")
+    assert run(args) == 0
+    assert_same(out, expected)

@@ -19,6 +19,15 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         ["--trainer.strategy=ddp"],
         pytest.param(
             [
+                "--trainer.strategy=ddp",
+                "--model.policy.lora.r=2",
+                "--model.policy.lora.target_modules=[q_proj,v_proj]",
+                "--model.policy.lora.dropout=0.3",
+            ],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            [
                 "--trainer.strategy=adadpo_lightning.strategies.FSDP2",
                 "--trainer.strategy.param_dtype=null",
                 "--trainer.strategy.reduce_dtype=null",
@@ -27,7 +36,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
             marks=pytest.mark.slow,
         ),
     ],
-    ids=["ddp", "fsdp2"],
+    ids=["ddp", "dropout", "fsdp2"],
 )
 def test_a_signal_to_one_rank_stops_both_and_the_run_goes_on_exactly(tmp_path, model_dir, options):
     pairs = write_rows(tmp_path / "pairs.jsonl", make_rows(PAIRS))

@@ -169,6 +169,7 @@ def test_a_command_that_fails_ends_the_rounds_with_its_status(capfd):
 def command_line(options):
     names = ("model", "prompts", "output_dir", "judge", "rounds", "samples", "temperature", "max_new_tokens")
     given = [f"--{name}={getattr(options, name)}" for name in (*names, "unfinished", "device")]
+    given += [f"--fit_options={json.dumps(options.fit_options)}"] if options.fit_options else []
     return ["rounds", *given, '--judge_options={"unit": "tokens"}', f"--fit_configs={json.dumps(options.fit_configs)}"]
 
 
@@ -197,4 +198,41 @@ def test_two_rounds_from_end_to_end_and_killed_in_between(options, tmp_path, cap
             part = f"round{k}/pairs/{name}"
             assert (killed.root / part).read_bytes() == (options.root / part).read_bytes()
         ours = load_file(killed.root / f"round{k}/fit/export/model.safetensors")
+        assert all((ours[name] == weights[k - 1][name]).all() for name in ours)
+
+
+@pytest.mark.slow
+def test_lora_rounds_ended_by_a_signal_and_run_again(options, tmp_path):
+    """SIGTERM to `rounds` reaches the fit in progress, which saves; run again, the rounds end with the same weights."""
+    options = replace(
+        options,
+        fit_options={
+            "model.policy.lora.r": 2,
+            "model.policy.lora.target_modules": ["q_proj", "v_proj"],
+            "model.policy.lora.dropout": 0.2,
+            "trainer.max_epochs": 30,
+        },
+    )
+    assert main(command_line(options)) == 0
+    weights = [load_file(options.root / f"round{k}/fit/export/model.safetensors") for k in (1, 2)]
+    start = load_file(Path(options.model) / "model.safetensors")
+    assert start.keys() == weights[0].keys() == weights[1].keys()  # merged, a full model each
+    changed = {n for n in start if (start[n] != weights[0][n]).any() and (weights[0][n] != weights[1][n]).any()}
+    assert changed == {n for n in start if "q_proj" in n or "v_proj" in n}
+
+    stopped = replace(options, output_dir=str(tmp_path / "stopped"))
+    command = [sys.executable, "-m", "adadpo_lightning", *command_line(stopped)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    fit = stopped.root / "round1/fit"
+    while not list(fit.glob("csv/version_*/metrics.csv")) and process.poll() is None:
+        time.sleep(0.02)
+    process.terminate()
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 128 + signal.SIGTERM, said
+    assert "SIGTERM: saved" in said
+    assert (fit / "checkpoints/last.ckpt").is_file()
+    assert not (fit / "export").exists()
+    assert main(command_line(stopped)) == 0
+    for k in (1, 2):
+        ours = load_file(stopped.root / f"round{k}/fit/export/model.safetensors")
         assert all((ours[name] == weights[k - 1][name]).all() for name in ours)
