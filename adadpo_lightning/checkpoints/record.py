@@ -91,6 +91,7 @@ class RunRecord:
         if fits:
             self.run = record.get("run", self.run)
             self._seed = record.get("seed", self._seed)
+            check_epochs(module.trainer.max_epochs, checkpoint)
             log.info(f"Resuming from {module.trainer.ckpt_path}, step {checkpoint['global_step']}.")
         if "fingerprint" not in record:
             written = f"version {record['version']}" if "version" in record else "another program"
@@ -155,6 +156,20 @@ def check_version(record: Mapping[str, Any]) -> None:
             f"the checkpoint has format {record['format']}, written by version {record.get('version')}; this version "
             f"({__version__}) reads formats up to {FORMAT_VERSION}",
             "upgrade adadpo-lightning",
+        )
+
+
+def check_epochs(max_epochs: int | None, checkpoint: Mapping[str, Any]) -> None:
+    """Stop at a checkpoint that is beyond the end of the run.
+
+    Raises:
+        UserError: If it was saved after more epochs than the run has.
+    """
+    if max_epochs is not None and 0 <= max_epochs < checkpoint["epoch"]:
+        raise UserError(
+            "trainer.max_epochs",
+            f"the checkpoint was saved in epoch {checkpoint['epoch'] + 1}, and the run has {max_epochs}",
+            "raise it, or resume from an earlier checkpoint",
         )
 
 

@@ -24,7 +24,7 @@ from adadpo_lightning.cli.fit_options import Method, method_options
 from adadpo_lightning.cli.output_dir import check_output_dir
 from adadpo_lightning.cli.parser import instantiate
 from adadpo_lightning.cli.save_config import SaveRunConfig
-from adadpo_lightning.errors import UserError
+from adadpo_lightning.errors import UserError, first_line
 from adadpo_lightning.runs.csv_logger import AppendingCSVLogger
 from adadpo_lightning.runs.lock import lock_directory
 
@@ -57,10 +57,13 @@ def run_method(method: Method, config: Namespace, parser: ArgumentParser, callba
         added.append(SaveRunConfig(parser, config))
     trainer = build_trainer(method, options, added)
     built.model.run_record.allow_changed = config.allow_changed_config
-    if method == "fit" and not options.get("fast_dev_run"):
-        _fit_alone(trainer, built, config, is_new=is_new)
-    else:
-        getattr(trainer, method)(built.model, datamodule=built.data, **method_options(built, method))
+    try:
+        if method == "fit" and not options.get("fast_dev_run"):
+            _fit_alone(trainer, built, config, is_new=is_new)
+        else:
+            getattr(trainer, method)(built.model, datamodule=built.data, **method_options(built, method))
+    except MisconfigurationException as error:
+        raise _of_the_trainer(error, method) from error
 
 
 def _check_sections(config: Namespace) -> None:
@@ -93,7 +96,7 @@ def _fit_alone(trainer: Trainer, built: Namespace, config: Namespace, *, is_new:
         check_output_dir(config.output_dir, resuming=config.ckpt_path is not None or config.auto_resume)
         try:
             trainer.fit(built.model, datamodule=built.data, **method_options(built, "fit"))
-        except UserError:
+        except (UserError, MisconfigurationException):
             # A run that bad input ends before its first step leaves no directory behind.
             if is_new and trainer.is_global_zero and trainer.global_step == 0:
                 shutil.rmtree(trainer.default_root_dir, ignore_errors=True)
@@ -150,7 +153,11 @@ def build_trainer(method: Method, options: dict[str, Any], callbacks: Sequence[C
     except UserError:
         raise
     except (MisconfigurationException, ValueError, TypeError) as error:
-        raise UserError("trainer", str(error).splitlines()[0], f"{method} --help lists its options") from error
+        raise _of_the_trainer(error, method) from error
+
+
+def _of_the_trainer(error: Exception, method: str) -> UserError:
+    return UserError("trainer", first_line(error), f"{method} --help lists its options")
 
 
 def default_loggers(output_dir: str, method: Method) -> list[Logger]:

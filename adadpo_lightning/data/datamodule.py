@@ -232,6 +232,7 @@ class PreferenceDataModule(LightningDataModule):
             )
             if self.trainer is not None:
                 run.set_accumulation(self.trainer, self.plan)
+                run.check_validation_interval(self.trainer, self.plan)
 
     def _load(self, stage: str) -> None:
         module = self.trainer.lightning_module if self.trainer is not None else None

@@ -136,6 +136,27 @@ def set_accumulation(trainer: Trainer, plan: StepPlan) -> None:
     trainer.accumulate_grad_batches = plan.accumulate
 
 
+def check_validation_interval(trainer: Any, plan: StepPlan) -> None:
+    """Reject an interval at which Lightning validates never, always, or ends with a division by zero.
+
+    Raises:
+        UserError: If ``trainer.val_check_interval`` is 0, negative, or longer than an epoch.
+    """
+    interval = None if trainer is None else trainer.val_check_interval
+    if interval is None or isinstance(interval, str) or trainer.fast_dev_run or trainer.limit_val_batches == 0:
+        return
+    field, remedy = "trainer.val_check_interval", "set trainer.limit_val_batches to 0 for no validation"
+    if interval <= 0:
+        raise UserError(field, f"expected more than 0, got {interval}", remedy)
+    taken = micro_batches(trainer, plan)
+    if isinstance(interval, int) and interval > taken and trainer.check_val_every_n_epoch is not None:
+        raise UserError(
+            field,
+            f"{interval} micro-batches are more than an epoch's {taken}",
+            f"set it to at most {taken}, or trainer.check_val_every_n_epoch to null to count over epochs",
+        )
+
+
 def check_limit(trainer: Any, plan: StepPlan) -> None:
     """Reject a limit in the middle of an optimizer step, whose counts would then be wrong.
 

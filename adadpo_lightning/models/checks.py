@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from adadpo_lightning import log
@@ -19,6 +21,19 @@ def check_vocabulary(tokens: int, embeddings: int) -> None:
             "model.policy.tokenizer",
             f"the tokenizer has {tokens} tokens and the model's embedding has only {embeddings} rows",
             "use the tokenizer that belongs to the model, or resize the model's embedding",
+        )
+
+
+def check_blocks(config: Any) -> None:
+    """Check that a model has decoder blocks: transformers builds one without, which would train.
+
+    Raises:
+        UserError: If its config asks for fewer than one.
+    """
+    blocks = getattr(config, "num_hidden_layers", 1)
+    if blocks < 1:
+        raise UserError(
+            "model.policy", f"config.json has num_hidden_layers: {blocks}", "expected at least 1; correct it"
         )
 
 

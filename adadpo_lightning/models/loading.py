@@ -10,7 +10,7 @@ from adadpo_lightning import gguf
 from adadpo_lightning.data.tokenizer import check_exists, read_tokenizer
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.models.activations import enable_checkpointing
-from adadpo_lightning.models.checks import check_vocabulary, disable_dropout
+from adadpo_lightning.models.checks import check_blocks, check_vocabulary, disable_dropout
 from adadpo_lightning.models.lora import check_whole, with_adapter
 from adadpo_lightning.models.meta import parameters_on_meta
 from adadpo_lightning.models.weights import empty_model, pretrained_model, random_model
@@ -189,6 +189,7 @@ def load_model(
             model = random_model(config) if config.path is None else empty_model(config)
     else:
         model = random_model(config) if config.path is None else pretrained_model(config)
+    check_blocks(model.config)
     if tokenizer is not None:
         check_vocabulary(len(tokenizer), model.get_input_embeddings().num_embeddings)
     disable_dropout(model)
