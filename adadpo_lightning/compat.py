@@ -67,11 +67,12 @@ def accumulating(trainer: Trainer) -> bool:
 
 def requeue_signal(trainer: Trainer) -> signal.Signals | None:
     """The signal at which SLURM's job is to be requeued; None outside of SLURM, or where requeueing is off."""
-    from lightning.pytorch.plugins.environments import SLURMEnvironment
+    from lightning.fabric.plugins.environments import SLURMEnvironment
 
     environment = trainer._accelerator_connector.cluster_environment
-    requeues = isinstance(environment, SLURMEnvironment) and environment.auto_requeue
-    return environment.requeue_signal if requeues else None
+    if not isinstance(environment, SLURMEnvironment) or not environment.auto_requeue:
+        return None
+    return environment.requeue_signal
 
 
 def steps_logged(trainer: Trainer) -> int:

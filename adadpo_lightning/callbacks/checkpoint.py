@@ -106,7 +106,8 @@ class RunCheckpoint(ModelCheckpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the last step, unless ``last.ckpt`` holds it."""
-        if trainer.global_step > 0 and not trainer.fast_dev_run and self._step_of_last != trainer.global_step:
+        tries = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # set in the trainer's connector
+        if trainer.global_step > 0 and not tries and self._step_of_last != trainer.global_step:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
