@@ -67,7 +67,7 @@ def accumulating(trainer: Trainer) -> bool:
 
 def requeue_signal(trainer: Trainer) -> signal.Signals | None:
     """The signal at which SLURM's job is to be requeued; None outside of SLURM, or where requeueing is off."""
-    from lightning.fabric.plugins.environments import SLURMEnvironment
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
     environment = trainer._accelerator_connector.cluster_environment
     if not isinstance(environment, SLURMEnvironment) or not environment.auto_requeue:
