@@ -142,8 +142,8 @@ def check_validation_interval(trainer: Any, plan: StepPlan) -> None:
     Raises:
         UserError: If ``trainer.val_check_interval`` is 0, negative, or longer than an epoch.
     """
-    interval = None if trainer is None else trainer.val_check_interval
-    if interval is None or isinstance(interval, str) or trainer.fast_dev_run or trainer.limit_val_batches == 0:
+    interval = getattr(trainer, "val_check_interval", None)  # not set where the interval is a time
+    if not isinstance(interval, (int, float)) or trainer.fast_dev_run or trainer.limit_val_batches == 0:
         return
     field, remedy = "trainer.val_check_interval", "set trainer.limit_val_batches to 0 for no validation"
     if interval <= 0:
