@@ -168,7 +168,7 @@ def check_epochs(max_epochs: int | None, checkpoint: Mapping[str, Any]) -> None:
     if max_epochs is not None and 0 <= max_epochs < checkpoint["epoch"]:
         raise UserError(
             "trainer.max_epochs",
-            f"the checkpoint was saved in epoch {checkpoint['epoch'] + 1}, and the run has {max_epochs}",
+            f"the checkpoint was saved after {checkpoint['epoch']} complete epochs, and the run has {max_epochs}",
             "raise it, or resume from an earlier checkpoint",
         )
 
