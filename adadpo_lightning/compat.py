@@ -80,6 +80,17 @@ def steps_logged(trainer: Trainer) -> int:
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
 
 
+def set_steps_logged(trainer: Trainer, steps: int) -> None:
+    """Set that x value. Lightning restores it for ``fit`` alone, and logs what ``validate`` finds at 0."""
+    trainer.fit_loop.epoch_loop._batches_that_stepped = steps
+
+
+def steps_logged_of(checkpoint: Mapping[str, Any]) -> int:
+    """The same x value, of a checkpoint."""
+    loop = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.state_dict", {})
+    return int(loop.get("_batches_that_stepped", 0))
+
+
 def logs_now(trainer: Trainer) -> bool:
     """Whether Lightning writes metrics at this optimizer step (`log_every_n_steps`)."""
     return bool(trainer._logger_connector.should_update_logs)

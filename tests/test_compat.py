@@ -1,5 +1,6 @@
 """Canaries: each names one thing that `adadpo_lightning.compat` takes from another library without a promise."""
 
+import csv
 import importlib
 import inspect
 import signal
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
 from adadpo_lightning import compat
@@ -92,6 +94,27 @@ def test_accumulating(seen):
 
 def test_steps_logged(seen):
     assert seen[1] == (0, 0, 1)
+
+
+def test_steps_logged_of_a_checkpoint_are_those_at_which_validate_logs(tmp_path):
+    class Validated(Recorder):
+        def validation_step(self, batch, batch_idx):
+            self.log("val/loss", self.layer(batch).sum())
+
+    quiet = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
+    data = torch.utils.data.DataLoader(torch.ones(3, 1))
+    trainer = Trainer(**quiet, max_epochs=1, logger=False, default_root_dir=tmp_path, limit_val_batches=0)
+    trainer.fit(module := Validated(), data)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    found = compat.steps_logged_of(torch.load(tmp_path / "last.ckpt", weights_only=True))
+    assert found == compat.steps_logged(trainer) == 3
+    logger = CSVLogger(tmp_path)
+    other = Trainer(**quiet, logger=logger)
+    compat.set_steps_logged(other, found)
+    other.validate(module, data, verbose=False)
+    logger.save()
+    with (tmp_path / "lightning_logs" / "version_0" / "metrics.csv").open() as file:
+        assert [row["step"] for row in csv.DictReader(file)] == ["3"]
 
 
 def test_logs_now(seen):

@@ -8,6 +8,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from adadpo_lightning.callbacks.stages import val_stages
+from adadpo_lightning.compat import set_steps_logged, steps_logged, steps_logged_of
 from adadpo_lightning.data.datamodule import PreferenceDataModule
 from adadpo_lightning.data.validation import check_monitor
 from adadpo_lightning.errors import UserError
@@ -25,6 +26,9 @@ class ConnectData(Callback):
     Module and datamodule are independent of each other: the datamodule reads `PreferenceLitModule.data_needs` once, and
     everything else passes through this callback.
     """
+
+    def __init__(self) -> None:
+        self._own_steps: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse to train on batches without a step plan.
@@ -56,6 +60,15 @@ class ConnectData(Callback):
         data = _data(trainer)
         if data is not None:
             data.translate_checkpoint(checkpoint)
+        if trainer.state.fn in ("validate", "test"):
+            self._own_steps = steps_logged(trainer)
+            set_steps_logged(trainer, steps_logged_of(checkpoint))
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Restore the steps of this trainer, after the metrics of a checkpoint were logged at its own."""
+        if self._own_steps is not None:
+            set_steps_logged(trainer, self._own_steps)
+            self._own_steps = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Load or compute the reference caches of the training and validation pairs."""

@@ -167,6 +167,7 @@ def test_the_command_line(model_dir, sets, tmp_path, capsys):
     assert main(again) == 0
     said = capsys.readouterr().out
     assert said.count("rewards/margins") == 1
+    assert {step for _, step in curves(tmp_path / "val")} == {6}  # that of the checkpoint
     last = {name: value for (name, _), value in sorted(curves(out).items())}
     for name in ("loss", "rewards/margins"):
         expected = (f"{last[f'val/{stage}/{name}']:.6g}" for stage in sets)
