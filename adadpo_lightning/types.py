@@ -129,6 +129,8 @@ class EncodedPair:
         rejected_mask: The same of `rejected_ids`.
         turns_rewritten: Whether the template renders a turn of an answer differently once others follow it.
         turns_unended: Whether the template renders a turn of an answer without a terminator.
+        answer_changed: Whether the template leaves out or rewrites part of an answer.
+        answer_prefixed: Whether it writes text of its own before an answer, which is scored with it.
     """
 
     prompt_ids: list[int]
@@ -145,6 +147,8 @@ class EncodedPair:
     rejected_mask: list[bool] = field(default_factory=list)
     turns_rewritten: bool = False
     turns_unended: bool = False
+    answer_changed: bool = False
+    answer_prefixed: bool = False
 
 
 @dataclass

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from adadpo_lightning.types import EncodedPair
 
 # Raised by hand when what `tokenize_rows` writes changes: datasets cached by an older version are then not used.
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 BLANK = "blank line"
 
 _IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -46,6 +46,8 @@ _FLAGS = (
     "shared_turns",
     "turns_rewritten",
     "turns_unended",
+    "answer_changed",
+    "answer_prefixed",
     "earlier_turns",
     "kwargs_own",
     "kwargs_override",
@@ -196,6 +198,8 @@ def _turn_flags(pair: PreferencePair, encoded: EncodedPair) -> dict[str, bool]:
         "shared_turns": pair.shared_turns,
         "turns_rewritten": encoded.turns_rewritten,
         "turns_unended": encoded.turns_unended,
+        "answer_changed": encoded.answer_changed,
+        "answer_prefixed": encoded.answer_prefixed,
         "earlier_turns": earlier and pair.rejected is None,
     }
 

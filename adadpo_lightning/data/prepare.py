@@ -187,6 +187,8 @@ def _usable(
         ("earlier_turns", "one conversation, of whose assistant turns only the last is scored"),
         ("turns_rewritten", "turns that the template renders differently once others follow"),
         ("turns_unended", "turns that the template renders without a terminator"),
+        ("answer_changed", "answers of which the template leaves out or rewrites a part"),
+        ("answer_prefixed", "answers before which the template writes text of its own, scored too"),
         ("kwargs_own", "chat_template_kwargs of the row"),
         ("kwargs_override", "chat_template_kwargs of the row that replace a value of the option"),
         ("kwargs_unused", "chat_template_kwargs of the row, unused: no template is rendered"),

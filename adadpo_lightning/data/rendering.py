@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from adadpo_lightning.data.schema import BadRow, PreferencePair, as_messages
 from adadpo_lightning.data.special import Reading, SpecialText, check_marks, decide
-from adadpo_lightning.data.template import marks_answers, probe_template, reads_name, render, render_marked
+from adadpo_lightning.data.template import (
+    compare_answer,
+    marks_answers,
+    probe_template,
+    reads_name,
+    render,
+    render_marked,
+)
 from adadpo_lightning.data.texts import TextTokenizer
 from adadpo_lightning.data.turns import Turn, marked_turns, written_turns
 from adadpo_lightning.errors import UserError
@@ -31,12 +38,16 @@ class Rendered(NamedTuple):
         end_id: The terminator of an answer that has none.
         joined: Whether the texts were joined without a chat template, so that the tokenizer's own BOS is missing.
         turns: The assistant's turns of each answer; empty if everything after the prompt is scored.
+        changed: Whether the template leaves out or rewrites part of an answer.
+        prefixed: Whether it writes text of its own before an answer, which is scored with it.
     """
 
     texts: list[str]
     end_id: int
     joined: bool
     turns: tuple[list[Turn], ...] = ()
+    changed: bool = False
+    prefixed: bool = False
 
 
 class PairRenderer:
@@ -148,21 +159,26 @@ class PairRenderer:
 
         if any(self._loses_calls(answer, tools) for answer in answers):
             raise BadRow(UNWRITTEN, "the chat template does not write tool_calls; set data.chat_template")
-        whole = [[*prompt, *self._ended(answer)] for answer in answers]
+        ended = [self._ended(answer) for answer in answers]
+        whole = [[*prompt, *answer] for answer in ended]
         texts = [write(prompt, True), *(write(messages, False) for messages in whole)]
+        compared = [compare_answer(texts[0], text, answer) for text, answer in zip(texts[1:], ended, strict=True)]
+        changed, prefixed = (any(found) for found in zip(*compared, strict=True))
         turns: list[list[Turn]] = []
         if self.options.score == "assistant" and any(len(answer) > 1 for answer in answers):
             if marks_answers(self.tokenizer, tools):
                 marked = [render_marked(self.tokenizer, messages, tools, kwargs) for messages in whole]
                 texts[1:] = [text for text, _ in marked]
                 turns = [marked_turns(text, marks) for text, marks in marked]
+                prefixed = False  # only what the template marks is scored
             else:
                 written = zip(whole, texts[1:], strict=True)
                 turns = [written_turns(write, messages, len(prompt), text) for messages, text in written]
             texts += [
                 text for found in turns for turn in found for text in (turn.before, turn.upto) if text is not None
             ]
-        return Rendered([*map(self.special.settle, texts)], self.tokenizer.eos_token_id, joined=False, turns=(*turns,))
+        settled, end = [*map(self.special.settle, texts)], self.tokenizer.eos_token_id
+        return Rendered(settled, end, joined=False, turns=(*turns,), changed=changed, prefixed=prefixed)
 
     def _loses_calls(self, messages: list[Message], tools: list[Any] | None) -> bool:
         calls = any(message.get("tool_calls") for message in messages)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from adadpo_lightning.compat import render_with_marks
 from adadpo_lightning.data.schema import RESERVED, BadRow
+from adadpo_lightning.data.turns import common_prefix_length
 from adadpo_lightning.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,6 +27,10 @@ RENDER_CHARACTERS = 20_000_000
 RENDER_BYTES = 1 << 30
 # What a template can raise, beside Jinja's own errors, when it is given a conversation that it was not written for.
 TEMPLATE_ERRORS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, MemoryError)
+
+
+# Where messages hold what the assistant writes: its answer, and its thoughts by the names that templates use.
+TEXT_FIELDS = ("content", "reasoning_content", "reasoning", "thinking")
 
 
 class RenderTimeout(Exception):
@@ -96,6 +101,50 @@ def render_marked(
     with _refusals():
         text, marks = render_with_marks(tokenizer, messages, tools, kwargs)
     return _of_bearable_length(text), marks
+
+
+class Written(NamedTuple):
+    """How a template wrote an answer.
+
+    Args:
+        changed: Whether it left out part of the assistant's text, or wrote it differently, whitespace apart.
+        prefixed: Whether it wrote text of its own between the prompt and the answer's text, such as an empty thought.
+    """
+
+    changed: bool
+    prefixed: bool
+
+
+def compare_answer(prompt: str, whole: str, answer: Sequence[Message]) -> Written:
+    """Compare what a template wrote of an answer with what it was given.
+
+    Args:
+        prompt: The rendered prompt, with the beginning of the assistant's turn.
+        whole: The rendered conversation.
+        answer: The messages of the answer.
+
+    Example:
+        >>> turn = {"role": "assistant", "content": "<think>Hm.</think>No."}
+        >>> compare_answer("Why? A: ", "Why? A: No.", [turn])
+        Written(changed=True, prefixed=False)
+    """
+    shared = len(prompt) if whole.startswith(prompt) else common_prefix_length([prompt, whole])
+    changed, starts = False, []
+    for number, message in enumerate(answer):
+        fields = [message.get(name) for name in TEXT_FIELDS] if message["role"] == "assistant" else []
+        for text in (value.strip() for value in fields if isinstance(value, str)):
+            # The beginning of an answer may be in the prompt already, where that opens a thought.
+            after = max(0, shared - len(text))
+            start = whole.find(text, after)
+            changed |= start < 0 and _without_blanks(text) not in _without_blanks(whole[after:])
+            if number == 0 and text:
+                starts.append(start)
+    first = min(starts, default=-1)
+    return Written(changed, prefixed=bool(whole[shared : max(first, shared)].strip()))
+
+
+def _without_blanks(text: str) -> str:
+    return "".join(text.split())
 
 
 def _of_bearable_length(text: str) -> str:

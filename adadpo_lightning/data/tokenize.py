@@ -105,6 +105,8 @@ class PairTokenizer(PairRenderer):
             rejected_mask=rejected_mask,
             turns_rewritten=any(whole.rewritten for whole in wholes),
             turns_unended=any(whole.unended for whole in wholes),
+            answer_changed=rendered.changed,
+            answer_prefixed=rendered.prefixed,
         )
         options, bos = self.options, self.tokenizer.bos_token_id
         return fit_length(encoded, options.max_length, options.max_prompt_length, options.truncation, bos)

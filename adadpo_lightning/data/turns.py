@@ -169,7 +169,7 @@ def _first_terminator(turn: Turn, ids: list[int], start: int, stop: int, text_on
     return ids.index(ids[-1], start) + 1
 
 
-def common_prefix_length(sequences: Sequence[Sequence[int]]) -> int:
+def common_prefix_length(sequences: Sequence[Sequence[object]]) -> int:
     """Length of the longest common prefix of all sequences.
 
     Example:

@@ -2,6 +2,9 @@
 
 import pytest
 
+from adadpo_lightning.data.formats import read_pair
+from adadpo_lightning.data.options import TokenizeOptions
+from adadpo_lightning.data.tokenize import PairTokenizer
 from tests.data.test_families import ANSWERS, ASKED, CONVERSATIONS, SYSTEM, TOOLS, ours, trl_ids, without_blanks
 from tests.support.real_model import Unavailable
 from tests.support.real_tokenizers import FAMILIES, load
@@ -58,3 +61,25 @@ def test_ids_are_those_of_the_template_and_of_trl(name, family):
         assert ids[-1] == tokenizer.eos_token_id
     theirs = trl_ids(tokenizer, row)
     assert [prompt, *got] == [theirs[0], *(without_blanks(tokenizer, ids) for ids in theirs[1:])]
+
+
+@pytest.mark.parametrize(
+    ("family", "answers", "found"),
+    [
+        ("deepseek", THOUGHTS, (True, False)),  # it drops thoughts
+        ("deepseek", ANSWERS, (False, False)),
+        ("qwen3", ANSWERS, (False, True)),  # it writes an empty one before each answer
+        ("qwen3", THOUGHTS, (False, False)),
+        ("smollm2", THOUGHTS, (False, False)),
+        ("llama3", ANSWERS, (False, False)),
+        ("gemma3", ANSWERS, (False, False)),
+    ],
+)
+def test_what_the_template_changes_is_known(family, answers, found):
+    try:
+        tokenizer = load(family)
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+    pair = read_pair({"prompt": [ASKED], "chosen": answers[:1], "rejected": answers[1:]}, "messages")
+    encoded = PairTokenizer(tokenizer, TokenizeOptions())(pair)
+    assert (encoded.answer_changed, encoded.answer_prefixed) == found
