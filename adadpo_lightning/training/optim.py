@@ -24,7 +24,7 @@ class OptimizerConfig:
         weight_decay: Decoupled weight decay; never applied to norms and biases.
         betas: Decay rates of the two moments.
         eps: Term for numerical stability.
-        fused: One kernel for all parameters; null takes it on CUDA.
+        fused: One kernel for all parameters; null takes it on CUDA and on the CPU, where it is several times as fast.
     """
 
     lr: float = 5e-7
@@ -102,7 +102,9 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.A
         {"params": no_decay, "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    fused = config.fused if config.fused is not None else all(p.is_cuda for p in (*decay, *no_decay)) or None
+    fused = config.fused
+    if fused is None:
+        fused = {p.device.type for p in (*decay, *no_decay)} in ({"cuda"}, {"cpu"}) or None
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
 
 

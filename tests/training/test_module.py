@@ -1,5 +1,7 @@
 """The module in a real Trainer: one gradient for any split of the batch, step-0 rewards, checkpoints, resume."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
@@ -11,7 +13,7 @@ from adadpo_lightning.errors import UserError
 from adadpo_lightning.losses import SFT, Mixture, build_loss
 from adadpo_lightning.models.loading import LoraOptions, PolicyConfig
 from adadpo_lightning.training.module import PreferenceLitModule
-from adadpo_lightning.training.optim import OptimizerConfig, SchedulerConfig
+from adadpo_lightning.training.optim import OptimizerConfig, SchedulerConfig, build_optimizer
 from tests.support.losses import loss_keys
 
 QUIET = {
@@ -163,3 +165,18 @@ def test_batch_sizes_that_contradict_are_an_error(model_dir, pairs_file):
         train(module(model_dir, "simpo"), data(pairs_file, micro_batch_size=3))
     with pytest.raises(UserError, match=r"accumulate_grad_batches: 3 contradicts"):
         train(module(model_dir, "simpo"), data(pairs_file, micro_batch_size=2), accumulate_grad_batches=3)
+
+
+def test_the_optimizer_on_the_cpu_is_one_kernel_with_the_same_steps():
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(8, 8, dtype=torch.float64) for _ in range(2)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    config = OptimizerConfig(lr=0.1, weight_decay=0.1)
+    optimizers = [build_optimizer(layers[0], config), build_optimizer(layers[1], replace(config, fused=False))]
+    assert [optimizer.defaults["fused"] for optimizer in optimizers] == [True, False]
+    for _ in range(3):
+        for layer, optimizer in zip(layers, optimizers, strict=True):
+            layer(torch.ones(8, dtype=torch.float64)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    torch.testing.assert_close(layers[0].weight, layers[1].weight, rtol=1e-12, atol=1e-14)
