@@ -5,10 +5,10 @@ from itertools import pairwise
 
 import pytest
 
+from adadpo_lightning.data.options import TokenizeOptions
 from adadpo_lightning.data.prepare import prepare
 from adadpo_lightning.data.sources import SourceConfig
 from adadpo_lightning.data.template import compare_answer
-from adadpo_lightning.data.options import TokenizeOptions
 from tests.support.tokenizers import CHATML, make
 
 CHANGED = "answers of which the template leaves out or rewrites a part"
