@@ -105,7 +105,18 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.A
     fused = config.fused
     if fused is None:
         fused = {p.device.type for p in (*decay, *no_decay)} in ({"cuda"}, {"cpu"}) or None
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+    optimizer.register_load_state_dict_pre_hook(_keep_kernel)
+    return optimizer
+
+
+def _keep_kernel(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """Keep this run's choice of a kernel, where a checkpoint would bring that of the run that wrote it.
+
+    `NonFiniteGuard` goes by `defaults`: it tells a fused kernel to leave out a step, which the others refuse to be told.
+    """
+    kernel = {name: optimizer.defaults[name] for name in ("fused", "foreach")}
+    return {**state, "param_groups": [{**group, **kernel} for group in state["param_groups"]]}
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, config: SchedulerConfig, total_steps: int) -> LRScheduler:

@@ -8,6 +8,7 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from adadpo_lightning.callbacks import PreferenceMetrics
+from adadpo_lightning.compat import skip_step_if
 from adadpo_lightning.data.datamodule import PreferenceDataModule
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.losses import SFT, Mixture, build_loss
@@ -180,3 +181,24 @@ def test_the_optimizer_on_the_cpu_is_one_kernel_with_the_same_steps():
             optimizer.step()
             optimizer.zero_grad()
     torch.testing.assert_close(layers[0].weight, layers[1].weight, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(("written", "read"), [(False, True), (True, False), (None, True)])
+def test_a_checkpoint_does_not_bring_the_kernel_of_another_run(written, read):
+    layer = torch.nn.Linear(4, 4)
+    states = []
+    for fused in (written, read):
+        optimizer = build_optimizer(layer, OptimizerConfig(lr=0.1, fused=fused))
+        for state in states:
+            optimizer.load_state_dict(state)
+        layer(torch.ones(4)).sum().backward()
+        optimizer.step()
+        states.append(optimizer.state_dict())
+    assert {group["fused"] for group in optimizer.param_groups} == {read}
+    assert {float(state["step"]) for state in optimizer.state.values()} == {2.0}
+    if read:  # what the guard against steps that are not finite relies on
+        before = layer.weight.detach().clone()
+        skip_step_if(optimizer, torch.tensor(True))
+        layer.weight.grad.fill_(float("nan"))
+        optimizer.step()
+        assert torch.equal(layer.weight, before)
