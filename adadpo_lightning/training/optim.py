@@ -113,7 +113,7 @@ def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.A
 def _keep_kernel(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
     """Keep this run's choice of a kernel, where a checkpoint would bring that of the run that wrote it.
 
-    `NonFiniteGuard` goes by `defaults`: it tells a fused kernel to leave out a step, which the others refuse to be told.
+    `NonFiniteGuard` goes by `defaults`: it tells a fused kernel to leave out a step, and the others refuse to be told.
     """
     kernel = {name: optimizer.defaults[name] for name in ("fused", "foreach")}
     return {**state, "param_groups": [{**group, **kernel} for group in state["param_groups"]]}
