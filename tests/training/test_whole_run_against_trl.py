@@ -13,10 +13,10 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 # Largest differences over the steps in float32, relative where the value is above 1.
 TOLERANCES = {
     "loss": 1e-5,
-    "rewards/chosen": 3e-5,
-    "rewards/rejected": 3e-5,
-    "rewards/margins": 3e-5,
-    "grad_norm": 1e-4,
+    "rewards/chosen": 2e-5,
+    "rewards/rejected": 2e-5,
+    "rewards/margins": 2e-5,
+    "grad_norm": 2e-5,
 }
 # Prompt and answers of at most so many tokens each, and one run over the lengths of judged pairs. TRL smooths no labels
 # of its `sigmoid` loss; `robust` is the one that does.
@@ -61,6 +61,5 @@ def test_each_step_is_that_of_trl(case, end_to_end, real_model_dir, tmp_path):
     found = end_to_end.differences(ours, theirs)
     if options.get("loss") == "ipo":  # whose rewards are per token here, and sums in TRL
         found = {name: found[name] for name in ("loss", "grad_norm")}
-    print(case, found)
     assert len({round(row["loss"], 3) for row in ours}) == steps  # there is something to compare
     assert {name: value for name, value in found.items() if value > TOLERANCES[name]} == {}
