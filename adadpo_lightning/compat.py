@@ -251,6 +251,43 @@ def render_with_marks(
     return text, marks
 
 
+def template_renderer(
+    tokenizer: Any, kwargs: Mapping[str, Any]
+) -> Callable[[Sequence[Mapping[str, str]], bool], str] | None:
+    """Renders conversations without tools to the text of `apply_chat_template`, in about half its time.
+
+    `apply_chat_template` looks up the template and the special tokens, and copies all variables and messages, in each
+    call. Here that is done once. The messages must have nothing but ``role`` and ``content``, both text: what it
+    does to others (aliases, conversions, missing values) is not done here.
+
+    Args:
+        tokenizer: Holds the template.
+        kwargs: Variables of the template.
+
+    Returns:
+        From messages, and whether to end with the beginning of the assistant's turn, their text. None if the tokenizer
+        renders by code of its own, or if `apply_chat_template` would take or convert one of `kwargs`.
+    """
+    from inspect import signature
+
+    from transformers import PreTrainedTokenizerBase
+    from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
+
+    public = PreTrainedTokenizerBase.apply_chat_template
+    taken = {*signature(public).parameters, *signature(render_jinja_template).parameters}
+    plain = all(value is None or type(value) in (str, int, float, bool) for value in kwargs.values())
+    if type(tokenizer).apply_chat_template is not public or taken & set(kwargs) or not plain:
+        return None
+    template = _compile_jinja_template(tokenizer.get_chat_template(None, None))
+    variables = {"tools": None, "documents": None, **tokenizer.special_tokens_map, **kwargs}
+
+    def render(messages: Sequence[Mapping[str, str]], asks: bool) -> str:
+        text: str = template.render(variables, messages=messages, add_generation_prompt=asks)
+        return text
+
+    return render
+
+
 def work_offline() -> None:
     """Use nothing but the local cache of the hub from now on, in this process and its children.
 

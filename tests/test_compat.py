@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from jinja2 import TemplateError
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
@@ -222,6 +223,40 @@ def test_render_with_marks():
     text, marks = compat.render_with_marks(tokenizer, messages, None, {"x": "why"})
     assert text == tokenizer.apply_chat_template(messages, tokenize=False, x="why") == "yes<eos>a<eos>why"
     assert [text[start:end] for start, end in marks] == ["yes", "a"]
+
+
+def test_template_renderer():
+    from transformers import PreTrainedTokenizerFast
+
+    from tests.support.tiny import make_tokenizer
+
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for m in messages %}{% generation %}{{ m.role }}: {{ m.content | trim }}"
+        "{% endgeneration %}\n"
+        "{% if m.content == 'refuse' %}{{ raise_exception('refused') }}{% endif %}{% endfor %}"
+        "{{ tools is none }}{{ documents is none }}{{ x is defined }}{{ x }}{{ ns is defined }}"
+        "{% if add_generation_prompt %}assistant:{% endif %}{{ messages | tojson }}{{ eos_token }}"
+    )
+    messages = [{"role": "user", "content": " é <b> \n"}, {"role": "assistant", "content": "a"}]
+    for kwargs in ({}, {"x": "why"}, {"x": False}, {"x": None}, {"bos_token": "B"}):
+        render = compat.template_renderer(tokenizer, kwargs)
+        for asks in (False, True):
+            expected = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=asks, **kwargs)
+            assert render(messages, asks) == expected
+    refused = [{"role": "user", "content": "refuse"}]
+    for call in (lambda: render(refused, False), lambda: tokenizer.apply_chat_template(refused, tokenize=False)):
+        with pytest.raises(TemplateError, match="refused"):
+            call()
+    # What `apply_chat_template` would take for itself or convert, and tokenizers with one of their own.
+    for kwargs in ({"documents": None}, {"sanitize_control_tokens": True}, {"x": [1]}):
+        assert compat.template_renderer(tokenizer, kwargs) is None
+
+    class Own(PreTrainedTokenizerFast):
+        def apply_chat_template(self, *args, **kwargs):
+            return "own"
+
+    assert compat.template_renderer(Own(tokenizer_object=tokenizer.backend_tokenizer), {}) is None
 
 
 def test_needs_remote_code(tmp_path):

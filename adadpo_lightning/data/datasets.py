@@ -98,7 +98,7 @@ class PairSets:
         """
         for name in set(self.of_stage(stage)) & set(self.prepared):
             pairs = self.prepared[name].pairs
-            if count := sum(margin is not None for margin in pairs["margin"]):
+            if count := int(np.count_nonzero(~np.isnan(column(pairs, "margin").astype(float)))):
                 raise UserError(
                     f"data.{name.replace('/', '.')}",
                     f"{count} of {len(pairs)} rows have a target margin, and the loss is no function of a margin",

@@ -62,7 +62,7 @@ class Prepared:
         key = (how, with_rejected)
         if key not in self._groups:
             # Texts that differ are not worth a look at their tokens.
-            texts = set(self.pairs["prompt_key"]) if how == "auto" else ()
+            texts = set(column(self.pairs, "prompt_key")) if how == "auto" else ()
             if how == "auto" and len(texts) < len(self.pairs):
                 self._groups[key] = group_pairs(self.pairs, with_rejected=with_rejected)
             else:

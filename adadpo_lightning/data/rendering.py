@@ -5,15 +5,19 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from adadpo_lightning.compat import template_renderer
 from adadpo_lightning.data.schema import BadRow, PreferencePair, as_messages
 from adadpo_lightning.data.special import Reading, SpecialText, check_marks, decide
 from adadpo_lightning.data.template import (
+    Write,
     compare_answer,
+    limits,
     marks_answers,
     probe_template,
     reads_name,
     render,
     render_marked,
+    writer,
 )
 from adadpo_lightning.data.texts import TextTokenizer
 from adadpo_lightning.data.turns import Turn, marked_turns, written_turns
@@ -153,32 +157,39 @@ class PairRenderer:
         answers = [_turns_of(answer) for answer in self._answers(pair)]
         row_kwargs = self.special.protect(pair.chat_template_kwargs or {})
         kwargs = {**(self.options.chat_template_kwargs or {}), **row_kwargs}
-
-        def write(messages: list[Message], asks: bool) -> str:
-            return render(self.tokenizer, messages, tools, kwargs, add_generation_prompt=asks)
-
+        write = writer(self.tokenizer, tools, kwargs, None if row_kwargs else self._quick)
         if any(self._loses_calls(answer, tools) for answer in answers):
             raise BadRow(UNWRITTEN, "the chat template does not write tool_calls; set data.chat_template")
         ended = [self._ended(answer) for answer in answers]
         whole = [[*prompt, *answer] for answer in ended]
-        texts = [write(prompt, True), *(write(messages, False) for messages in whole)]
-        compared = [compare_answer(texts[0], text, answer) for text, answer in zip(texts[1:], ended, strict=True)]
-        changed, prefixed = (any(found) for found in zip(*compared, strict=True))
-        turns: list[list[Turn]] = []
-        if self.options.score == "assistant" and any(len(answer) > 1 for answer in answers):
-            if marks_answers(self.tokenizer, tools):
-                marked = [render_marked(self.tokenizer, messages, tools, kwargs) for messages in whole]
-                texts[1:] = [text for text, _ in marked]
-                turns = [marked_turns(text, marks) for text, marks in marked]
-                prefixed = False  # only what the template marks is scored
-            else:
-                written = zip(whole, texts[1:], strict=True)
-                turns = [written_turns(write, messages, len(prompt), text) for messages, text in written]
-            texts += [
-                text for found in turns for turn in found for text in (turn.before, turn.upto) if text is not None
-            ]
+        # One limit for all of a pair: to set one takes as long as to render a short text.
+        with limits():
+            texts = [write(prompt, True), *(write(messages, False) for messages in whole)]
+            compared = [compare_answer(texts[0], text, answer) for text, answer in zip(texts[1:], ended, strict=True)]
+            changed, prefixed = (any(found) for found in zip(*compared, strict=True))
+            turns: list[list[Turn]] = []
+            if self.options.score == "assistant" and any(len(answer) > 1 for answer in answers):
+                if marks_answers(self.tokenizer, tools):
+                    marked = [render_marked(self.tokenizer, messages, tools, kwargs) for messages in whole]
+                    texts[1:] = [text for text, _ in marked]
+                    turns = [marked_turns(text, marks) for text, marks in marked]
+                    prefixed = False  # only what the template marks is scored
+                else:
+                    written = zip(whole, texts[1:], strict=True)
+                    turns = [written_turns(write, messages, len(prompt), text) for messages, text in written]
+                texts += [
+                    text for found in turns for turn in found for text in (turn.before, turn.upto) if text is not None
+                ]
         settled, end = [*map(self.special.settle, texts)], self.tokenizer.eos_token_id
         return Rendered(settled, end, joined=False, turns=(*turns,), changed=changed, prefixed=prefixed)
+
+    @cached_property
+    def _quick(self) -> Write | None:
+        return template_renderer(self.tokenizer, self.options.chat_template_kwargs or {})
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the compiled template, which cannot be sent to another process."""
+        return {name: value for name, value in self.__dict__.items() if name != "_quick"}
 
     def _loses_calls(self, messages: list[Message], tools: list[Any] | None) -> bool:
         calls = any(message.get("tool_calls") for message in messages)

@@ -125,6 +125,8 @@ def check_text(value: Any) -> None:
     Raises:
         BadRow: If text holds half of a surrogate pair.
     """
+    if value is None:
+        return
     if isinstance(value, str):
         try:
             value.encode("utf-8")

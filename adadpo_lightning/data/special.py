@@ -47,8 +47,9 @@ class SpecialText:
         ordinary = {tokenizer.unk_token, tokenizer.pad_token} - {tokenizer.eos_token, tokenizer.bos_token}
         self._telling = _one_of(name for name in names if name not in ordinary)
         self._end = re.compile(rf"(?:\s*(?:{self._telling.pattern}))+\s*\Z")
-        self._starts = {name[:i] for name in names for i in range(1, len(name))}
-        self._ends = {name[i:] for name in names for i in range(1, len(name))}
+        # Parts of special tokens, by the character with which a text would have to end or to begin.
+        self._starts = _by(-1, {name[:i] for name in names for i in range(1, len(name))})
+        self._ends = _by(0, {name[i:] for name in names for i in range(1, len(name))})
         self._longest = max(map(len, names), default=0)
         self._inside = "\n".join(name[1:-1] for name in names)
         self._added, self._unit_starts = _unit_starts(tokenizer)
@@ -94,10 +95,9 @@ class SpecialText:
         if not body:  # a template asks whether there is content
             return text
         # Marks are put next to the stripped text, so that a template can still trim the whitespace around it.
-        ends = range(1, min(len(body), self._longest) + 1)
         inside = len(body) < self._longest and body in self._inside
-        first = JOIN if inside or any(body[:i] in self._ends for i in ends) else ""
-        last = JOIN if any(body[-i:] in self._starts for i in ends) else ""
+        first = JOIN if inside or body.startswith(self._ends.get(body[0], ())) else ""
+        last = JOIN if body.endswith(self._starts.get(body[-1], ())) else ""
         broken = self._found.sub(lambda found: found[0][0] + BREAK + found[0][1:], text)
         if first or last:
             start = len(broken) - len(broken.lstrip())
@@ -149,6 +149,14 @@ class SpecialText:
 def _one_of(names: Iterable[str]) -> re.Pattern[str]:
     """Pattern that matches any of the names, longest first; matches nothing without names."""
     return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or r"(?!)")
+
+
+def _by(position: int, parts: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Parts of names by the character at a position."""
+    found: dict[str, tuple[str, ...]] = {}
+    for part in parts:
+        found[part[position]] = (*found.get(part[position], ()), part)
+    return found
 
 
 def _unit_starts(tokenizer: PreTrainedTokenizerBase) -> tuple[re.Pattern[str], frozenset[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from adadpo_lightning.data.schema import Message
 
+# From messages, and whether to end with the beginning of the assistant's turn, to text.
+Write = Callable[[list["Message"], bool], str]
 RENDER_SECONDS = 10.0
 RENDER_CHARACTERS = 20_000_000
 # Memory that the first rendering may take beyond what the process has.
@@ -68,13 +70,44 @@ def render(
     Raises:
         BadRow: If the template refuses the conversation, or goes beyond the limits.
     """
-    with _refusals():
+    with limits():
         text = str(
             tokenizer.apply_chat_template(
                 messages, tools=tools, add_generation_prompt=add_generation_prompt, tokenize=False, **kwargs
             )
         )
     return _of_bearable_length(text)
+
+
+def writer(
+    tokenizer: PreTrainedTokenizerBase, tools: list[Any] | None, kwargs: Mapping[str, Any], quick: Write | None
+) -> Write:
+    """Renders conversations with the same tools and variables; messages of only text by `quick`.
+
+    Args:
+        tokenizer: Holds the template.
+        tools: As in `render`.
+        kwargs: As in `render`.
+        quick: `compat.template_renderer` of the same variables. It is called without `limits`.
+
+    Returns:
+        From messages, and whether to end with the beginning of the assistant's turn, their text.
+    """
+
+    def write(messages: list[Message], asks: bool) -> str:
+        if quick is not None and tools is None and _only_text(messages):
+            return _of_bearable_length(quick(messages, asks))
+        return render(tokenizer, messages, tools, kwargs, add_generation_prompt=asks)
+
+    return write
+
+
+def _only_text(messages: list[Message]) -> bool:
+    """Whether there are messages, and each has nothing but ``role`` and ``content``, both text."""
+    return bool(messages) and all(
+        len(message) == 2 and type(message.get("role")) is str and type(message.get("content")) is str
+        for message in messages
+    )
 
 
 def marks_answers(tokenizer: PreTrainedTokenizerBase, tools: list[Any] | None) -> bool:
@@ -98,7 +131,7 @@ def render_marked(
     Raises:
         BadRow: As `render`.
     """
-    with _refusals():
+    with limits():
         text, marks = render_with_marks(tokenizer, messages, tools, kwargs)
     return _of_bearable_length(text), marks
 
@@ -154,13 +187,21 @@ def _of_bearable_length(text: str) -> str:
 
 
 @contextmanager
-def _refusals() -> Iterator[None]:
-    """Limit the time, and turn the errors of a template into errors of the row."""
+def limits() -> Iterator[None]:
+    """Limit the time of what is rendered, and turn the errors of a template into errors of the row.
+
+    Inside another one, the time of that one counts.
+
+    Raises:
+        BadRow: If the template fails, or takes too long.
+    """
     from jinja2 import TemplateError
 
     try:
         with time_limit(RENDER_SECONDS):
             yield
+    except BadRow:
+        raise
     except RenderTimeout as error:
         raise BadRow("chat template refused", f"it did not end within {RENDER_SECONDS:g} s") from error
     except TemplateError as error:

@@ -176,7 +176,16 @@ def common_prefix_length(sequences: Sequence[Sequence[object]]) -> int:
         >>> common_prefix_length([[1, 2, 3], [1, 2, 4, 5], [1, 2]])
         2
     """
-    for length, items in enumerate(zip(*sequences, strict=False)):
-        if len(set(items)) > 1:
-            return length
-    return min(map(len, sequences))
+    first, *others = sequences
+    length = min(map(len, sequences))
+    # By halves: slices are compared many times faster than items.
+    for other in others:
+        low, high = 0, length
+        while low < high:
+            middle = (low + high + 1) // 2
+            if first[low:middle] == other[low:middle]:
+                low = middle
+            else:
+                high = middle - 1
+        length = low
+    return length

@@ -1,5 +1,6 @@
 """Pairs tokenized in batches have the ids of pairs tokenized one text at a time."""
 
+import pickle
 import threading
 from functools import cache
 
@@ -127,6 +128,38 @@ def test_ids_do_not_depend_on_the_batch(pairs, family, reading, chunk, options):
     tokenizer, options = make(family), TokenizeOptions(**options)
     expected = [attempt(OneTextAtATime(tokenizer, options, reading), pair) for pair in pairs]
     assert outcomes(encode(PairTokenizer(tokenizer, options, reading), iter(pairs), chunk)) == expected
+
+
+class PublicOnly(PairTokenizer):
+    """Renders by the tokenizer's public method alone."""
+
+    _quick = None
+
+
+def rendered(encoder, pair):
+    try:
+        return encoder.render(pair)
+    except BadRow as error:
+        return error.reason, str(error)
+
+
+@given(
+    pair=PAIRS,
+    family=st.sampled_from(FAMILIES),
+    reading=READINGS,
+    kwargs=st.sampled_from([None, {"enable_thinking": False}, {"enable_thinking": True, "x": "why"}]),
+)
+def test_rendered_texts_are_those_of_the_public_method(pair, family, reading, kwargs):
+    tokenizer, options = make(family), TokenizeOptions(chat_template_kwargs=kwargs)
+    quick, public = (kind(tokenizer, options, reading) for kind in (PairTokenizer, PublicOnly))
+    assert rendered(quick, pair) == rendered(public, pair)
+
+
+def test_text_is_rendered_without_the_public_method_and_the_encoder_can_be_sent(monkeypatch):
+    encoder = PairTokenizer(make("qwen3"), TokenizeOptions())
+    monkeypatch.setattr("adadpo_lightning.data.template.render", lambda *args, **kwargs: pytest.fail("public"))
+    encoder(PreferencePair("Hi", "a", "b"))
+    assert pickle.dumps(encoder)  # a compiled template cannot be
 
 
 def test_bad_rows_keep_their_place():

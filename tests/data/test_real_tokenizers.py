@@ -2,8 +2,10 @@
 
 import pytest
 
+from adadpo_lightning.compat import template_renderer
 from adadpo_lightning.data.formats import read_pair
 from adadpo_lightning.data.options import TokenizeOptions
+from adadpo_lightning.data.template import writer
 from adadpo_lightning.data.tokenize import PairTokenizer
 from tests.data.test_families import ANSWERS, ASKED, CONVERSATIONS, SYSTEM, TOOLS, ours, trl_ids, without_blanks
 from tests.support.real_model import Unavailable
@@ -42,6 +44,24 @@ LEFT_OUT = {
     **{(name, "deepseek"): "takes arguments as text" for name in ("tool result", "a call as answer")},
 }
 TABLE = [(name, family) for family in FAMILIES for name in CASES if (name, family) not in LEFT_OUT]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_text_is_rendered_as_by_the_public_method(family):
+    try:
+        tokenizer = load(family)
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+    render = template_renderer(tokenizer, {})
+    assert render is not None
+    cases = [case for name, case in CASES.items() if (name, family) not in LEFT_OUT]
+    taken = []
+    write = writer(tokenizer, None, {}, lambda *args: taken.append(args) or render(*args))
+    for messages in ([*row["prompt"], answer] for row, answers in cases for answer in answers):
+        assert write(messages, False) == tokenizer.apply_chat_template(messages, tokenize=False)
+        prompt = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
+        assert write(messages[:-1], True) == prompt
+    assert len(taken) >= 20
 
 
 @pytest.mark.parametrize(("name", "family"), TABLE, ids=[f"{family}, {name}" for name, family in TABLE])

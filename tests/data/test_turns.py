@@ -10,6 +10,7 @@ from adadpo_lightning.data.formats import read_pair
 from adadpo_lightning.data.options import TokenizeOptions
 from adadpo_lightning.data.schema import BadRow
 from adadpo_lightning.data.tokenize import PairTokenizer
+from adadpo_lightning.data.turns import common_prefix_length
 from tests.support.tokenizers import CHATML, GEMMA, LLAMA3, MISTRAL, QWEN3, STYLES, make
 
 
@@ -235,3 +236,12 @@ def test_any_texts_are_scored_as_transformers_marks_them(chosen, rejected, style
         assert error.reason != "assistant turns not found"  # noqa: PT017  # equal answers, for example
         return
     assert by_prefix == by_mark
+
+
+@given(st.lists(st.lists(st.integers(0, 1), max_size=9), min_size=1, max_size=3), st.lists(st.integers(0, 1)))
+def test_the_common_prefix_is_the_longest(sequences, start):
+    sequences = [[*start, *rest] for rest in sequences]
+    length = common_prefix_length(sequences)
+    assert all(sequence[:length] == sequences[0][:length] for sequence in sequences)
+    longer = {tuple(sequence[: length + 1]) for sequence in sequences}
+    assert len(longer) > 1 or min(map(len, sequences)) == length
