@@ -7,8 +7,9 @@
 TOKENIZER is a directory or hub id. `raw` is the tokenizer alone: it gets the rendered texts of 1000 pairs per call
 (prompt, and prompt with each answer) and returns lists of ids. `ours` is everything from the file to the dataset that
 training reads: rows, template, ids, boundary, report, Arrow file. The two alternate in one process. `share_of_raw` is
-the ratio of their times on the clock, `share_of_raw_cpu` that of the times of all cores together. Memory is measured
-in another process that does only `ours`: all of it, and without the memory-mapped files.
+the ratio of their times on the clock, `share_of_raw_cpu` that of the times of all cores together. Memory and `seconds`
+are measured in another process, from the file to a training run's first 100 micro-batches: all of its memory, and
+without the memory-mapped files; time on the clock, and of all cores together.
 
 Without --data the rows are made of words of this repository's documentation. The lengths are log-normal: `long` is
 meant to be UltraFeedback's size (about 170 tokens of prompt, 290 of each answer), `short` has about 10 of each.
@@ -82,6 +83,22 @@ def prepare(path: Path, tokenizer: Any) -> Any:
         return found.with_passes(0).report
 
 
+def set_up(path: Path, tokenizer: Any) -> None:
+    """All that a training run does with its data until it has had 100 micro-batches."""
+    import datasets
+
+    from adadpo_lightning.data.datamodule import PreferenceDataModule
+
+    with tempfile.TemporaryDirectory(dir=path.parent) as cache:
+        datasets.config.HF_DATASETS_CACHE = Path(cache)
+        datasets.disable_progress_bars()
+        data = PreferenceDataModule(str(path), global_batch_size=64, micro_batch_size=8, on_bad_row="drop")
+        data.tokenizer = tokenizer
+        data.setup("fit")
+        for _ in islice(data.train_dataloader(), 100):
+            pass
+
+
 def raw_texts(path: Path, tokenizer: Any) -> list[list[str]]:
     """Texts of each pair, as the template renders them."""
     from adadpo_lightning.data.formats import detect_format, read_pair
@@ -145,10 +162,10 @@ def memory_of(path: Path, tokenizer: Any) -> dict[str, float]:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    seconds, _, _ = timed(prepare, path, tokenizer)
+    wall, cpu, _ = timed(set_up, path, tokenizer)
     done.set()
     watcher.join()
-    return found | {"peak": status("VmHWM"), "peak_own": peak[0], "seconds": seconds}
+    return found | {"peak": status("VmHWM"), "peak_own": peak[0], "wall": wall, "cpu": cpu}
 
 
 def main() -> None:
@@ -182,11 +199,12 @@ def main() -> None:
         memory = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1])
         record = {
             "data": args.data.name if args.data else args.size,
-            "memory_mib": {name: round(value, 1) for name, value in memory.items() if name != "seconds"},
-            "seconds_in_own_process": round(memory["seconds"], 1),
+            "seconds": {name: round(memory.pop(name), 1) for name in ("wall", "cpu")},
+            "memory_mib": {name: round(value, 1) for name, value in memory.items()},
             **(speed(path, tokenizer, args.rounds) if args.rounds else {"rows": args.rows}),
             "machine": {
                 "cores": len(os.sched_getaffinity(0)),
+                "load": round(os.getloadavg()[0], 1),
                 "date": datetime.now(timezone.utc).date().isoformat(),
                 "python": platform.python_version(),
                 **{package: version(package) for package in ("tokenizers", "transformers", "datasets")},
