@@ -37,6 +37,8 @@ class PairLogps:
         chosen_log_collision: ``log sum_v p_v^2`` over the vocabulary under the policy, summed over the tokens of the
             chosen answer, nats, without gradient, shape (B,); None unless the loss says that it `needs_collisions`.
         rejected_log_collision: The same of the rejected answer, shape (B,).
+        list_rest: Number of pairs that follow this one in its ranked list, int64, shape (B,). A list ``a > b > c`` is
+            the pairs (a, b) and (b, c), one after the other, with 1 and 0. None: every pair is a list of its own.
     """
 
     chosen: Tensor
@@ -53,6 +55,7 @@ class PairLogps:
     ref_rejected_tail: Tensor | None = None
     chosen_log_collision: Tensor | None = None
     rejected_log_collision: Tensor | None = None
+    list_rest: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Reject shapes that would broadcast silently, such as a weight of (B, 1)."""
@@ -186,6 +189,7 @@ class PreferenceBatch:
         weight: Per-pair loss weight, float32, (B,), or None.
         margin: Per-pair target margin, float32, (B,), or None.
         ref_logps: Cached reference log-probability of each scored token, (N,), or None.
+        list_rest: See `PairLogps.list_rest`, (B,); None unless the loss says that it `needs_lists`.
         filler: True if the micro-batch only keeps ranks synchronised and contributes nothing.
     """
 
@@ -208,6 +212,7 @@ class PreferenceBatch:
     weight: Tensor | None = None
     margin: Tensor | None = None
     ref_logps: Tensor | None = None
+    list_rest: Tensor | None = None
     filler: bool = False
 
     def __len__(self) -> int:
@@ -285,9 +290,11 @@ class ModuleNeeds:
         layout: Gives the layout of the batches. A function, because it is known only when the model is built; the
             datamodule asks when it makes its first loader.
         margins: Whether the loss can use target margins.
+        lists: Whether the loss needs whole ranked lists.
     """
 
     tokenizer: PreTrainedTokenizerBase
     rejected: bool
     layout: Callable[[], Literal["packed", "padded"]]
     margins: bool = True
+    lists: bool = False

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from adadpo_lightning import log
 from adadpo_lightning.data.plan import MicroBatch, StepPlan, eval_plan
 from adadpo_lightning.errors import UserError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from adadpo_lightning.data.prepare import Prepared
 
 
@@ -40,7 +43,13 @@ class BatchOptions:
 
 
 def training_plan(
-    train: Prepared, options: BatchOptions, *, ranks: int, epochs: int, with_rejected: bool = True
+    train: Prepared,
+    options: BatchOptions,
+    *,
+    ranks: int,
+    epochs: int,
+    with_rejected: bool = True,
+    lists: bool = False,
 ) -> StepPlan:
     """The plan of all optimizer steps.
 
@@ -50,28 +59,32 @@ def training_plan(
         ranks: Number of data-parallel ranks.
         epochs: Number of epochs of the run; matters only with `max_tokens`.
         with_rejected: Whether rejected answers are computed.
+        lists: Whether to keep ranked lists whole; sizes are then numbers of lists.
 
     Raises:
         UserError: If the sizes are inconsistent, or a single pair exceeds `max_tokens`.
     """
-    prompt, chosen, rejected = train.counts()
-    lengths = prompt + chosen + rejected
-    longest = int(lengths.argmax())
-    if options.max_tokens is not None and lengths[longest] > options.max_tokens:
+    items = _items(train, options, lists=lists)
+    longest = int(items.lengths.argmax())
+    if options.max_tokens is not None and items.lengths[longest] > options.max_tokens:
+        what, first = ("pair", longest) if items.members is None else ("ranked list", int(items.members[longest][0]))
         raise UserError(
             "data.max_tokens",
-            f"the pair at {train.where(longest)} alone has {lengths[longest]} tokens, more than {options.max_tokens}",
+            f"the {what} at {train.where(first)} alone has {items.lengths[longest]} tokens, more than "
+            f"{options.max_tokens}",
             "raise it or lower data.max_length",
         )
-    groups = train.groups(options.group, with_rejected=with_rejected)
-    if groups.shared and options.max_tokens is None and options.micro_batch_size < groups.largest:
+    groups = None if lists else train.groups(options.group, with_rejected=with_rejected)
+    if groups is not None and not groups.shared:
+        groups = None
+    if groups is not None and options.max_tokens is None and options.micro_batch_size < groups.largest:
         log.info(
             f"data.micro_batch_size: {options.micro_batch_size} pair(s) per forward pass split groups of up to "
             f"{groups.largest} pairs that share a prompt; raise it or set data.max_tokens to compute more of them once"
         )
     return StepPlan(
-        lengths,
-        train.scored()[0],
+        items.lengths,
+        items.chosen,
         global_batch_size=options.global_batch_size,
         micro_batch_size=options.micro_batch_size,
         max_tokens=options.max_tokens,
@@ -80,19 +93,28 @@ def training_plan(
         shuffle=options.shuffle,
         drop_last=options.drop_last,
         epochs=epochs,
-        groups=groups if groups.shared else None,
+        groups=groups,
+        members=items.members,
     )
 
 
-def evaluation_plan(pairs: Prepared, options: BatchOptions, *, ranks: int, rank: int) -> list[MicroBatch]:
+def evaluation_plan(
+    pairs: Prepared, options: BatchOptions, *, ranks: int, rank: int, lists: bool = False
+) -> list[MicroBatch]:
     """One rank's micro-batches of a dataset, covering each pair once over all ranks."""
-    prompt, chosen, rejected = pairs.counts()
-    lengths = prompt + chosen + rejected
-    return eval_plan(lengths, pairs.scored()[0], micro_batch_size=options.eval_batch_size, ranks=ranks)[rank]
+    items = _items(pairs, options, lists=lists)
+    size = options.eval_batch_size
+    return eval_plan(items.lengths, items.chosen, micro_batch_size=size, ranks=ranks, members=items.members)[rank]
 
 
 def scoring_plan(
-    pairs: Prepared, options: BatchOptions, *, ranks: int, rank: int, train: StepPlan | None = None
+    pairs: Prepared,
+    options: BatchOptions,
+    *,
+    ranks: int,
+    rank: int,
+    train: StepPlan | None = None,
+    lists: bool = False,
 ) -> list[MicroBatch]:
     """One rank's micro-batches for scoring each pair once.
 
@@ -103,10 +125,33 @@ def scoring_plan(
         rank: Index of this rank.
         train: The training plan, if this is the training set. The micro-batches of its first epoch are used, because
             batching affects rounding.
+        lists: Whether to keep ranked lists whole.
     """
-    each_once = evaluation_plan(pairs, options, ranks=ranks, rank=rank)
+    each_once = evaluation_plan(pairs, options, ranks=ranks, rank=rank, lists=lists)
     if train is None:
         return each_once
     # Pairs that `drop_last` excludes from the epoch are scored, too.
     rest = each_once if train.drop_last else []
     return [*train.rank_batches(rank, 0, 0), *rest]
+
+
+class _Items(NamedTuple):
+    """What a plan distributes: pairs, or whole ranked lists, with their tokens and scored chosen tokens."""
+
+    lengths: NDArray[np.int64]
+    chosen: NDArray[np.int64]
+    members: list[NDArray[np.int64]] | None
+
+
+def _items(pairs: Prepared, options: BatchOptions, *, lists: bool) -> _Items:
+    prompt, chosen, rejected = pairs.counts()
+    scored = pairs.scored()[0]
+    if not lists:
+        return _Items(prompt + chosen + rejected, scored, None)
+    chains = pairs.chains()
+    first = chains.starts
+    if options.group == "auto":
+        lengths = prompt[first] + chosen[first] + chains.total(rejected)
+    else:
+        lengths = chains.total(prompt + chosen + rejected)
+    return _Items(lengths, chains.total(scored), chains.members)

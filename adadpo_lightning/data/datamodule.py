@@ -47,7 +47,8 @@ class PreferenceDataModule(LightningDataModule):
             room is a bad row); ``keep_end`` of their prompt.
         on_bad_row: ``error`` stops at the first unusable row, ``drop`` drops and counts them. Pairs with identical
             answers are always dropped and counted.
-        global_batch_size: Number of pairs per optimizer step, over all ranks.
+        global_batch_size: Number of pairs per optimizer step, over all ranks. For a loss over ranked lists (``pldpo``)
+            this and the next sizes are numbers of lists, which are never split.
         micro_batch_size: Number of pairs per forward pass and rank; determines ``trainer.accumulate_grad_batches``.
         max_tokens: Maximum number of tokens per forward pass and rank; replaces `micro_batch_size`.
         eval_batch_size: The same for validation, test and predict; null means `micro_batch_size`.
@@ -225,10 +226,16 @@ class PreferenceDataModule(LightningDataModule):
         self.sets.report(stage)
         if stage == "fit":
             train, options = self.prepared["train"], self.batching
-            steps_an_epoch = len(train.pairs) // options.global_batch_size
+            items = len(train.chains().members) if self._with_lists else len(train.pairs)
+            steps_an_epoch = items // options.global_batch_size
             epochs = run.epochs(self.trainer, steps_an_epoch) if options.max_tokens else 1
             self.plan = training_plan(
-                train, options, ranks=run.sharing(self.trainer)[0], epochs=epochs, with_rejected=self._with_rejected
+                train,
+                options,
+                ranks=run.sharing(self.trainer)[0],
+                epochs=epochs,
+                with_rejected=self._with_rejected,
+                lists=self._with_lists,
             )
             if self.trainer is not None:
                 run.set_accumulation(self.trainer, self.plan)
@@ -248,6 +255,8 @@ class PreferenceDataModule(LightningDataModule):
         )
         if needs is not None and not needs.margins:
             self.sets.refuse_margins(stage)
+        if self._with_lists:
+            self.sets.check_lists(stage)
 
     def train_dataloader(self) -> PlanLoader:
         """This rank's micro-batches, starting at the trainer's position: a resumed run replays nothing."""
@@ -271,7 +280,7 @@ class PreferenceDataModule(LightningDataModule):
         ranks, rank = run.sharing(self.trainer)
         train = self.plan if name == "train" else None
         return self._batches(name), scoring_plan(
-            self.prepared[name], self.batching, ranks=ranks, rank=rank, train=train
+            self.prepared[name], self.batching, ranks=ranks, rank=rank, train=train, lists=self._with_lists
         )
 
     def unscored(self, names: Iterable[str]) -> dict[str, PairsToScore]:
@@ -322,6 +331,10 @@ class PreferenceDataModule(LightningDataModule):
         return self._needs is None or self._needs.rejected
 
     @property
+    def _with_lists(self) -> bool:
+        return self._needs is not None and self._needs.lists
+
+    @property
     def _step_plan(self) -> StepPlan:
         if self.plan is None:
             raise RuntimeError("call setup('fit') first, as Lightning's Trainer does")
@@ -336,7 +349,7 @@ class PreferenceDataModule(LightningDataModule):
 
     def _eval_loader(self, name: str) -> PlanLoader:
         ranks, rank = run.sharing(self.trainer)
-        plan = evaluation_plan(self.prepared[name], self.batching, ranks=ranks, rank=rank)
+        plan = evaluation_plan(self.prepared[name], self.batching, ranks=ranks, rank=rank, lists=self._with_lists)
         return self._loader(name, lambda epoch, start: iter(plan), len(plan))
 
     def _batches(self, name: str) -> MicroBatches:
@@ -349,6 +362,7 @@ class PreferenceDataModule(LightningDataModule):
             share=self.batching.group == "auto",
             reference=self._caches,
             name=name,
+            list_rest=self.prepared[name].chains().rest if self._with_lists else None,
         )
 
     def _loader(self, name: str, plan: Any, length: int, *position: Any) -> PlanLoader:

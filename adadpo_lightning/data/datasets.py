@@ -105,6 +105,34 @@ class PairSets:
                     "remove the column margin, or train with a loss of one margin such as dpo",
                 )
 
+    def check_lists(self, stage: str) -> None:
+        """Check that the pairs of the stage are chains of ranked lists, and count lists that are not whole.
+
+        Raises:
+            UserError: If ranked lists were made into other pairs than adjacent ones.
+        """
+        for name in self.of_stage(stage):
+            if name not in self.prepared:
+                continue
+            prepared, field = self.prepared[name], f"data.{name.replace('/', '.')}"
+            ranked = len(prepared.pairs) - prepared.pairs.data.column("chosen_index").null_count
+            if ranked and self.options.lists.pairs != "adjacent":
+                raise UserError(
+                    "data.lists.pairs",
+                    f"the loss compares all answers of a ranked list, got {self.options.lists.pairs}",
+                    "set it to adjacent: each answer against the next one, which says the whole order",
+                )
+            chains = prepared.chains()
+            prepared.report.notes |= {"lists of 2 answers": chains.of_two, "lists of more answers": chains.longer}
+            if chains.split:
+                log.warn(
+                    f"{field}: {chains.split} ranked lists are in pieces, because pairs in them were not made (equal "
+                    "scores, data.lists.min_gap) or dropped, or an answer was cut differently in two pairs; each piece "
+                    "counts as a list of its own"
+                )
+            if not chains.longer:
+                log.warn(f"{field}: no ranked list has more than two answers; there the loss is that of pairs")
+
     def report(self, stage: str) -> None:
         """Show the reports of a stage's datasets, each only once."""
         new = [name for name in self.of_stage(stage) if name in self.prepared and name not in self._reported]

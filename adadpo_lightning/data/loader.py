@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from adadpo_lightning.data.collate import collate
@@ -58,6 +59,7 @@ class MicroBatches(Dataset["PreferenceBatch"]):
         share: Whether pairs with the same prompt share it and their equal answers.
         reference: Mapping that holds the cached reference log-probabilities under `name`; it may be filled later.
         name: Stage of the pairs: ``train``, ``val``, ...
+        list_rest: `Chains.rest` of the pairs, for a loss that needs whole ranked lists.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class MicroBatches(Dataset["PreferenceBatch"]):
         share: bool = True,
         reference: Mapping[str, CachedLogps] | None = None,
         name: str = "",
+        list_rest: NDArray[np.int64] | None = None,
     ) -> None:
         names = [
             "prompt_ids",
@@ -91,6 +94,7 @@ class MicroBatches(Dataset["PreferenceBatch"]):
         # Not `or`: an empty mapping may be filled later.
         self.reference = {} if reference is None else reference
         self.name = name
+        self.list_rest = list_rest
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -114,6 +118,8 @@ class MicroBatches(Dataset["PreferenceBatch"]):
         cache = self.reference.get(self.name)
         if cache is not None:
             collated.ref_logps = cache.read(batch.rows)
+        if self.list_rest is not None:
+            collated.list_rest = torch.from_numpy(self.list_rest[list(batch.rows)])
         return collated
 
 

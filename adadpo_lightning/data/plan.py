@@ -64,6 +64,8 @@ class StepPlan:
         epochs: Number of epochs in which `max_tokens` must hold, because a run has a fixed number of micro-batches per
             step.
         groups: The pairs by prompt, to compute shared prompts and answers once; None computes pair by pair.
+        members: The pairs of each ranked list, for a loss that needs whole lists. Lengths, batch sizes and order are
+            then of lists, so that no list is ever split; `groups` must be None.
 
     Raises:
         UserError: If the sizes are not divisible, a pair is longer than `max_tokens`, or there are too few pairs for
@@ -86,6 +88,7 @@ class StepPlan:
     drop_last: bool = False
     epochs: int = 1
     groups: Groups | None = None
+    members: Sequence[NDArray[np.int64]] | None = None
 
     def __post_init__(self) -> None:
         """Check the sizes."""
@@ -106,7 +109,7 @@ class StepPlan:
         if not self.steps:
             raise UserError(
                 "data.global_batch_size",
-                f"{len(self.lengths)} pairs are too few for {self.global_batch_size} per step "
+                f"{len(self.lengths)} {self._items} are too few for {self.global_batch_size} per step "
                 f"(drop_last={self.drop_last})",
                 "lower it or set data.drop_last to false",
             )
@@ -116,10 +119,14 @@ class StepPlan:
         if self.global_batch_size % share:
             raise UserError(
                 "data.global_batch_size",
-                f"{self.global_batch_size} pairs per step cannot be split evenly over {self.ranks} ranks x "
-                f"{self.micro_batch_size} pairs per micro-batch (micro_batch_size)",
+                f"{self.global_batch_size} {self._items} per step cannot be split evenly over {self.ranks} ranks x "
+                f"{self.micro_batch_size} {self._items} per micro-batch (micro_batch_size)",
                 f"set it to a multiple of {share}, or change micro_batch_size",
             )
+
+    @property
+    def _items(self) -> str:
+        return "pairs" if self.members is None else "ranked lists"
 
     @property
     def full_steps(self) -> int:
@@ -180,13 +187,14 @@ class StepPlan:
         shares = self._shares(rows, self.ranks * per_rank)
         counts: dict[str, Any] = {
             "step": step,
-            "step_pairs": len(rows),
+            "step_pairs": len(pairs_of(rows, self.members)),
             "step_chosen_tokens": int(self.chosen_lengths[rows].sum()),
         }
-        batches = [MicroBatch(tuple(share.tolist()), **counts) for share in shares]
-        shortest = (int(rows[self.lengths[rows].argmin()]),)
-        batches += [MicroBatch(shortest, **counts, filler=True)] * (self.ranks * per_rank - len(batches))
-        loads = [self.tokens(np.array(batch.rows)) for batch in batches]
+        shortest = rows[[self.lengths[rows].argmin()]]
+        fillers = self.ranks * per_rank - len(shares)
+        batches = [MicroBatch(pairs_of(share, self.members), **counts) for share in shares]
+        batches += [MicroBatch(pairs_of(shortest, self.members), **counts, filler=True)] * fillers
+        loads = [self.tokens(share) for share in [*shares, *[shortest] * fillers]]
         return [[batches[i] for i in share] for share in deal(loads, self.ranks, per_rank)]
 
     def tokens(self, rows: NDArray[np.int64]) -> int:
@@ -240,6 +248,11 @@ class StepPlan:
         return self.full_steps * self.accumulate + self.last_accumulate
 
 
+def pairs_of(items: NDArray[np.int64], members: Sequence[NDArray[np.int64]] | None) -> tuple[int, ...]:
+    """The pairs of ranked lists, list after list; without `members` the items are pairs."""
+    return tuple((items if members is None else np.concatenate([members[item] for item in items])).tolist())
+
+
 def deal(lengths: Sequence[int] | NDArray[np.int64], bins: int, most: int | None = None) -> list[list[int]]:
     """Distribute items over bins with even total lengths: longest first, into the lightest bin that has room.
 
@@ -284,11 +297,17 @@ def _fits(lengths: NDArray[np.int64], bins: int, max_tokens: int) -> bool:
 
 
 def eval_plan(
-    lengths: NDArray[np.int64], chosen_lengths: NDArray[np.int64], *, micro_batch_size: int, ranks: int = 1
+    lengths: NDArray[np.int64],
+    chosen_lengths: NDArray[np.int64],
+    *,
+    micro_batch_size: int,
+    ranks: int = 1,
+    members: Sequence[NDArray[np.int64]] | None = None,
 ) -> list[list[MicroBatch]]:
     """Micro-batches with each pair once, in the dataset's order, for each rank; all ranks have the same number.
 
-    Their counts are those of the full set, so that the contributions to the loss sum to its mean.
+    With `members`, lengths and `micro_batch_size` are of whole ranked lists, see `StepPlan`. The counts of a
+    micro-batch are those of the full set, so that the contributions to the loss sum to its mean.
 
     Example:
         >>> lengths = np.array([3, 4, 5])
@@ -296,10 +315,11 @@ def eval_plan(
         [[(0,), (2,)], [(1,), (0,)]]
     """
     total = len(lengths)
-    counts: dict[str, Any] = {"step": 0, "step_pairs": total, "step_chosen_tokens": int(chosen_lengths.sum())}
+    pairs = total if members is None else sum(map(len, members))
+    counts: dict[str, Any] = {"step": 0, "step_pairs": pairs, "step_chosen_tokens": int(chosen_lengths.sum())}
     batches = [
-        MicroBatch(tuple(range(start, min(start + micro_batch_size, total))), **counts)
+        MicroBatch(pairs_of(np.arange(start, min(start + micro_batch_size, total)), members), **counts)
         for start in range(0, total, micro_batch_size)
     ]
-    batches += [MicroBatch((0,), **counts, filler=True)] * (-len(batches) % ranks)
+    batches += [MicroBatch(pairs_of(np.arange(1), members), **counts, filler=True)] * (-len(batches) % ranks)
     return [batches[rank::ranks] for rank in range(ranks)]

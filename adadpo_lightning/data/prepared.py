@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from adadpo_lightning.data.chains import Chains, find_chains
 from adadpo_lightning.data.groups import Groups, alone, group_pairs
 from adadpo_lightning.data.report import DataReport
 from adadpo_lightning.data.sources import Rows, SourceConfig
@@ -37,6 +38,7 @@ class Prepared:
     sources: list[SourceConfig]
     origins: list[tuple[int, Rows]]
     _groups: dict[tuple[str, bool], Groups] = field(default_factory=dict, init=False, repr=False)
+    _chains: Chains | None = field(default=None, init=False, repr=False)
 
     def counts(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Number of tokens of prompts, chosen and rejected answers, each of shape (pairs,)."""
@@ -69,6 +71,12 @@ class Prepared:
                 prompt, *answers = self.counts()
                 self._groups[key] = alone(prompt, np.stack(answers if with_rejected else answers[:1], axis=1))
         return self._groups[key]
+
+    def chains(self) -> Chains:
+        """The pairs by ranked list."""
+        if self._chains is None:
+            self._chains = find_chains(column(self.pairs, "row"), self.groups("auto").answer)
+        return self._chains
 
     def where(self, pair: int) -> str:
         """File and row of a pair, and the positions of its answers in a ranked list, counted from 1."""

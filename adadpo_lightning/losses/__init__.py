@@ -24,6 +24,7 @@ from adadpo_lightning.losses.minordpo import AdaMinorDPO, MinorDPO
 from adadpo_lightning.losses.mixture import Mixture
 from adadpo_lightning.losses.nca import NCA, AdaNCA
 from adadpo_lightning.losses.orpo import ORPO, AdaORPO
+from adadpo_lightning.losses.pldpo import PLDPO, AdaPLDPO
 from adadpo_lightning.losses.registry import (
     adaptive_twin,
     available_losses,
@@ -55,6 +56,7 @@ __all__ = [
     "LNDPO",
     "NCA",
     "ORPO",
+    "PLDPO",
     "RDPO",
     "SFT",
     "SPPO",
@@ -82,6 +84,7 @@ __all__ = [
     "AdaMinorDPO",
     "AdaNCA",
     "AdaORPO",
+    "AdaPLDPO",
     "AdaRDPO",
     "AdaRobustDPO",
     "AdaSPPO",

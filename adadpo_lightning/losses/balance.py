@@ -92,7 +92,7 @@ class Adaptive(PairwiseLoss):
         The clips act on the logarithm: ``exp`` of a sum over a long answer would overflow before they could.
         """
         with torch.no_grad():
-            u, slopes = self.log_u(x), self.log_slopes(x, self.variable(x))
+            u, slopes = self.compared(self.log_u(x), x), self.log_slopes(x, self.variable(x))
             log_c = (
                 math.log(self.target_ratio)
                 + self.alpha_w * (u.chosen - slopes.chosen)

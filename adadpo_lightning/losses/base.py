@@ -93,6 +93,11 @@ class PreferenceLoss(ABC):
         """Whether the loss reads ``log sum_v p_v^2``, `PairLogps.chosen_log_collision`; it costs time."""
         return False
 
+    @property
+    def needs_lists(self) -> bool:
+        """Whether the loss compares all answers of a ranked list: each micro-batch then has whole lists."""
+        return False
+
     @abstractmethod
     def __call__(self, x: PairLogps) -> LossOutput:
         """Compute the loss of each pair.
@@ -168,6 +173,10 @@ class PairwiseLoss(PreferenceLoss):
         """``log u_s``: the probability-like quantity in which gradients are compared, in the space of the loss."""
         return per_token(log_ratios(x) if self.needs_reference else logps(x), x)
 
+    def compared(self, u: Sides, x: PairLogps) -> Sides:
+        """The two sides whose gradients are compared, from ``log u`` of both answers; by default the answers."""
+        return u
+
     def __call__(self, x: PairLogps) -> LossOutput:
         """Assemble the loss; see the class."""
         x = x.in_float32()
@@ -201,7 +210,7 @@ class PairwiseLoss(PreferenceLoss):
     def _log_balance(self, x: PairLogps, v: Sides, log_c: Tensor) -> tuple[Tensor, Tensor]:
         """``log(g_w / g_l)`` in the loss's own space and in policy space per token; NaN where a gradient is 0."""
         slope_ratio = log_c + log_ratio_of(self.log_slopes(x, v))
-        u, p = self.log_u(x), per_token(logps(x), x)
+        u, p = self.compared(self.log_u(x), x), self.compared(per_token(logps(x), x), x)
         own = slope_ratio - u.chosen + u.rejected
         policy = slope_ratio - p.chosen + p.rejected
         if not self.sums_tokens:  # d v_s / d l_s = 1 / n_s

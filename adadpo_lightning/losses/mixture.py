@@ -56,6 +56,13 @@ class Mixture(PreferenceLoss):
                 self.losses.append(loss)
                 self.weights.append(_product(weight, share))
 
+        if self.needs_lists and sum(part.needs_rejected for part in self.losses) > 1:
+            raise UserError(
+                "loss.losses",
+                "a loss over ranked lists and another one that compares answers have no joint gradient balance",
+                "mix it with sft only",
+            )
+
     def __repr__(self) -> str:
         """Show the parts with their weights."""
         weights = (f"{w:g}" if isinstance(w, float) else repr(w) for w in self.weights)
@@ -105,6 +112,11 @@ class Mixture(PreferenceLoss):
     def needs_collisions(self) -> bool:
         """Whether any part does."""
         return any(part.needs_collisions for part in self.losses)
+
+    @property
+    def needs_lists(self) -> bool:
+        """Whether any part does."""
+        return any(part.needs_lists for part in self.losses)
 
     def __call__(self, x: PairLogps) -> LossOutput:
         """Compute the weighted sum of the parts."""

@@ -96,7 +96,10 @@ class PreferenceLitModule(PolicyModule):
 
     def data_needs(self) -> ModuleNeeds:
         """What a datamodule has to know of this module; see `PreferenceDataModule.connect`."""
-        return ModuleNeeds(self.tokenizer, self.loss.needs_rejected, lambda: self.layout, self.loss.takes_margin)
+        loss = self.loss
+        return ModuleNeeds(
+            self.tokenizer, loss.needs_rejected, lambda: self.layout, loss.takes_margin, lists=loss.needs_lists
+        )
 
     def configure_callbacks(self) -> list[Callback]:
         """The default callbacks that the trainer lacks; one that the user passed to it replaces its default.
@@ -216,6 +219,12 @@ class PreferenceLitModule(PolicyModule):
 
     def step(self, batch: PreferenceBatch) -> tuple[Tensor, StepOutput]:
         """One micro-batch's share of its optimizer step's loss, and what callbacks read."""
+        if self.loss.needs_lists and batch.list_rest is None:
+            raise UserError(
+                "model.loss",
+                "this loss needs whole ranked lists, and the batch does not say which pairs are one",
+                "use PreferenceDataModule, connected to this module, or set PreferenceBatch.list_rest",
+            )
         logps = self(batch, log_collisions=self.loss.needs_collisions)
         statistics = self.built_policy.take_statistics()
         reference = batch.ref_logps

@@ -78,6 +78,7 @@ def pair_logps(
         ref_rejected_tail=ref_rejected_tail,
         chosen_log_collision=chosen_log_collision,
         rejected_log_collision=rejected_log_collision,
+        list_rest=batch.list_rest,
     )
 
 
