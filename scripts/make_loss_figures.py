@@ -74,12 +74,12 @@ def draw(axes: Axes, key: str) -> None:
 
 
 def families() -> dict[str, list[str]]:
-    """Keys of the plain pairwise losses by group, `dpo` first; without those that read more than sums over answers."""
+    """Keys of the plain pairwise losses by group, `dpo` first; without those that read more than two sums of a pair."""
     found: dict[str, list[str]] = {}
     for key in available_losses():
         loss = build_loss(key)
-        reads_tokens = loss.needs_tails or loss.needs_collisions
-        if isinstance(loss, PairwiseLoss) and f"ada{key}" in available_losses() and not reads_tokens:
+        reads_more = loss.needs_tails or loss.needs_collisions or loss.needs_lists
+        if isinstance(loss, PairwiseLoss) and f"ada{key}" in available_losses() and not reads_more:
             found.setdefault(loss_class(key).group, []).append(key)
     return {group: sorted(keys, key=lambda key: key != "dpo") for group, keys in found.items()}
 

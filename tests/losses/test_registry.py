@@ -42,7 +42,7 @@ def registry(monkeypatch):
 def test_keys_and_classes():
     margins = "dpo rdpo ipo lndpo hinge robust exo discopop fdpo dposhift dpop bdpo minordpo lddpo wpo"
     reference_free, side_wise = "simpo cpo orpo alphapo simper", "bpo caldpo apozero apodown nca bco sppo"
-    plain = f"{margins} {reference_free} {side_wise}".split()
+    plain = f"{margins} {reference_free} {side_wise} pldpo".split()
     assert sorted(KEYS) == sorted([*plain, *(f"ada{key}" for key in plain), "sft"])
     for key in KEYS:
         cls = loss_class(key)
