@@ -33,7 +33,7 @@ class PLDPO(ImplicitReward, LogisticLoss):
     """
 
     group = "listwise"
-    formula = "-logsigmoid({c}beta*h_k - log(sum_{j>k} exp(beta*h_j))), summed over k"
+    formula = "-logsigmoid({c}beta*h_k - log(sum_(j>k) exp(beta*h_j))), summed over k"
     source = "arXiv 2305.18290, A.3"
 
     @property
