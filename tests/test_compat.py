@@ -97,7 +97,8 @@ def test_steps_logged(seen):
     assert seen[1] == (0, 0, 1)
 
 
-def test_steps_logged_of_a_checkpoint_are_those_at_which_validate_logs(tmp_path):
+def test_steps_logged_of(tmp_path):
+    """Those of a checkpoint are those at which validate logs, once set."""
     class Validated(Recorder):
         def validation_step(self, batch, batch_idx):
             self.log("val/loss", self.layer(batch).sum())
@@ -116,6 +117,12 @@ def test_steps_logged_of_a_checkpoint_are_those_at_which_validate_logs(tmp_path)
     logger.save()
     with (tmp_path / "lightning_logs" / "version_0" / "metrics.csv").open() as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["3"]
+
+
+def test_set_steps_logged():
+    trainer = Trainer(accelerator="cpu", logger=False)
+    compat.set_steps_logged(trainer, 7)
+    assert compat.steps_logged(trainer) == 7
 
 
 def test_logs_now(seen):

@@ -21,7 +21,7 @@ def collate(
     step_pairs: int,
     step_chosen_tokens: int,
     filler: bool = False,
-    share: bool = True,
+    share: bool = False,
 ) -> PreferenceBatch:
     """Collate the pairs of one micro-batch.
 

@@ -82,8 +82,8 @@ def power_score(v: Tensor, alpha: float) -> Tensor:
     Source: f-DPO, arXiv 2309.16240; AlphaPO, arXiv 2501.03884.
 
     Example:
-        >>> power_score(torch.tensor([0.0, 1.0]), 1.0)
-        tensor([0.0000, 0.6321])
+        >>> power_score(torch.tensor([0.5, 1.0]), 1.0)
+        tensor([0.3935, 0.6321])
     """
     if alpha == 0:
         return v

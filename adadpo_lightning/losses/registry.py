@@ -65,8 +65,8 @@ def available_losses() -> list[str]:
     """Keys of all losses, plug-ins included, in order of registration, each followed by its twin.
 
     Example:
-        >>> [key for key in available_losses() if key.endswith("rdpo")]
-        ['rdpo', 'adardpo']
+        >>> [key for key in available_losses() if key.endswith("simpo")]
+        ['simpo', 'adasimpo']
     """
     load_plugins(ENTRY_POINT_GROUP)
     return list(_losses)

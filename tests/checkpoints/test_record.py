@@ -196,7 +196,7 @@ COMPARED = {
     "init_seed dtype lora trust_remote_code r alpha dropout target_modules quantize",
     "lr weight_decay betas eps fused name warmup_ratio warmup_steps",
     "val_size chat max_length max_prompt_length truncation on_bad_row global_batch_size seed shuffle drop_last",
-    "lists special_tokens chat_template_kwargs score",
+    "lists special_tokens chat_template_kwargs score group",
 }
 
 

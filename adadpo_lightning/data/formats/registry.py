@@ -65,16 +65,19 @@ def check_format(name: str, field: str) -> None:
 
 
 def detect_format(rows: Iterable[Row], where: str) -> str:
-    """Name of the format that most of the given rows have; the one registered first if two have as many.
+    """Name of the format that reads most of the given rows, or if none can be read, that most rows match.
+
+    Of two formats with as many, it is the one registered first. A row that only a wider format matches, because it is
+    damaged, does not decide for the others.
 
     Raises:
         UserError: If no row has any; lists the columns found.
     """
     load_plugins(ENTRY_POINT_GROUP)
     rows = list(rows)
-    counts = {name: sum(map(fmt.matches, rows)) for name, fmt in FORMATS.items()}
-    best = max(counts, key=lambda name: counts[name])
-    if counts[best]:
+    matching = {name: [row for row in rows if fmt.matches(row)] for name, fmt in FORMATS.items()}
+    best = max(FORMATS, key=lambda name: (sum(_readable(row, name) for row in matching[name]), len(matching[name])))
+    if matching[best]:
         return best
     columns = sorted({name for row in rows for name in row})
     raise UserError(
@@ -84,6 +87,14 @@ def detect_format(rows: Iterable[Row], where: str) -> str:
         f"{', '.join(columns) or 'none'}",
         "map them with the source's columns option, such as {prompt: question, chosen: good, rejected: bad}",
     )
+
+
+def _readable(row: Row, fmt: str) -> bool:
+    try:
+        read_pair(row, fmt)
+    except (BadRow, RecursionError):
+        return False
+    return True
 
 
 def rename_columns(row: Row, columns: Mapping[str, str] | None) -> Row:
