@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.models.llama import modeling_llama
 
 from adadpo_lightning.data.options import TokenizeOptions
 from adadpo_lightning.data.prepare import prepare
@@ -73,7 +74,13 @@ def with_reference(lit, reference, folder):
     return PreferenceLitModule(*given, reference=reference, reference_cache=str(folder))
 
 
-def test_training_does_not_depend_on_micro_batches_layout_or_cache(model_dir, file, tmp_path):
+def exact_norm(self, x):
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.variance_epsilon) * self.weight
+
+
+def test_training_does_not_depend_on_micro_batches_layout_or_cache(model_dir, file, tmp_path, monkeypatch):
+    # The norm of transformers rounds to float32; AdamW makes that visible.
+    monkeypatch.setattr(modeling_llama.LlamaRMSNorm, "forward", exact_norm)
     results = []
     for micro, reference, options in ((8, "frozen", {}), (1, "cached", {}), (2, "cached", {"layout": "padded"})):
         lit = with_reference(module(model_dir, "adadpo", **options), reference, tmp_path)
@@ -81,7 +88,7 @@ def test_training_does_not_depend_on_micro_batches_layout_or_cache(model_dir, fi
         results.append(weights(lit))
     for other in results[1:]:
         for name, value in results[0].items():
-            torch.testing.assert_close(other[name], value, rtol=1e-6, atol=1e-7)
+            torch.testing.assert_close(other[name], value, rtol=1e-8, atol=1e-9)
 
 
 def test_a_cache_of_the_same_tokens_scored_otherwise_is_another(model_dir, file, tmp_path):
