@@ -99,6 +99,7 @@ def test_steps_logged(seen):
 
 def test_steps_logged_of(tmp_path):
     """Those of a checkpoint are those at which validate logs, once set."""
+
     class Validated(Recorder):
         def validation_step(self, batch, batch_idx):
             self.log("val/loss", self.layer(batch).sum())
