@@ -7,7 +7,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 FAST := "not slow and not gpu and not real_model"
 
-.PHONY: quickstart demo test test-all coverage lower-bounds notebooks lint types audit schema docs release-check bench bench-end-to-end clean
+.PHONY: quickstart demo test test-all coverage lower-bounds notebooks lint types audit schema docs release-check bench bench-end-to-end gpu gpu-rehearsal clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -96,5 +96,14 @@ bench-end-to-end: $(VENV)/.installed-dev
 	$(INSTALL) --editable .[bench]
 	$(BIN)/python benchmarks/end_to_end.py
 
+# What can be checked on one GPU, in at most 9 minutes; a bare Python is enough. The report is in build/gpu.
+gpu:
+	$(PYTHON) benchmarks/gpu.py
+
+# The same on a CPU with tiny sizes, in about two minutes on an idle machine.
+gpu-rehearsal: $(VENV)/.installed-dev
+	$(INSTALL) --editable .[bench]
+	$(BIN)/python benchmarks/gpu.py --rehearse --output build/gpu-rehearsal
+
 clean:
-	rm -rf $(VENV) .venv-lower dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
+	rm -rf $(VENV) .venv-lower .venv-gpu dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*

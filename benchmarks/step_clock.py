@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.pytorch import Callback
-from trl_dpo import note
+from trl_dpo import note, note_memory
 
 
 class StepClock(Callback):
@@ -24,3 +24,4 @@ class StepClock(Callback):
         """The last micro-batch of a step."""
         if trainer.global_step > self.steps:
             note("step ends")
+            note_memory()

@@ -23,6 +23,15 @@ def note(name: str) -> None:
         file.write(f"{name}\t{time.time()}\n")
 
 
+def note_memory() -> None:
+    """Append the highest GPU memory so far, bytes; nothing without a GPU."""
+    import torch
+
+    if torch.cuda.is_initialized():
+        with Path(os.environ["STEP_CLOCK"]).open("a", encoding="utf-8") as file:
+            file.write(f"device memory\t{torch.cuda.max_memory_allocated()}\n")
+
+
 @dataclass(frozen=True)
 class Settings:
     """What both sides of a comparison are told.
@@ -37,6 +46,7 @@ class Settings:
         lr: Constant learning rate.
         lora: Train adapters of rank 16 on all linear layers instead of the full model.
         checkpointing: Recompute activations in the backward pass.
+        device: ``cpu`` or ``cuda``.
         options: Further options of the loss, by TRL's names.
     """
 
@@ -49,11 +59,12 @@ class Settings:
     lr: float = 1e-5
     lora: bool = False
     checkpointing: bool = False
+    device: str = "cpu"
     options: dict[str, Any] = field(default_factory=dict)
 
 
 def train(settings: Settings, callbacks: list[Any] | None = None) -> list[dict[str, float]]:
-    """Train one epoch in float32 on the CPU.
+    """Train one epoch in float32.
 
     Returns:
         TRL's logged metrics of each optimizer step.
@@ -75,7 +86,7 @@ def train(settings: Settings, callbacks: list[Any] | None = None) -> list[dict[s
         max_length=None,
         max_grad_norm=1.0,
         activation_checkpointing=settings.checkpointing,
-        use_cpu=True,
+        use_cpu=settings.device == "cpu",
         bf16=False,
         logging_steps=1,
         report_to="none",
@@ -111,6 +122,7 @@ def clock() -> Any:
 
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             note("step ends")
+            note_memory()
 
     return Clock()
 

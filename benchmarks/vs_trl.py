@@ -38,11 +38,12 @@ import torch
 from generated_pairs import REAL_LENGTHS
 
 MODELS = {
+    "tiny": {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 512},  # to try a benchmark out
     "v32k": {"hidden_size": 512, "num_hidden_layers": 8, "vocab_size": 32000},
     "v4k": {"hidden_size": 512, "num_hidden_layers": 12, "vocab_size": 4096},
     "1b": {"hidden_size": 2048, "num_hidden_layers": 16, "vocab_size": 32000, "intermediate_size": 8192},
 }
-HEADS = {"v32k": (8, 4, 1408), "v4k": (8, 4, 1408), "1b": (32, 8, 8192)}
+HEADS = {"tiny": (4, 2, 128), "v32k": (8, 4, 1408), "v4k": (8, 4, 1408), "1b": (32, 8, 8192)}
 # Mean tokens of (prompt, answer), drawn log-normal with sigma 0.5, answers cut at the maximum.
 LENGTHS = {"short": (180, 250), "long": (600, 250)}
 MAX_LENGTH = 1024
@@ -121,7 +122,9 @@ def save_model(path: Path, name: str) -> None:
 class Ours:
     """This package's module, stepped by hand with the metrics that it logs by default."""
 
-    def __init__(self, model: Path, pairs: list[dict[str, list[int]]], layout: str, device: str, dtype: str) -> None:
+    def __init__(
+        self, model: Path, pairs: list[dict[str, list[int]]], layout: str, device: str, dtype: str, **policy: Any
+    ) -> None:
         from adadpo_lightning.data.collate import collate
         from adadpo_lightning.losses import DPO
         from adadpo_lightning.metrics import WeightedMeans
@@ -135,7 +138,7 @@ class Ours:
         tokens = sum(len(p.chosen_ids) for p in encoded)
         share, layout = layout != "ungrouped", "padded" if layout == "padded" else "packed"
         batch = collate(encoded, layout=layout, pad_id=2, step_pairs=len(pairs), step_chosen_tokens=tokens, share=share)
-        config = PolicyConfig(path=str(model), dtype=dtype, layout=layout)
+        config = PolicyConfig(path=str(model), dtype=dtype, layout=layout, **policy)
         self.module = PreferenceLitModule(config, DPO(beta=0.1), reference="frozen")
         self.module.configure_model()
         self.module.to(device)
