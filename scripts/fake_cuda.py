@@ -58,7 +58,7 @@ def batch(answers: int, layout: str) -> Any:
 
 
 def forward(kind: str, backend: str, dtype: str, answers: int, device: str = "cuda") -> None:
-    """Build a model, and run all of a training step that is no backward pass.
+    """Build a model, and run the parts of a training step; on another device than `cuda` the backward pass as well.
 
     Raises:
         Exception: From torch, for tensors on different devices and for a host synchronisation.
@@ -92,8 +92,11 @@ def forward(kind: str, backend: str, dtype: str, answers: int, device: str = "cu
             module.tokenizer = None
             module.policy = policy
             given.ref_logps = torch.zeros(len(given.targets), device=device) if module.loss.needs_reference else None
-            _, output = module.step(given)
+            share, output = module.step(given)
             squares = gradient_squares(given, torch.zeros(len(given.targets), SIZES["hidden_size"], device=device))
+            if device != "cuda":
+                policy.gradient_observer = gradient_squares
+                share.backward()
             means = WeightedMeans().to(device)
             means.update(step_statistics(output, given, 0.1) | gradient_statistics(squares, given))
 

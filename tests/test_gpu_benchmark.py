@@ -101,7 +101,7 @@ def test_rehearsal_of_all_parts(tmp_path):
 
 
 @pytest.mark.parametrize(("backend", "dtype"), [("padded", "bfloat16"), ("segments", "float32")])
-def test_no_value_is_waited_for_in_a_step_without_its_backward_pass(fake_cuda, backend, dtype):
+def test_no_value_is_waited_for_in_a_step(fake_cuda, backend, dtype):
     fake_cuda.forward("llama", backend, dtype, 4, "cpu")
 
 
