@@ -24,6 +24,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 from gpu_page import page
 from gpu_python import ROOT, describe, interpreter
@@ -119,7 +120,7 @@ def run_part(part: Part, python: Path, folder: Path, limit_s: float, rehearse: b
     start = time.monotonic()
     with log.open("w", encoding="utf-8") as sink:
         process = subprocess.Popen(
-            [str(python), *(argument.format(output=output) for argument in command)],
+            [str(python), *(argument.replace("{output}", str(output)) for argument in command)],
             cwd=ROOT, env=environment, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         try:
@@ -155,13 +156,14 @@ def read(path: Path) -> Any:
     """What a part has written: JSON, or pytest's XML as counts; None if there is nothing."""
     if not path.is_file():
         return None
-    text = path.read_text(encoding="utf-8")
-    if text.startswith("<"):
-        from xml.etree import ElementTree
-
+    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        if not text.startswith("<"):
+            return json.loads(text)
         suite = ElementTree.fromstring(text).find("testsuite")  # noqa: S314  # written by our own pytest
-        return {} if suite is None else {name: int(suite.get(name, 0)) for name in COUNTS}
-    return json.loads(text)
+    except (ValueError, ElementTree.ParseError):
+        return {"unreadable": text[:200]}  # the part was ended while it wrote
+    return {} if suite is None else {name: int(suite.get(name, 0)) for name in COUNTS}
 
 
 COUNTS = ("tests", "failures", "errors", "skipped")
