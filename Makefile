@@ -100,7 +100,7 @@ bench-end-to-end: $(VENV)/.installed-dev
 gpu:
 	$(PYTHON) benchmarks/gpu.py
 
-# The same on a CPU with tiny sizes, in about two minutes on an idle machine.
+# The same on a CPU with tiny sizes.
 gpu-rehearsal: $(VENV)/.installed-dev
 	$(INSTALL) --editable .[bench]
 	$(BIN)/python benchmarks/gpu.py --rehearse --output build/gpu-rehearsal
