@@ -12,6 +12,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import torch
 from gpu import ROOT
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -71,11 +72,15 @@ def small_policy(kind: str, dtype: str, backend: str, rehearse: bool) -> Any:
     config = PolicyConfig(
         config={"model_type": kind, **sizes, **ARCHITECTURES[kind]},
         tokenizer="unused",
-        dtype=dtype,  # type: ignore[arg-type]
         layout="padded" if backend == "padded" else "packed",
         packed_attention="auto" if backend == "padded" else backend,  # type: ignore[arg-type]
     )
-    return PolicyModel(load_model(config), config)
+    model = load_model(config)
+    # Drawn in float32 and then converted, as the same seed gives other numbers in another data type. Parameters alone:
+    # the frequencies of rotary positions stay in float32, as in a model that is loaded in `dtype`.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(getattr(torch, dtype))
+    return PolicyModel(model, config)
 
 
 def batch_of(answers: int, layout: str, rehearse: bool) -> Any:

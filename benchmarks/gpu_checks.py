@@ -68,7 +68,8 @@ class Comparison:
     def check(self, dtype: str, backend: str) -> dict[str, float]:
         """The backend's distances, which may be twice the padded layout's."""
         found, plain = self.distances(dtype, backend), self.plain(dtype)
-        floor = 1e-5 if dtype == "float32" else 1e-3
+        floor, most = (1e-5, 1e-3) if dtype == "float32" else (1e-3, 0.1)
+        assert max(plain.values()) <= most, f"the padded layout is no measure: {plain}, more than {most}"
         far = [name for name, value in found.items() if not value <= 2 * plain[name] + floor]
         assert not far, f"{far}: {found} is over twice the padded layout's {plain}"
         return {**found, **{f"{name} of the padded layout": value for name, value in plain.items()}}

@@ -71,6 +71,23 @@ def test_all_parts_fit_the_nine_minutes(benchmark):
     assert sum(part.share_s for part in benchmark.PARTS) <= benchmark.BUDGET_S <= 540
 
 
+def test_a_model_has_the_same_weights_in_every_data_type(benchmark):
+    case = importlib.import_module("gpu_case")
+    exact, *others = (case.small_policy("llama", dtype, "padded", True) for dtype in ("float64", "float32", "bfloat16"))
+    for policy in others:
+        for value, expected in zip(policy.parameters(), exact.parameters(), strict=True):
+            assert value.dtype != expected.dtype
+            assert value.equal(expected.to(value.dtype))
+
+
+def test_backends_are_not_compared_with_a_wrong_measure(benchmark, monkeypatch, tmp_path):
+    checks, case = importlib.import_module("gpu_checks"), importlib.import_module("gpu_case")
+    comparison = checks.Comparison("llama", 2, case.Report(tmp_path / "out.json", True))
+    monkeypatch.setattr(checks.Comparison, "distances", lambda *_: {"logps": 0.1, "gradient": 1.4})
+    with pytest.raises(AssertionError, match="no measure"):
+        comparison.check("float32", "segments")
+
+
 def rehearse(folder, *options):
     command = [sys.executable, "benchmarks/gpu.py", "--rehearse", "--python", sys.executable, f"--output={folder}"]
     result = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -78,6 +95,7 @@ def rehearse(folder, *options):
     return json.loads((folder / "gpu.json").read_text())["parts"]
 
 
+@pytest.mark.slow
 def test_rehearsal_of_the_backends(tmp_path):
     parts = rehearse(tmp_path, "--parts", "backends", "four_bit", "--budget", "300")
     assert parts["four_bit"]["status"] == "needs a GPU"
