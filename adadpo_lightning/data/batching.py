@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+import numpy as np
+
 from adadpo_lightning import log
-from adadpo_lightning.data.plan import MicroBatch, StepPlan, eval_plan
+from adadpo_lightning.data.evaluation import eval_plan
+from adadpo_lightning.data.groups import alone
+from adadpo_lightning.data.plan import MicroBatch, StepPlan
 from adadpo_lightning.errors import UserError
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from adadpo_lightning.data.prepare import Prepared
@@ -32,6 +35,7 @@ class BatchOptions:
     shuffle: bool
     drop_last: bool
     group: Literal["auto", "never"] = "auto"
+    eval_max_tokens: int | None = None
 
     def __post_init__(self) -> None:
         """Check the options before any data is read."""
@@ -40,6 +44,8 @@ class BatchOptions:
         for name in ("global_batch_size", "micro_batch_size", "eval_batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"data.{name}", f"expected at least 1, got {getattr(self, name)}")
+        if self.eval_max_tokens is not None and self.eval_max_tokens < 1:
+            raise UserError("data.eval_max_tokens", f"expected at least 1, got {self.eval_max_tokens}")
 
 
 def training_plan(
@@ -99,12 +105,47 @@ def training_plan(
 
 
 def evaluation_plan(
-    pairs: Prepared, options: BatchOptions, *, ranks: int, rank: int, lists: bool = False
+    pairs: Prepared,
+    options: BatchOptions,
+    *,
+    ranks: int,
+    rank: int,
+    with_rejected: bool = True,
+    in_order: bool = False,
+    lists: bool = False,
 ) -> list[MicroBatch]:
-    """One rank's micro-batches of a dataset, covering each pair once over all ranks."""
-    items = _items(pairs, options, lists=lists)
-    size = options.eval_batch_size
-    return eval_plan(items.lengths, items.chosen, micro_batch_size=size, ranks=ranks, members=items.members)[rank]
+    """One rank's micro-batches of a dataset, covering each pair once over all ranks.
+
+    Args:
+        pairs: The dataset.
+        options: Batch sizes.
+        ranks: Number of data-parallel ranks.
+        rank: Index of this rank.
+        with_rejected: Whether rejected answers are computed.
+        in_order: Keep the dataset's order, also where it separates pairs that share a prompt.
+        lists: Whether to keep ranked lists whole, in the dataset's order; sizes are then numbers of lists.
+    """
+    items, most = _items(pairs, options, lists=lists), options.eval_max_tokens
+    # A list is one item, with all of its tokens; lists share nothing with each other in the plan.
+    nothing = np.zeros((len(items.lengths), 1), dtype=np.int64)
+    groups = alone(items.lengths, nothing) if lists else pairs.groups(options.group, with_rejected=with_rejected)
+    longer = 0 if most is None else int((groups.pair_tokens > most).sum())
+    if longer:
+        longest = int(groups.pair_tokens.argmax())
+        what, first = ("pairs", longest) if items.members is None else ("lists", int(items.members[longest][0]))
+        log.info(
+            f"data.eval_max_tokens: {longer} of {len(groups.group)} {what} have more than {most} tokens, each is alone "
+            f"in a forward pass; the longest, {groups.pair_tokens[longest]} tokens, is at {pairs.where(first)}"
+        )
+    return eval_plan(
+        groups,
+        items.chosen,
+        micro_batch_size=options.eval_batch_size,
+        max_tokens=most,
+        ranks=ranks,
+        in_order=in_order,
+        members=items.members,
+    )[rank]
 
 
 def scoring_plan(
@@ -114,6 +155,8 @@ def scoring_plan(
     ranks: int,
     rank: int,
     train: StepPlan | None = None,
+    with_rejected: bool = True,
+    in_order: bool = False,
     lists: bool = False,
 ) -> list[MicroBatch]:
     """One rank's micro-batches for scoring each pair once.
@@ -125,13 +168,15 @@ def scoring_plan(
         rank: Index of this rank.
         train: The training plan, if this is the training set. The micro-batches of its first epoch are used, because
             batching affects rounding.
+        with_rejected: Whether rejected answers are computed.
+        in_order: As in `evaluation_plan`.
         lists: Whether to keep ranked lists whole.
     """
-    each_once = evaluation_plan(pairs, options, ranks=ranks, rank=rank, lists=lists)
-    if train is None:
-        return each_once
+    how = {"with_rejected": with_rejected, "in_order": in_order, "lists": lists}
     # Pairs that `drop_last` excludes from the epoch are scored, too.
-    rest = each_once if train.drop_last else []
+    rest = evaluation_plan(pairs, options, ranks=ranks, rank=rank, **how) if train is None or train.drop_last else []
+    if train is None:
+        return rest
     return [*train.rank_batches(rank, 0, 0), *rest]
 
 

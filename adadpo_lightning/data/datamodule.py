@@ -51,7 +51,11 @@ class PreferenceDataModule(LightningDataModule):
             this and the next sizes are numbers of lists, which are never split.
         micro_batch_size: Number of pairs per forward pass and rank; determines ``trainer.accumulate_grad_batches``.
         max_tokens: Maximum number of tokens per forward pass and rank; replaces `micro_batch_size`.
-        eval_batch_size: The same for validation, test and predict; null means `micro_batch_size`.
+        eval_batch_size: Number of pairs per forward pass and rank in validation, test and predict; null means
+            `micro_batch_size`, or tokens where `max_tokens` is set.
+        eval_max_tokens: Maximum number of tokens per forward pass and rank in validation, test and predict; replaces
+            `eval_batch_size`. A longer pair is alone in a forward pass. Null means `max_tokens`, unless
+            `eval_batch_size` is set. The metrics are the same, up to rounding; predictions keep the dataset's order.
         seed: Seed of the order of pairs, of splits and of source weights.
         shuffle: Shuffle the pairs in each epoch.
         drop_last: Drop the last step of an epoch if it is incomplete.
@@ -81,8 +85,8 @@ class PreferenceDataModule(LightningDataModule):
 
     RESUME: ClassVar[dict[str, str]] = {
         **dict.fromkeys(("train", "val", "tokenizer", "chat_template"), "by_content"),
-        **dict.fromkeys(("test", "predict", "micro_batch_size", "max_tokens", "eval_batch_size"), "ignored"),
-        **dict.fromkeys(("num_workers", "num_proc"), "ignored"),
+        **dict.fromkeys(("test", "predict", "micro_batch_size", "max_tokens"), "ignored"),
+        **dict.fromkeys(("eval_batch_size", "eval_max_tokens", "num_workers", "num_proc"), "ignored"),
     }
 
     def __init__(
@@ -113,6 +117,7 @@ class PreferenceDataModule(LightningDataModule):
         lists: ListOptions = BEST_AGAINST_WORST,
         score: Literal["assistant", "all"] = "assistant",
         group: Literal["auto", "never"] = "auto",
+        eval_max_tokens: int | None = None,
     ) -> None:
         super().__init__()
         validation = validation_sources(val)
@@ -145,6 +150,7 @@ class PreferenceDataModule(LightningDataModule):
             shuffle,
             drop_last,
             group,
+            max_tokens if eval_batch_size is None and eval_max_tokens is None else eval_max_tokens,
         )
         self.sets = PairSets(
             self.sources, self.options, val_size=val_size, seed=seed, on_bad_row=on_bad_row, num_proc=num_proc
@@ -280,7 +286,7 @@ class PreferenceDataModule(LightningDataModule):
         ranks, rank = run.sharing(self.trainer)
         train = self.plan if name == "train" else None
         return self._batches(name), scoring_plan(
-            self.prepared[name], self.batching, ranks=ranks, rank=rank, train=train, lists=self._with_lists
+            self.prepared[name], self.batching, ranks=ranks, rank=rank, train=train, **self._how(name)
         )
 
     def unscored(self, names: Iterable[str]) -> dict[str, PairsToScore]:
@@ -347,9 +353,12 @@ class PreferenceDataModule(LightningDataModule):
             run.check_same_plan(then, self._step_plan.identity())
         return self._step_plan.rank_batches(run.sharing(self.trainer)[1], epoch, start)
 
+    def _how(self, name: str) -> dict[str, bool]:
+        return {"with_rejected": self._with_rejected, "in_order": name == "predict", "lists": self._with_lists}
+
     def _eval_loader(self, name: str) -> PlanLoader:
         ranks, rank = run.sharing(self.trainer)
-        plan = evaluation_plan(self.prepared[name], self.batching, ranks=ranks, rank=rank, lists=self._with_lists)
+        plan = evaluation_plan(self.prepared[name], self.batching, ranks=ranks, rank=rank, **self._how(name))
         return self._loader(name, lambda epoch, start: iter(plan), len(plan))
 
     def _batches(self, name: str) -> MicroBatches:

@@ -6,6 +6,7 @@ import hashlib
 import heapq
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -56,6 +57,12 @@ class Groups:
     def largest(self) -> int:
         """Number of pairs of the largest group."""
         return int(np.bincount(self.group).max())
+
+    @cached_property
+    def pair_tokens(self) -> NDArray[np.int64]:
+        """Number of tokens of each pair alone, shape (pairs,)."""
+        lengths: NDArray[np.int64] = self.prompt_len + self.answer_len.sum(axis=1)
+        return lengths
 
     def tokens(self, rows: NDArray[np.int64]) -> int:
         """Number of tokens in a forward pass of these pairs: each prompt and each distinct answer once."""

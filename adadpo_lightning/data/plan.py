@@ -294,32 +294,3 @@ def _fits(lengths: NDArray[np.int64], bins: int, max_tokens: int) -> bool:
     if total + (bins - 1) * longest <= bins * max_tokens:
         return True
     return all(int(lengths[share].sum()) <= max_tokens for share in deal(lengths, bins) if share)
-
-
-def eval_plan(
-    lengths: NDArray[np.int64],
-    chosen_lengths: NDArray[np.int64],
-    *,
-    micro_batch_size: int,
-    ranks: int = 1,
-    members: Sequence[NDArray[np.int64]] | None = None,
-) -> list[list[MicroBatch]]:
-    """Micro-batches with each pair once, in the dataset's order, for each rank; all ranks have the same number.
-
-    With `members`, lengths and `micro_batch_size` are of whole ranked lists, see `StepPlan`. The counts of a
-    micro-batch are those of the full set, so that the contributions to the loss sum to its mean.
-
-    Example:
-        >>> lengths = np.array([3, 4, 5])
-        >>> [[batch.rows for batch in rank] for rank in eval_plan(lengths, lengths, micro_batch_size=1, ranks=2)]
-        [[(0,), (2,)], [(1,), (0,)]]
-    """
-    total = len(lengths)
-    pairs = total if members is None else sum(map(len, members))
-    counts: dict[str, Any] = {"step": 0, "step_pairs": pairs, "step_chosen_tokens": int(chosen_lengths.sum())}
-    batches = [
-        MicroBatch(pairs_of(np.arange(start, min(start + micro_batch_size, total)), members), **counts)
-        for start in range(0, total, micro_batch_size)
-    ]
-    batches += [MicroBatch(pairs_of(np.arange(1), members), **counts, filler=True)] * (-len(batches) % ranks)
-    return [batches[rank::ranks] for rank in range(ranks)]

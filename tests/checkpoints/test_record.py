@@ -188,7 +188,7 @@ IGNORED = {
     "reference_cache",
     "attn_implementation layout packed_attention head_chunk_size token_entropy",
     "gradient_checkpointing offload_activations compile",
-    "test predict micro_batch_size max_tokens eval_batch_size num_workers num_proc",
+    "test predict micro_batch_size max_tokens eval_batch_size eval_max_tokens num_workers num_proc",
 }
 BY_CONTENT = {"reference_path path gguf_file revision config tokenizer adapter train val chat_template"}
 COMPARED = {

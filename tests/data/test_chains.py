@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from adadpo_lightning.data.chains import find_chains
-from adadpo_lightning.data.plan import StepPlan, eval_plan
+from adadpo_lightning.data.evaluation import eval_plan
+from adadpo_lightning.data.groups import alone
+from adadpo_lightning.data.plan import StepPlan
 
 SIZES = [3, 1, 4, 2, 2, 1, 3, 5]  # pairs of each list
 
@@ -43,12 +45,16 @@ def test_no_list_is_split_and_each_is_there_once(options, size):
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_evaluation_covers_each_list_once(ranks):
+@pytest.mark.parametrize("most", [None, 60])
+def test_evaluation_covers_each_list_once(ranks, most):
     lengths = np.array([10 * n for n in SIZES])
-    shares = eval_plan(lengths, lengths, micro_batch_size=3, ranks=ranks, members=members())
+    lists = alone(lengths, np.zeros((len(lengths), 1), dtype=int))
+    shares = eval_plan(lists, lengths, micro_batch_size=3, max_tokens=most, ranks=ranks, members=members())
     seen = [number for share in shares for b in share if not b.filler for number in lists_of(b)]
     assert sorted(seen) == list(range(len(SIZES)))
     assert {b.step_pairs for share in shares for b in share} == {sum(SIZES)}
+    if most is not None:
+        assert max(10 * len(b.rows) for share in shares for b in share) == most
 
 
 def test_chains_end_where_row_or_answer_changes():

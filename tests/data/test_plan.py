@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adadpo_lightning.data.plan import StepPlan, deal, eval_plan
+from adadpo_lightning.data.plan import StepPlan, deal
 from adadpo_lightning.errors import UserError
 
 
@@ -149,20 +149,6 @@ def test_ranks_get_even_work_at_the_scale_of_a_real_run():
         ratios.append(max(loads) / np.mean(loads))
     # Random sharing out of the same steps makes 1.22 of it.
     assert np.mean(ratios) < 1.03
-
-
-@given(count=st.integers(1, 40), micro=st.integers(1, 5), ranks=st.integers(1, 4))
-def test_eval_plan(count, micro, ranks):
-    lengths = np.arange(1, count + 1)
-    shares = eval_plan(lengths, lengths, micro_batch_size=micro, ranks=ranks)
-    assert len({len(share) for share in shares}) == 1
-    real = [batch for share in shares for batch in share if not batch.filler]
-    assert sorted(row for batch in real for row in batch.rows) == list(range(count))
-    batches = [batch for share in shares for batch in share]
-    assert all((b.step_pairs, b.step_chosen_tokens) == (count, lengths.sum()) for b in batches)
-    assert len(batches) - len(real) < ranks
-    if ranks == 1:
-        assert [row for batch in real for row in batch.rows] == list(range(count))
 
 
 @pytest.mark.parametrize(

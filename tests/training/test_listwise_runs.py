@@ -86,6 +86,18 @@ def test_validation_and_cached_reference(model_dir, lists, tmp_path):
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
 
+def test_validation_of_lists_does_not_depend_on_batches(model_dir, lists):
+    results = []
+    for options in ({"eval_batch_size": 1}, {"eval_batch_size": 3}, {"eval_max_tokens": 1}, {"eval_max_tokens": 150}):
+        lit = module(model_dir, "adapldpo")
+        trainer = train(lit, chained(lists, val=str(lists), **options), max_steps=1)
+        (found,) = trainer.validate(lit, datamodule=trainer.datamodule, verbose=False)
+        results.append(found)
+    assert "val/loss" in results[0]
+    for other in results[1:]:
+        assert other == pytest.approx(results[0], rel=1e-6)
+
+
 def test_other_pairs_are_refused(model_dir, lists):
     for pairs in ("best_worst", "all"):
         with pytest.raises(UserError, match=r"data\.lists\.pairs.*adjacent"):
