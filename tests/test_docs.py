@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 import adadpo_lightning
 from adadpo_lightning.cli.fit_options import known_options
 from adadpo_lightning.data.formats import FORMATS
+from adadpo_lightning.data.lists import ListOptions
 from adadpo_lightning.evaluation.judges import base as judges
 from adadpo_lightning.losses import registry
 
@@ -85,7 +87,7 @@ def commands(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=by_path)
 def test_configs_of_commands_exist_and_options_of_fit_are_known(page):
-    known = set(known_options())
+    known = set(known_options()) | {f"data.lists.{field.name}" for field in fields(ListOptions)}
     for command, *words in commands(page):
         for option, value in pairwise([*words, ""]):
             if option == "--config" and value.endswith(".yaml") and "/" in value:
