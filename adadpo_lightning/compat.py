@@ -266,10 +266,12 @@ def template_renderer(
 
     Returns:
         From messages, and whether to end with the beginning of the assistant's turn, their text. None if the tokenizer
-        renders by code of its own, or if `apply_chat_template` would take or convert one of `kwargs`.
+        renders by code of its own, if the template does not parse, or if `apply_chat_template` would take or convert
+        one of `kwargs`.
     """
     from inspect import signature
 
+    from jinja2 import TemplateError
     from transformers import PreTrainedTokenizerBase
     from transformers.utils.chat_template_utils import _compile_jinja_template, render_jinja_template
 
@@ -278,7 +280,10 @@ def template_renderer(
     plain = all(value is None or type(value) in (str, int, float, bool) for value in kwargs.values())
     if type(tokenizer).apply_chat_template is not public or taken & set(kwargs) or not plain:
         return None
-    template = _compile_jinja_template(tokenizer.get_chat_template(None, None))
+    try:
+        template = _compile_jinja_template(tokenizer.get_chat_template(None, None))
+    except TemplateError:
+        return None  # `apply_chat_template` says what is wrong, where its errors are expected
     variables = {"tools": None, "documents": None, **tokenizer.special_tokens_map, **kwargs}
 
     def render(messages: Sequence[Mapping[str, str]], asks: bool) -> str:

@@ -186,7 +186,7 @@ CASES = [
         "no shared prompt",
         {TRAIN: rows({**messages(), "rejected": messages(content="c d")["rejected"]})},
         "pairs.jsonl",
-        "differ",
+        "no shared prompt",
     ),
     Case(
         "answer of the user",
