@@ -5,6 +5,7 @@ import pytest
 from adadpo_lightning.compat import template_renderer
 from adadpo_lightning.data.formats import read_pair
 from adadpo_lightning.data.options import TokenizeOptions
+from adadpo_lightning.data.schema import BadRow
 from adadpo_lightning.data.template import writer
 from adadpo_lightning.data.tokenize import PairTokenizer
 from tests.data.test_families import ANSWERS, ASKED, CONVERSATIONS, SYSTEM, TOOLS, ours, trl_ids, without_blanks
@@ -38,9 +39,10 @@ CASES = {
     "blanks": ({"prompt": [{"role": "user", "content": "  Why?  \n"}]}, [said("  Paris.\n\n"), said("\nNo.  ")]),
     "not ASCII": ({"prompt": [{"role": "user", "content": "日本語 é 🏳️‍🌈"}]}, [said("🏳️‍🌈 naïve"), said("ñ")]),
 }
+WITHOUT_CALLS = ("smollm2", "gemma3", "llama3")
 LEFT_OUT = {
     **{("tool result", family): "refuses tool turns" for family in ("gemma3",)},
-    **{("a call as answer", family): "writes no calls, so the row is refused" for family in ("smollm2", "gemma3")},
+    **{("a call as answer", family): "writes no calls, so the row is refused" for family in WITHOUT_CALLS},
     **{(name, "deepseek"): "takes arguments as text" for name in ("tool result", "a call as answer")},
 }
 TABLE = [(name, family) for family in FAMILIES for name in CASES if (name, family) not in LEFT_OUT]
@@ -62,6 +64,17 @@ def test_text_is_rendered_as_by_the_public_method(family):
         prompt = tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
         assert write(messages[:-1], True) == prompt
     assert len(taken) >= 20
+
+
+@pytest.mark.parametrize("family", WITHOUT_CALLS)
+def test_a_call_that_the_template_does_not_write_is_refused(family):
+    try:
+        tokenizer = load(family)
+    except Unavailable as reason:
+        pytest.skip(str(reason))
+    conversation, answers = CASES["a call as answer"]
+    with pytest.raises(BadRow, match="tool calls not rendered"):
+        ours(tokenizer, {**conversation, "chosen": answers[:1], "rejected": answers[1:]})
 
 
 @pytest.mark.parametrize(("name", "family"), TABLE, ids=[f"{family}, {name}" for name, family in TABLE])
