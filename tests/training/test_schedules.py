@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
 
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.losses import AdaDPO, Schedule
@@ -60,6 +60,9 @@ class Validated(Callback):
     def on_validation_batch_end(self, trainer, lit, outputs, *args):
         self.seen.append((trainer.global_step, outputs["step"].loss_options))
 
+    def on_test_batch_end(self, trainer, lit, outputs, *args):
+        self.on_validation_batch_end(trainer, lit, outputs)
+
 
 def test_validation_has_the_numbers_of_the_current_step(model_dir, pairs):
     seen = Validated()
@@ -110,6 +113,24 @@ def test_a_checkpoint_knows_the_step_of_its_loss(finished, capsys):
     fresh = PreferenceLitModule(lit.policy_config, lit.loss)
     assert fresh.current_loss().beta == 0.3
     assert "first values" in capsys.readouterr().err
+
+
+def test_validate_test_and_predict_have_the_numbers_of_the_checkpoint(finished, pairs):
+    path = checkpoint_of_step_4(finished[0])
+    lit = PreferenceLitModule.load_from_checkpoint(path)
+    for name in ("validate", "test"):
+        seen = Validated()
+        trainer = Trainer(accelerator="cpu", logger=False, callbacks=[seen])
+        getattr(trainer, name)(lit, data(pairs, **{name.removesuffix("idate"): str(pairs)}), ckpt_path=path)
+        assert seen.seen
+        for _, options in seen.seen:
+            assert options == pytest.approx({"beta": beta_at(4), "ceiling": ceiling_at(4)})
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+    scheduled = trainer.predict(lit, data(pairs, predict=str(pairs)), ckpt_path=path)
+    lit.loss = AdaDPO(beta=1.0)
+    constant = trainer.predict(lit, data(pairs, predict=str(pairs)))
+    for ours, one in zip(scheduled, constant, strict=True):
+        torch.testing.assert_close(ours["reward_rejected"], beta_at(4) * one["reward_rejected"])
 
 
 @pytest.mark.parametrize(
