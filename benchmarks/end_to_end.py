@@ -167,16 +167,17 @@ def compare(kind: str, args: argparse.Namespace, model: Path, pairs: Path, folde
     for number in range(args.rounds):
         both = {side: run(side, settings, folder / f"{kind}-{number}-{side}", args.threads) for side in SIDES}
         found = differences(both["ours"].metrics, both["trl"].metrics)
-        wrong = {
-            name: found[name] for name, limit in TOLERANCES.items() if not found[name] <= limit * LOOSER[args.device]
-        }
-        assert not wrong, f"the two sides train differently: {wrong}"
         for side, row in both.items():
             print(
                 f"{kind:5}{number:3} {side:5}wall {row.wall_s:7.1f} s, start-up {row.startup_s:5.1f} s, first step "
                 f"after {row.first_step_s:6.1f} s, step {row.step_s:6.2f} s, memory {row.memory_gib:6.2f} GiB",
                 flush=True,
             )
+        wrong = {
+            name: found[name] for name, limit in TOLERANCES.items() if not found[name] <= limit * LOOSER[args.device]
+        }
+        steps = [[row["loss"] for row in both[side].metrics] for side in SIDES]
+        assert not wrong, f"the two sides train differently: {wrong}; losses {steps}"
         rounds.append((both, found))
     return summary(rounds)
 

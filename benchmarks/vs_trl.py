@@ -309,17 +309,20 @@ def synchronize(device: str) -> None:
 
 
 def step_flops(name: str, pairs: list[dict[str, list[int]]]) -> float:
-    """Least FLOP of one step: each token once, the head on scored tokens only; the backward pass makes it 3 times."""
+    """Least FLOP of one step: distinct prompts and answers once, the head on scored tokens, times 3 with backward."""
     hidden, layers, vocabulary = (MODELS[name][k] for k in ("hidden_size", "num_hidden_layers", "vocab_size"))
     heads, key_heads, mlp = HEADS[name]
     width = hidden // heads
     per_token = hidden * width * (2 * heads + 2 * key_heads) + 3 * hidden * mlp
-    total = 0.0
+    answers: dict[tuple[int, ...], set[tuple[int, ...]]] = {}
     for pair in pairs:
-        prompt, chosen, rejected = len(pair["prompt"]), len(pair["chosen"]) + 1, len(pair["rejected"]) + 1
-        total += 2 * per_token * layers * (prompt + chosen + rejected)
-        total += 2 * hidden * vocabulary * (chosen + rejected)
-        seen = (prompt + chosen) ** 2 / 2 + rejected * prompt + rejected**2 / 2
+        answers.setdefault(tuple(pair["prompt"]), set()).update(tuple(pair[side]) for side in ("chosen", "rejected"))
+    total = 0.0
+    for prompt, own in answers.items():
+        sizes = [len(answer) + 1 for answer in own]
+        total += 2 * per_token * layers * (len(prompt) + sum(sizes))
+        total += 2 * hidden * vocabulary * sum(sizes)
+        seen = len(prompt) ** 2 / 2 + sum(size * len(prompt) + size**2 / 2 for size in sizes)
         total += 2 * 2 * seen * hidden * layers
     return 3 * total
 

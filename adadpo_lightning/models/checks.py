@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from adadpo_lightning import log
@@ -34,6 +35,21 @@ def check_blocks(config: Any) -> None:
     if blocks < 1:
         raise UserError(
             "model.policy", f"config.json has num_hidden_layers: {blocks}", "expected at least 1; correct it"
+        )
+
+
+def note_slow_bfloat16(device: torch.device, *, used: bool) -> None:
+    """Say where bfloat16 would be slower than float32: on a CPU without instructions for it, which emulates them.
+
+    Args:
+        device: Where the model computes.
+        used: Whether it computes in bfloat16.
+    """
+    known = torch.cpu.get_capabilities() if used and device.type == "cpu" else {}
+    if known.get("architecture") == "x86_64" and not (known["avx512_bf16"] or known["amx_bf16"]):
+        log.warn(
+            "bfloat16: this CPU has no instructions for it (AVX512-BF16 or AMX), which makes it slower than float32; "
+            "remove trainer.precision and model.policy.dtype for float32"
         )
 
 

@@ -18,6 +18,7 @@ from adadpo_lightning.errors import UserError
 from adadpo_lightning.losses import PreferenceLoss
 from adadpo_lightning.metrics.functional import kl_terms
 from adadpo_lightning.models.adapters import is_reference
+from adadpo_lightning.models.checks import note_slow_bfloat16
 from adadpo_lightning.models.loading import PolicyConfig
 from adadpo_lightning.reference.cache import default_folder
 from adadpo_lightning.reference.modes import AskedMode, resolve_reference
@@ -130,6 +131,8 @@ class PreferenceLitModule(PolicyModule):
                 f"{self.trainer.precision!r} would round the rotary embedding's buffers to half precision too",
                 "set model.policy.dtype for half-precision weights, or bf16-mixed to keep float32 master weights",
             )
+        half = self.trainer.precision == "bf16-mixed" or self.policy_config.dtype == "bfloat16"
+        note_slow_bfloat16(self.trainer.strategy.root_device, used=half)
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]  # no hparams_file: the checkpoint holds all arguments

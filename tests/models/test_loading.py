@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from adadpo_lightning.errors import UserError
-from adadpo_lightning.models.checks import check_vocabulary
+from adadpo_lightning.models.checks import check_vocabulary, note_slow_bfloat16
 from adadpo_lightning.models.loading import LoraOptions, PolicyConfig, load_model, load_tokenizer
 from adadpo_lightning.models.lora import quantization_config
 
@@ -72,6 +72,22 @@ def test_attention_dropout_of_modules_is_off():
     config = {"model_type": "llama", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = load_model(PolicyConfig(config={**config, "vocab_size": 9, "attention_dropout": 0.5}))
     assert model.model.layers[0].self_attn.attention_dropout == 0.0
+
+
+@pytest.mark.parametrize(
+    ("device", "used", "known", "said"),
+    [
+        ("cpu", True, {"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": False}, True),
+        ("cpu", True, {"architecture": "x86_64", "avx512_bf16": True, "amx_bf16": False}, False),
+        ("cpu", True, {"architecture": "aarch64"}, False),
+        ("cpu", False, {"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": False}, False),
+        ("cuda", True, {"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": False}, False),
+    ],
+)
+def test_bfloat16_on_a_cpu_that_emulates_it(device, used, known, said, monkeypatch, caplog):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
+    note_slow_bfloat16(torch.device(device), used=used)
+    assert ("slower than float32" in caplog.text) == said
 
 
 def test_lora_from_a_directory_goes_on(model_dir, tmp_path):
