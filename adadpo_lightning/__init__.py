@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from adadpo_lightning.models.loading import LoraOptions, PolicyConfig
     from adadpo_lightning.reference.sync import SyncOptions
     from adadpo_lightning.training.module import PreferenceLitModule
+    from adadpo_lightning.training.muon import MuonWithAdamW
     from adadpo_lightning.training.optim import OptimizerConfig, SchedulerConfig
 
 __all__ = [
@@ -57,6 +58,7 @@ __all__ = [
     "AdaSimPO",
     "LoraOptions",
     "Mixture",
+    "MuonWithAdamW",
     "OptimizerConfig",
     "PolicyConfig",
     "PreferenceDataModule",
@@ -86,6 +88,7 @@ _HOMES = {
     "models.loading": "LoraOptions PolicyConfig",
     "reference.sync": "SyncOptions",
     "training.module": "PreferenceLitModule",
+    "training.muon": "MuonWithAdamW",
     "training.optim": "OptimizerConfig SchedulerConfig",
 }
 _ROOMS = ("callbacks", "losses", "metrics", "strategies")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import signal
     from argparse import Action, ArgumentParser
     from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+    from functools import partial
 
     import torch
     from datasets import Dataset
@@ -116,6 +117,18 @@ def skip_step_if(optimizer: Optimizer, bad: Tensor) -> None:
     This is how `torch.amp.GradScaler` tells the fused kernels, without waiting for the device.
     """
     optimizer.found_inf = bad.float()  # type: ignore[attr-defined]  # undeclared upstream
+
+
+def set_learning_rate(group: dict[str, Any], rate: float | Tensor) -> None:
+    """Set the rate of a parameter group as torch's schedulers do: in place where it is a tensor, as torchao's are."""
+    from torch.optim.lr_scheduler import _update_param_group_val
+
+    _update_param_group_val(group, "lr", rate)
+
+
+def fused_step_can_be_skipped(optimizer: Optimizer) -> bool:
+    """Whether `skip_step_if` serves an optimizer: torch's fused ones; others may have a ``fused`` of their own."""
+    return bool(optimizer.defaults.get("fused")) and bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
 
 def norms_of(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -332,6 +345,18 @@ def read_no_config_from(action: Action) -> None:
     """Take a value that is a path as text; otherwise jsonargparse reads the file as a config of the option's class."""
     if hasattr(action, "_enable_path"):
         action._enable_path = False
+
+
+def class_and_arguments(made: partial[Any]) -> tuple[type, dict[str, Any]] | None:
+    """Class and keyword arguments of a `partial`: a user's, or what jsonargparse makes of ``class_path``.
+
+    jsonargparse's own calls an instantiator of its own with the class as the last positional argument.
+    """
+    if isinstance(made.func, type):
+        return None if made.args else (made.func, dict(made.keywords))
+    if made.args and isinstance(made.args[-1], type) and made.func.__module__.startswith("jsonargparse"):
+        return made.args[-1], dict(made.keywords)
+    return None
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from adadpo_lightning.losses import available_losses, loss_class
 from adadpo_lightning.models.loading import LoraOptions, PolicyConfig
 from adadpo_lightning.study.grid import Arm, EmbeddedTaskConfig, JudgedPrompts, StudyConfig
 from adadpo_lightning.training.module import PreferenceLitModule
+from adadpo_lightning.training.muon import MuonWithAdamW
 from adadpo_lightning.training.optim import OptimizerConfig, SchedulerConfig
 from scripts import recipes
 
@@ -39,7 +40,11 @@ SECTIONS: dict[str, tuple[str, Any]] = {
     "model": ("The module.", PreferenceLitModule),
     "model.policy": ("The policy.", PolicyConfig),
     "model.policy.lora": ("LoRA adapters.", LoraOptions),
-    "model.optimizer": ("The optimizer.", OptimizerConfig),
+    "model.optimizer": (
+        "AdamW; or any other optimizer by its class, see [optimizers](optimizers.md).",
+        OptimizerConfig,
+    ),
+    "model.optimizer.init_args": ("Of `class_path: adadpo_lightning.MuonWithAdamW`.", MuonWithAdamW),
     "model.scheduler": ("The learning-rate schedule.", SchedulerConfig),
     "data": ("The data.", PreferenceDataModule),
     "data.train": (
@@ -265,6 +270,7 @@ def pages() -> dict[str, str]:
             [
                 "PreferenceLitModule",
                 "OptimizerConfig",
+                "MuonWithAdamW",
                 "SchedulerConfig",
                 "strategies.FSDP2",
                 "types.StepOutput",

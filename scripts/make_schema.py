@@ -11,9 +11,10 @@ from __future__ import annotations
 import json
 import types
 from argparse import SUPPRESS
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import is_dataclass
 from datetime import timedelta
+from importlib import import_module
 from inspect import isclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -21,6 +22,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import Strategy
+from torch.optim import Optimizer
 
 import adadpo_lightning
 from adadpo_lightning import callbacks, strategies
@@ -29,6 +31,8 @@ from adadpo_lightning.cli.registry import find_command
 from adadpo_lightning.compat import actions_of, type_of
 from adadpo_lightning.losses import Mixture, PreferenceLoss, Schedule, available_losses, loss_class
 from adadpo_lightning.losses.schedule import KEYS, SHAPES, Number
+from adadpo_lightning.training.muon import MuonWithAdamW
+from adadpo_lightning.training.optim import DefaultAdamW, OptimizerConfig
 
 FILE = Path(__file__).parent.parent / "configs/schema.json"
 SIMPLE = {
@@ -124,6 +128,8 @@ def of_type(found: Any, definitions: dict[str, Any]) -> dict[str, Any]:
     if found is Schedule:
         definitions[found.__name__] = SCHEDULE
         return any_of([{"$ref": f"#/definitions/{found.__name__}"}])
+    if origin is Callable:
+        return of_optimizer(definitions)
     if origin is Literal:
         return {"enum": list(args)}
     if origin in (list, Iterable):
@@ -148,6 +154,19 @@ def any_of(parts: list[dict[str, Any]]) -> dict[str, Any]:
     if not rest:
         return {"type": bare if len(bare) > 1 else bare[0]}
     return {"anyOf": [*rest, *({"type": name} for name in bare)]}
+
+
+def of_optimizer(definitions: dict[str, Any]) -> dict[str, Any]:
+    """AdamW by its numbers alone, or any optimizer by its class."""
+    other = {"class_path": {"type": "string", "pattern": OTHER_CLASS}, "init_args": {"type": "object"}}
+    return any_of(
+        [
+            of_type(OptimizerConfig, definitions),
+            *(named(made, definitions) for made in (MuonWithAdamW, DefaultAdamW)),
+            {"type": "object", "properties": other, "required": ["class_path"], "additionalProperties": False},
+            {"type": "object", "properties": {"init_args": {"type": "object"}}, "additionalProperties": False},
+        ]
+    )
 
 
 def of_class(found: type, definitions: dict[str, Any]) -> dict[str, Any]:
@@ -184,7 +203,9 @@ def names_of(made: type) -> list[str]:
     """How a config may name a class of this package: the shipped configs' way, in short, and as a run writes it."""
     *package, _ = made.__module__.split(".")
     root = [f"adadpo_lightning.{made.__name__}"] if made.__name__ in adadpo_lightning.__all__ else []
-    return [f"{'.'.join(package)}.{made.__name__}", made.__name__, *root, f"{made.__module__}.{made.__name__}"]
+    room = ".".join(package)
+    short = [f"{room}.{made.__name__}"] if hasattr(import_module(room), made.__name__) else []
+    return [*short, made.__name__, *root, f"{made.__module__}.{made.__name__}"]
 
 
 def named(made: type, definitions: dict[str, Any]) -> dict[str, Any]:
@@ -200,7 +221,7 @@ def named(made: type, definitions: dict[str, Any]) -> dict[str, Any]:
 def arguments(made: type, definitions: dict[str, Any]) -> dict[str, Any]:
     """The options of a class."""
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(made, fail_untyped=False)
+    parser.add_class_arguments(made, fail_untyped=False, skip={"params"} if issubclass(made, Optimizer) else set())
     # jsonargparse 4.53 does not resolve the fields of a dataclass whose base is none, as those of losses are.
     hints = get_type_hints(made) if is_dataclass(made) else {}
     if issubclass(made, PreferenceLoss):

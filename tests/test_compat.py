@@ -6,16 +6,19 @@ import inspect
 import signal
 import subprocess
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 from jinja2 import TemplateError
+from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
 from adadpo_lightning import compat
+from adadpo_lightning.training.optimizer_class import OptimizerCallable
 
 
 def test_every_touch_has_a_canary():
@@ -387,3 +390,43 @@ def test_adapter_in_use():
     model.set_adapter("other")
     assert torch.equal(model(x), other)
     assert len({out.sum().item() for out in (own, off, other)}) == 3
+
+
+def test_set_learning_rate():
+    """In place where it is a tensor: torchao's optimizers refuse another object."""
+    plain, tensor = {"lr": 1.0}, {"lr": torch.tensor(1.0)}
+    kept = tensor["lr"]
+    compat.set_learning_rate(plain, 0.5)
+    compat.set_learning_rate(tensor, 0.5)
+    assert plain["lr"] == 0.5
+    assert tensor["lr"] is kept
+    assert float(kept) == 0.5
+
+
+def test_fused_step_can_be_skipped():
+    weight = [nn.Parameter(torch.zeros(2))]
+    made = {name: getattr(torch.optim, name) for name in ("Adam", "AdamW", "SGD", "Adagrad")}
+    assert all(compat.fused_step_can_be_skipped(kind(weight, lr=0.1, fused=True)) for kind in made.values())
+    assert not any(compat.fused_step_can_be_skipped(kind(weight, lr=0.1)) for kind in made.values())
+
+    class Foreign(torch.optim.Optimizer):
+        """With a ``fused`` of its own, which knows nothing of skipped steps."""
+
+    assert not compat.fused_step_can_be_skipped(Foreign(weight, {"lr": 0.1, "fused": True}))
+
+
+def test_class_and_arguments():
+    """What jsonargparse makes of a class path, and a user's partial."""
+
+    class Holder:
+        def __init__(self, make: OptimizerCallable | None = None):
+            self.make = make
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Holder, "holder")
+    config = parser.parse_args(["--holder.make=torch.optim.SGD", "--holder.make.momentum=0.5"])
+    made, arguments = compat.class_and_arguments(parser.instantiate(config).holder.make)
+    assert (made, arguments["momentum"], arguments["nesterov"]) == (torch.optim.SGD, 0.5, False)
+    assert compat.class_and_arguments(partial(torch.optim.SGD, lr=1.0)) == (torch.optim.SGD, {"lr": 1.0})
+    assert compat.class_and_arguments(partial(torch.optim.SGD, [])) is None
+    assert compat.class_and_arguments(partial(print, torch.optim.SGD)) is None

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from adadpo_lightning.callbacks.summary import loss_name, loss_options
+from adadpo_lightning.callbacks.summary import loss_name, loss_options, optimizer_name
 from adadpo_lightning.data.datamodule import PreferenceDataModule
 from adadpo_lightning.losses.balance import Adaptive
 from adadpo_lightning.metrics import names
@@ -32,6 +32,7 @@ def hyperparameters(trainer: Trainer, module: PreferenceLitModule) -> dict[str, 
         **{name: value for name, value in options.items() if isinstance(value, bool | int | float | str)},
         "loss_options": ", ".join(f"{name}={value}" for name, value in options.items()),
         "reference": module.reference_mode,
+        "optimizer": optimizer_name(module),
         "lr": optimizer.lr,
         "weight_decay": optimizer.weight_decay,
         "scheduler": scheduler.name,

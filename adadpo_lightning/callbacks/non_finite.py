@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from adadpo_lightning import log
 from adadpo_lightning.checkpoints.resume import latest_valid
-from adadpo_lightning.compat import accumulating, skip_step_if
+from adadpo_lightning.compat import accumulating, fused_step_can_be_skipped, set_learning_rate, skip_step_if
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.metrics import names
 from adadpo_lightning.metrics.gradients import full, parameter_gradient_norms, total_norm
@@ -110,7 +110,7 @@ class NonFiniteGuard(Callback):
         self._record.names = [name for name, _ in named]
         self._record.norms = parameter_gradient_norms(p for _, p in named)
         finite = total_norm(self._record.norms).isfinite()
-        if optimizer.defaults.get("fused"):
+        if fused_step_can_be_skipped(optimizer):
             skip_step_if(optimizer, ~finite)
             self._record.finite, self._record.copied = _to_host(finite)
             return
@@ -172,7 +172,7 @@ class NonFiniteGuard(Callback):
             for group, rate in zip(
                 config.scheduler.optimizer.param_groups, config.scheduler.get_last_lr(), strict=True
             ):
-                group["lr"] = rate
+                set_learning_rate(group, rate)
         return f"; weights and optimizer restored from {path}"
 
 

@@ -84,10 +84,17 @@ def describe_optimizer(trainer: Trainer, module: PreferenceLitModule) -> str:
     """Learning rate, schedule, precision and clipping."""
     schedule = module.scheduler_config
     warmup = f"{schedule.warmup_ratio:.0%}" if schedule.warmup_steps is None else f"{schedule.warmup_steps} steps"
-    parts = [f"AdamW, lr {module.optimizer_config.lr:g} {schedule.name} after a warm-up of {warmup}"]
+    rate = module.optimizer_config.lr
+    shown = "" if rate is None else f"lr {rate:g} "
+    parts = [f"{optimizer_name(module)}, {shown}{schedule.name} after a warm-up of {warmup}"]
     parts += [f"precision {trainer.precision}"]
     parts += [f"gradient clipped at {trainer.gradient_clip_val:g}"] if trainer.gradient_clip_val else []
     return ", ".join(parts)
+
+
+def optimizer_name(module: PreferenceLitModule) -> str:
+    """The class of the optimizer, without its package."""
+    return str(getattr(module.optimizer_config, "class_path", "AdamW")).rpartition(".")[2]
 
 
 def describe_data(trainer: Trainer, data: PreferenceDataModule) -> list[tuple[str, str]]:

@@ -32,6 +32,8 @@ DEFAULTS: dict[str, Any] = {
     "trainer.use_distributed_sampler": False,
     "trainer.max_epochs": 1,
     "trainer.gradient_clip_val": 1.0,
+    # Without a class, the options of `model.optimizer` are those of AdamW.
+    "model.optimizer": {"class_path": "adadpo_lightning.training.optim.DefaultAdamW"},
     **{f"checkpoint.{name}": value for name, value in CHECKPOINT_OPTIONS.items()},
     # A resumed run continues its own files: no last-v1.ckpt beside last.ckpt.
     "checkpoint.enable_version_counter": False,

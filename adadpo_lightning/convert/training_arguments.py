@@ -11,6 +11,8 @@ from adadpo_lightning.errors import UserError
 SCHEDULERS = {"constant_with_warmup": "constant", "constant": "constant", "linear": "linear", "cosine": "cosine"}
 # AdamW in one form or another: the same update as here.
 SAME_OPTIMIZERS = ("adamw_torch_fused", "adamw_torch", "adamw_hf", "adamw_apex_fused")
+# Optimizers that transformers takes from torch, with learning rate and weight decay alone.
+TORCH_OPTIMIZERS = {"sgd": "SGD", "rmsprop": "RMSprop", "adagrad": "Adagrad"}
 # Keys that need no counterpart, and why.
 NEEDLESS: dict[str, str] = {
     "use_cache": "training uses no cache",
@@ -54,6 +56,10 @@ def optimization(values: dict[str, Any], ranks: int, out: Converted) -> None:
 def _optimizer(values: dict[str, Any], out: Converted) -> None:
     name = str(values.get("optim", SAME_OPTIMIZERS[0]))
     if name in SAME_OPTIMIZERS:
+        return
+    if name in TORCH_OPTIMIZERS and not values.get("optim_args"):
+        given = {"lr": float(values["learning_rate"]), "weight_decay": float(values.get("weight_decay") or 0.0)}
+        out.put("model.optimizer", {"class_path": f"torch.optim.{TORCH_OPTIMIZERS[name]}", "init_args": given})
         return
     if name.startswith("paged_adamw") and "8bit" not in name:
         out.dropped["optim"] = f"{name}: replaced by AdamW, whose states are not paged to the CPU; the same update"

@@ -27,12 +27,13 @@ from adadpo_lightning.strategies.capabilities import shards_parameters
 from adadpo_lightning.training import rebuild
 from adadpo_lightning.training.dropout import masks_of_this_micro_batch
 from adadpo_lightning.training.optim import (
-    OptimizerConfig,
     SchedulerConfig,
+    as_config,
     build_optimizer,
     build_scheduler,
     follow_config,
 )
+from adadpo_lightning.training.optimizer_class import OptimizerCallable
 from adadpo_lightning.training.policy_module import PolicyModule
 from adadpo_lightning.training.position import TOTAL_STEPS, Position, position_of, total_steps
 from adadpo_lightning.training.step import detached, pair_logps, sum_by_answer
@@ -54,7 +55,8 @@ class PreferenceLitModule(PolicyModule):
         policy: Which model to train and how to load it.
         loss: The loss; one of `adadpo_lightning.losses`. Each number in it may change over the run, as in
             ``beta: {from: 0.1, to: 0.01, schedule: linear}``.
-        optimizer: AdamW's numbers.
+        optimizer: AdamW's numbers, see `OptimizerConfig`; or any optimizer by ``class_path`` and ``init_args``, in
+            Python a `functools.partial` of its class. Norms and biases never decay.
         scheduler: Learning-rate schedule.
         reference: What yields the reference log-probabilities. ``frozen``: a copy of the initial policy. ``path``:
             the model at `reference_path`. ``adapter_off``: the policy without its adapter. ``adapter``: the policy with
@@ -77,7 +79,7 @@ class PreferenceLitModule(PolicyModule):
         self,
         policy: PolicyConfig,
         loss: PreferenceLoss,
-        optimizer: OptimizerConfig | None = None,
+        optimizer: OptimizerCallable | None = None,
         scheduler: SchedulerConfig | None = None,
         reference: AskedMode = "auto",
         reference_cache: str | None = None,
@@ -86,7 +88,7 @@ class PreferenceLitModule(PolicyModule):
     ) -> None:
         super().__init__(policy, resolve_reference(reference, loss, policy, reference_path), reference_path)
         self.loss = loss
-        self.optimizer_config = optimizer or OptimizerConfig()
+        self.optimizer_config = as_config(optimizer)
         self.scheduler_config = scheduler or SchedulerConfig()
         self.sync = sync or SyncOptions()
         if self.reference_mode == "synced":
@@ -173,12 +175,12 @@ class PreferenceLitModule(PolicyModule):
         return module if map_location is None else module.to(map_location)
 
     def on_train_start(self) -> None:
-        """Let the config decide what a restored optimizer would remember: rate, decay, betas and eps."""
+        """Let the config decide what a restored optimizer would remember: its rate and other numbers."""
         for optimizer, scheduler in zip(self.trainer.optimizers, self.trainer.lr_scheduler_configs, strict=False):
             follow_config(self.built_policy, optimizer, scheduler.scheduler, self.optimizer_config)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW and its schedule over all optimizer steps of the run.
+        """The optimizer and its schedule over all optimizer steps of the run.
 
         Raises:
             UserError: If nothing bounds the run.

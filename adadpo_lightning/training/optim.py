@@ -1,23 +1,43 @@
-"""Optimizer and learning-rate schedule from a few numbers in the config."""
+"""The optimizer over the trainable parameters, its groups, and the learning-rate schedule."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
+from adadpo_lightning.compat import set_learning_rate
 from adadpo_lightning.errors import UserError
+from adadpo_lightning.training.muon import MuonWithAdamW
+from adadpo_lightning.training.optimizer_class import ClassOptimizerConfig, described
 
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
+    from adadpo_lightning.training.optimizer_class import OptimizerCallable
+
+
+class DefaultAdamW(torch.optim.AdamW):
+    """AdamW with the options of `OptimizerConfig`: what ``model.optimizer`` sets where it names no class."""
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 5e-7,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        fused: bool | None = None,
+    ) -> None:
+        super().__init__(params, lr=lr, weight_decay=weight_decay, betas=betas, eps=eps, fused=fused)
+
 
 @dataclass
 class OptimizerConfig:
-    """AdamW.
+    """AdamW. A class of its own, ``torch.optim.SGD`` or another, is named by ``class_path`` and ``init_args`` instead.
 
     Args:
         lr: Peak learning rate.
@@ -39,6 +59,14 @@ class OptimizerConfig:
         _require(self.weight_decay >= 0, "optimizer.weight_decay", "a number of at least 0", self.weight_decay)
         _require(all(0 <= b < 1 for b in self.betas), "optimizer.betas", "two numbers in [0, 1)", self.betas)
         _require(self.eps > 0, "optimizer.eps", "a number above 0", self.eps)
+
+    def __call__(self, params: Iterable[Any]) -> DefaultAdamW:
+        """The optimizer over parameters or groups of them."""
+        groups = [item if isinstance(item, dict) else {"params": [item]} for item in params]
+        fused = self.fused
+        if fused is None:
+            fused = {p.device.type for group in groups for p in group["params"]} in ({"cuda"}, {"cpu"}) or None
+        return DefaultAdamW(groups, self.lr, self.weight_decay, self.betas, self.eps, fused)
 
 
 @dataclass
@@ -94,20 +122,71 @@ def parameters_by_decay(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.
     return decay, [p for p, exempt in kinds.items() if exempt]
 
 
-def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters of `module`."""
+def as_config(optimizer: OptimizerCallable | None) -> OptimizerConfig | ClassOptimizerConfig:
+    """The record of an optimizer that a config or a caller gave.
+
+    Args:
+        optimizer: A config, what the parser makes of ``class_path`` and ``init_args``, or a `functools.partial` of a
+            class; None is AdamW with its defaults.
+
+    Raises:
+        UserError: If it cannot be recorded, or cannot train a policy; see `ClassOptimizerConfig`.
+    """
+    if optimizer is None:
+        return OptimizerConfig()
+    if isinstance(optimizer, (OptimizerConfig, ClassOptimizerConfig)):
+        return optimizer
+    made, arguments = described(optimizer)
+    return OptimizerConfig(**arguments) if made is DefaultAdamW else ClassOptimizerConfig.of(made, arguments)
+
+
+def build_optimizer(module: nn.Module, config: OptimizerConfig | ClassOptimizerConfig) -> torch.optim.Optimizer:
+    """The optimizer over the trainable parameters of `module`.
+
+    Norms and biases are a group without weight decay, if the optimizer has any. `MuonWithAdamW` gets the hidden
+    matrices as a group of their own.
+
+    Raises:
+        UserError: If ``torch.optim.Muon`` would get parameters that it cannot update.
+    """
     decay, no_decay = parameters_by_decay(module)
-    groups: list[dict[str, Any]] = [
-        {"params": decay, "weight_decay": config.weight_decay},
-        {"params": no_decay, "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    fused = config.fused
-    if fused is None:
-        fused = {p.device.type for p in (*decay, *no_decay)} in ({"cuda"}, {"cpu"}) or None
-    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+    groups: list[dict[str, Any]] = [{"params": decay}, {"params": no_decay, "weight_decay": 0.0}]
+    if isinstance(config, ClassOptimizerConfig):
+        if "weight_decay" not in config.init_args:
+            groups = [{"params": [*decay, *no_decay]}]
+        if config.is_a(torch.optim.Muon, MuonWithAdamW):
+            hidden = hidden_matrices(module, decay)
+            rest = [p for p in decay if p not in hidden]
+            if config.is_a(torch.optim.Muon):
+                _refuse_others(module, [*rest, *no_decay])
+            else:
+                matrices = [p for p in decay if p in hidden]
+                groups = [{"params": matrices, "use_muon": True}, *({**g, "use_muon": False} for g in groups)]
+                groups[1]["params"] = rest
+    optimizer = config([group for group in groups if group["params"]])
     optimizer.register_load_state_dict_pre_hook(_keep_kernel)
     return optimizer
+
+
+def hidden_matrices(module: nn.Module, parameters: Iterable[nn.Parameter]) -> set[nn.Parameter]:
+    """Those of `parameters` that are matrices between the embedding and the head, which are neither."""
+    model: Any = getattr(module, "causal_lm", module)
+    ends = [child for child in module.modules() if isinstance(child, nn.Embedding)]
+    if hasattr(model, "get_output_embeddings"):
+        ends.append(model.get_output_embeddings())
+    outside = {p for end in ends for p in end.parameters()}
+    return {p for p in parameters if p.ndim == 2 and p not in outside}
+
+
+def _refuse_others(module: nn.Module, others: list[nn.Parameter]) -> None:
+    names = [name for name, p in module.named_parameters() if any(p is other for other in others)]
+    if names:
+        raise UserError(
+            "model.optimizer.class_path",
+            f"torch.optim.Muon updates hidden matrices alone, and {len(names)} other parameters are trained, such as "
+            f"{names[0]}",
+            "use adadpo_lightning.MuonWithAdamW, which gives those to AdamW",
+        )
 
 
 def _keep_kernel(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
@@ -115,7 +194,7 @@ def _keep_kernel(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dic
 
     `NonFiniteGuard` goes by `defaults`: it tells a fused kernel to leave out a step, and the others refuse to be told.
     """
-    kernel = {name: optimizer.defaults[name] for name in ("fused", "foreach")}
+    kernel = {name: optimizer.defaults[name] for name in ("fused", "foreach") if name in optimizer.defaults}
     return {**state, "param_groups": [{**group, **kernel} for group in state["param_groups"]]}
 
 
@@ -131,7 +210,9 @@ def build_scheduler(optimizer: torch.optim.Optimizer, config: SchedulerConfig, t
     return scheduler
 
 
-def follow_config(module: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any, config: OptimizerConfig) -> None:
+def follow_config(
+    module: nn.Module, optimizer: torch.optim.Optimizer, scheduler: Any, config: OptimizerConfig | ClassOptimizerConfig
+) -> None:
     """Give an optimizer that was restored from a checkpoint the numbers of the config; its moments stay.
 
     Without a change of the config nothing changes, to the last bit. An optimizer or a schedule of another kind than
@@ -139,14 +220,13 @@ def follow_config(module: nn.Module, optimizer: torch.optim.Optimizer, scheduler
     """
     from torch.optim.lr_scheduler import LambdaLR
 
-    if not (isinstance(optimizer, torch.optim.AdamW) and isinstance(scheduler, LambdaLR)):
+    fresh = build_optimizer(module, config)
+    if type(optimizer) is not type(fresh) or not isinstance(scheduler, LambdaLR):
         return
-    decay = set(parameters_by_decay(module)[0])
-    for group, shape in zip(optimizer.param_groups, scheduler.lr_lambdas, strict=True):
-        group["lr"] = config.lr * shape(scheduler.last_epoch)
-        group["initial_lr"] = config.lr
-        group["weight_decay"] = config.weight_decay if decay.issuperset(group["params"]) else 0.0
-        group["betas"], group["eps"] = config.betas, config.eps
-    base = [config.lr] * len(optimizer.param_groups)
+    base = [group["lr"] for group in fresh.param_groups]
+    for group, new, shape in zip(optimizer.param_groups, fresh.param_groups, scheduler.lr_lambdas, strict=True):
+        group.update({name: value for name, value in new.items() if name not in ("params", "lr")})
+        set_learning_rate(group, new["lr"] * shape(scheduler.last_epoch))
+        group["initial_lr"] = new["lr"]
     rates = [group["lr"] for group in optimizer.param_groups]
     scheduler.load_state_dict({**scheduler.state_dict(), "base_lrs": base, "_last_lr": rates})

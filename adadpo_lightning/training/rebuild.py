@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from adadpo_lightning.models.loading import LoraOptions, PolicyConfig
 from adadpo_lightning.plugins import load_plugins
 from adadpo_lightning.reference.sync import SyncOptions
 from adadpo_lightning.training.optim import OptimizerConfig, SchedulerConfig
+from adadpo_lightning.training.optimizer_class import ClassOptimizerConfig
 
 if TYPE_CHECKING:
     from adadpo_lightning.training.module import PreferenceLitModule
@@ -70,6 +72,23 @@ def make_loss(described: Mapping[str, Any]) -> PreferenceLoss:
     return loss
 
 
+def make_optimizer(written: Mapping[str, Any]) -> OptimizerConfig | ClassOptimizerConfig:
+    """The optimizer that a checkpoint names. Only torch's and those that are imported already: see `make_loss`.
+
+    Raises:
+        UserError: If another package's class is not imported.
+    """
+    if "class_path" not in written:
+        return OptimizerConfig(**written)
+    path = str(written["class_path"])
+    module = path.rpartition(".")[0]
+    if module not in sys.modules and not path.startswith(("torch.optim.", "adadpo_lightning.")):
+        raise UserError(
+            "optimizer", f"the checkpoint's optimizer is {path}, which is not imported", "import it, or pass optimizer="
+        )
+    return ClassOptimizerConfig(path, dict(written["init_args"]))
+
+
 def describe(module: PreferenceLitModule) -> Plain:
     """All arguments of a module except its policy, which checkpoints describe by itself."""
     return {
@@ -97,8 +116,9 @@ def arguments_of(record: Mapping[str, Any], overrides: Mapping[str, Any]) -> Pla
     found: Plain = {"policy": PolicyConfig(**policy)}
     written = record.get("module")
     if written is not None:
+        if "optimizer" not in overrides:
+            found["optimizer"] = make_optimizer(written["optimizer"])
         found |= {
-            "optimizer": OptimizerConfig(**written["optimizer"]),
             "scheduler": SchedulerConfig(**written["scheduler"]),
             "reference": written["reference"],
             "reference_path": written["reference_path"],

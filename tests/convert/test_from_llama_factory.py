@@ -207,4 +207,4 @@ def test_a_converted_config_runs(tmp_path, model_dir, capsys):
     assert run(["fit", f"--config={tmp_path / 'ours.yaml'}", "--trainer.enable_progress_bar=false"]) == 0
     saved = yaml.safe_load((tmp_path / "out/config.yaml").read_text())
     assert saved["model"]["loss"]["init_args"]["gamma_beta_ratio"] == 0.25
-    assert saved["model"]["optimizer"]["lr"] == 1e-4
+    assert saved["model"]["optimizer"]["init_args"]["lr"] == 1e-4

@@ -109,7 +109,7 @@ def test_a_converted_config_runs(tmp_path, model_dir, capsys):
     saved = yaml.safe_load((tmp_path / "out/config.yaml").read_text())
     assert saved["model"]["loss"]["init_args"]["tau"] == 0.1
     assert saved["data"]["global_batch_size"] == 4
-    assert saved["model"]["optimizer"]["lr"] == 1e-6
+    assert saved["model"]["optimizer"]["init_args"]["lr"] == 1e-6
     assert saved["trainer"]["gradient_clip_val"] == 1.0
 
 
@@ -238,7 +238,8 @@ def test_a_local_file_has_no_test_split(tmp_path):
         ({"load_in_4bit": True}, "load_in_4bit"),
         ({"ddp_timeout": 60}, "ddp_timeout"),
         ({"router_aux_loss_coef": 0.001}, "router_aux_loss_coef"),
-        ({"optim": "rmsprop"}, "optim"),
+        ({"optim": "adafactor"}, "optim"),
+        ({"optim": "rmsprop", "optim_args": "alpha=0.9"}, "optim"),
         (
             {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": 0.1}},
             "lr_scheduler_kwargs",
@@ -247,6 +248,13 @@ def test_a_local_file_has_no_test_split(tmp_path):
 )
 def test_what_is_not_carried_over_is_reported(given, key):
     assert key in convert(given).dropped
+
+
+def test_torchs_optimizers_are_carried_over():
+    found = convert({"optim": "rmsprop", "learning_rate": 1e-6, "weight_decay": 0.1})
+    arguments = {"lr": 1e-6, "weight_decay": 0.1}
+    assert found.config["model"]["optimizer"] == {"class_path": "torch.optim.RMSprop", "init_args": arguments}
+    assert "optim" not in found.dropped
 
 
 @pytest.mark.parametrize("key", NUMBERS)

@@ -24,6 +24,7 @@ from adadpo_lightning.reference.sync import SyncOptions
 from adadpo_lightning.strategies import FSDP2
 from adadpo_lightning.training.module import PreferenceLitModule
 from adadpo_lightning.training.optim import OptimizerConfig, SchedulerConfig
+from adadpo_lightning.training.optimizer_class import ClassOptimizerConfig
 from tests.support.runs import UNCOMPARED
 
 
@@ -44,8 +45,11 @@ class Case:
     max_length: int = 40
     dies: bool = False
     data: str = "pairs"
+    optimizer: Any = None
 
 
+SGD = ClassOptimizerConfig("torch.optim.SGD", {"lr": 1e-1, "momentum": 0.9, "weight_decay": 0.1})
+MUON = ClassOptimizerConfig("adadpo_lightning.MuonWithAdamW", {"lr": 1e-2, "eps": 1e-5, "weight_decay": 0.1})
 CASES = {
     "dpo": Case("dpo", save=True),
     "adadpo": Case("adadpo", model="tied", policy={"gradient_checkpointing": True}),
@@ -68,6 +72,10 @@ CASES = {
     "dies": Case("simpo", save=True, dies=True),
     "dpo-resumed": Case("dpo", resume="dpo"),
     "synced-resumed": Case("dpo", reference="synced", resume="synced"),
+    "sgd": Case("dpo", optimizer=SGD, save=True),
+    "sgd-resumed": Case("dpo", optimizer=SGD, resume="sgd"),
+    "muon": Case("adadpo", optimizer=MUON, save=True),
+    "muon-resumed": Case("adadpo", optimizer=MUON, resume="muon"),
     "lora-resumed": Case("adadpo", policy={"lora": LoraOptions(r=2)}, resume="lora"),
 }
 
@@ -98,7 +106,7 @@ def run(folder: Path, name: str, ranks: int, strategy=None) -> dict[str, Any]:
     module = PreferenceLitModule(
         policy,
         build_loss(case.loss),
-        OptimizerConfig(lr=1e-2, eps=1e-5),
+        case.optimizer or OptimizerConfig(lr=1e-2, eps=1e-5),
         SchedulerConfig(name="constant", warmup_ratio=0.0),
         reference=case.reference,
         reference_cache=str(folder / f"cache-{ranks}"),
