@@ -39,6 +39,7 @@ class Measured:
         other_activations: Bytes that the rest of the model saves.
         block_input: Bytes of the hidden states that enter a block.
         head: Peak bytes of the head: logits of a chunk and the gradient of its weight.
+        logits: Bytes of a chunk's logits, of which the last are kept from the forward to the backward pass.
         flops: Floating-point operations of a forward pass.
     """
 
@@ -52,6 +53,7 @@ class Measured:
     other_activations: int
     block_input: int
     head: int
+    logits: int
     flops: float
 
 
@@ -68,10 +70,7 @@ def measure(policy: PolicyConfig, lengths: Lengths, autocast: bool, compute: tor
         UserError: If the architecture cannot be built from its config.
     """
     config = _architecture(policy)
-    rows = [
-        EncodedPair([0] * prompt, [0] * chosen, [0] * rejected, i)
-        for i, (prompt, chosen, rejected) in enumerate(lengths)
-    ]
+    rows = pairs_of(lengths)
     whole = _model(policy, config)
     sizes = _sizes(whole)
     cut = [_model(policy, config, layers, compute) for layers in (1, 2)]
@@ -87,8 +86,29 @@ def measure(policy: PolicyConfig, lengths: Lengths, autocast: bool, compute: tor
         other_activations=2 * one.saved - two.saved,
         block_input=stored,
         head=_head_bytes(policy, config, scored, half=autocast or (compute or _weights_dtype(whole)).itemsize == 2),
+        logits=4 * min(policy.head_chunk_size, scored) * config.vocab_size,
         flops=_forward_flops(whole, config, lengths, scored),
     )
+
+
+def pairs_of(lengths: Lengths) -> list[EncodedPair]:
+    """Pairs of these lengths, of token 0."""
+    return [
+        EncodedPair([0] * prompt, [0] * chosen, [0] * rejected, i)
+        for i, (prompt, chosen, rejected) in enumerate(lengths)
+    ]
+
+
+def pair_flops(policy: PolicyConfig, lengths: Lengths) -> list[float]:
+    """Floating-point operations of the forward pass of each pair.
+
+    Args:
+        policy: The model, of which only the config is read.
+        lengths: ``(prompt, chosen, rejected)`` tokens of each pair.
+    """
+    config = _architecture(policy)
+    model = _model(policy, config)
+    return [_forward_flops(model, config, [pair], pair[1] + pair[2]) for pair in lengths]
 
 
 @dataclass(frozen=True)
@@ -129,12 +149,14 @@ def _scored_states(policy: Any, batch: PreferenceBatch) -> torch.Tensor:
 
 
 def _head_bytes(policy: PolicyConfig, config: Any, scored: int, *, half: bool) -> int:
-    """Logits of a chunk in float32, their copy in half precision, and the gradient of the head's weight in float32."""
-    chunk = min(policy.head_chunk_size, scored)
-    trained = policy.lora is None
-    logits: int = chunk * config.vocab_size * (4 + (2 if half else 0))
-    gradient: int = config.vocab_size * config.hidden_size * 4 if trained else 0
-    return logits + gradient
+    """Logits of a chunk in float32, their copy in half precision, and the gradient of the head's weight in float32.
+
+    In half precision a chunk's part of the gradient is a tensor of its own before it is added, when the logits in
+    float32 are gone.
+    """
+    logits: int = min(policy.head_chunk_size, scored) * config.vocab_size
+    gradient: int = config.vocab_size * config.hidden_size * 4 if policy.lora is None else 0
+    return gradient + (max(6 * logits, 2 * logits + gradient) if half else 4 * logits)
 
 
 def _forward_flops(model: nn.Module, config: Any, lengths: Lengths, scored: int) -> float:
@@ -194,11 +216,12 @@ def _architecture(policy: PolicyConfig) -> Any:
         ) from error
 
 
-def _model(policy: PolicyConfig, config: Any, layers: int | None = None, compute: torch.dtype | None = None) -> Any:
-    """The architecture on the meta device, with `layers` blocks if given."""
-    from adadpo_lightning.models.loading import load_model
-    from adadpo_lightning.models.meta import parameters_on_meta
+def as_random(policy: PolicyConfig) -> PolicyConfig:
+    """The same policy with random weights: its architecture, dtype and adapters, and no file of weights."""
+    return _random(policy, _architecture(policy))
 
+
+def _random(policy: PolicyConfig, config: Any, layers: int | None = None, compute: Any = None) -> PolicyConfig:
     values = config.to_dict()
     if layers is not None:
         values["num_hidden_layers"] = layers
@@ -207,9 +230,17 @@ def _model(policy: PolicyConfig, config: Any, layers: int | None = None, compute
     dtype = compute or (config.dtype if policy.dtype == "auto" else getattr(torch, policy.dtype))
     lora = policy.lora and replace(policy.lora, adapter=None, quantize=None)
     name: Any = str(dtype or torch.float32).removeprefix("torch.")
-    random = replace(policy, path=None, gguf_file=None, config=values, dtype=name, lora=lora)
+    return replace(policy, path=None, gguf_file=None, config=values, dtype=name, lora=lora)
+
+
+def _model(policy: PolicyConfig, config: Any, layers: int | None = None, compute: torch.dtype | None = None) -> Any:
+    """The architecture on the meta device, with `layers` blocks if given."""
+    from adadpo_lightning.models.loading import load_model
+    from adadpo_lightning.models.meta import parameters_on_meta
+
+    random = replace(_random(policy, config, layers, compute), gradient_checkpointing=False)
     with parameters_on_meta():
-        return load_model(replace(random, gradient_checkpointing=False))
+        return load_model(random)
 
 
 def _with_shapes_alone(model: Any) -> Any:

@@ -28,6 +28,7 @@ class RunShape:
         reference: One of the modes of `adadpo_lightning.reference.modes`; a ``path`` counts as a copy of the policy.
         autocast: Whether float32 weights compute in half precision, as with ``bf16-mixed``.
         gathered_dtype: Dtype of gathered shards (``param_dtype`` of FSDP2); None is that of the weights.
+        reduced_dtype: Dtype in which gradients are summed over shards (``reduce_dtype``); None is `gathered_dtype`.
         accumulation: Micro-batches per optimizer step on each rank.
         ddp: Whether DDP holds gradient buckets in addition to the gradients.
         cpu_offload: Whether shards, gradients and optimizer state are in CPU memory.
@@ -40,6 +41,7 @@ class RunShape:
     reference: str = "none"
     autocast: bool = False
     gathered_dtype: torch.dtype | None = None
+    reduced_dtype: torch.dtype | None = None
     accumulation: int = 1
     ddp: bool = False
     cpu_offload: bool = False
@@ -72,46 +74,36 @@ class Estimate:
         return sum(self.gib.values())
 
 
-def estimate(run: RunShape) -> Estimate:
+def measured(run: RunShape) -> Measured:
+    """Sizes of the run's model and of its largest micro-batch; they do not depend on the number of ranks."""
+    return measure(run.policy, run.lengths, run.autocast, run.gathered_dtype if run.shards > 1 else None)
+
+
+def estimate(run: RunShape, sizes: Measured | None = None) -> Estimate:
     """Peak memory of a training step on each rank, after the first optimizer step.
 
-    The peak is at the beginning of the backward pass, when all activations exist, or at its end, when all gradients
-    exist. Allocator fragmentation, the CUDA context and NCCL buffers are not included.
+    The peak is at the beginning of the backward pass, when all activations exist, at its end, when all gradients
+    exist, or, with shards, in the reference's forward pass. Allocator fragmentation, the CUDA context and NCCL buffers
+    are not included.
 
     Args:
         run: The run's shape.
+        sizes: `measured` of a run that differs only in ranks and shards, if there is one.
     """
-    m = measure(run.policy, run.lengths, run.autocast, run.gathered_dtype if run.shards > 1 else None)
-    shard = 1 / run.shards
-    gathered = _gathered(m, run) if run.shards > 1 else 0
-    reference = m.weights * shard if run.reference in SECOND_MODEL else 0
-    if run.policy.gradient_checkpointing:
-        kept = SELECTIVE_SHARE * m.block_activations if run.policy.gradient_checkpointing == "selective" else 0.0
-        activations = m.other_activations + m.blocks * (m.block_input + kept) + m.block_activations
-    else:
-        activations = m.other_activations + m.blocks * m.block_activations
-    # Autocast keeps half-precision copies of float32 weights during the forward pass, and until the backward pass
-    # if that needs them.
-    copies = m.weights // 2 if run.autocast else 0
-    gradients = m.trained * shard * (2 if run.ddp else 1)
-    # Gradients of earlier micro-batches exist from the start; in the first, they grow as activations are freed.
-    begin, end = activations + copies + m.head, (0.0 if run.accumulation > 1 else gradients)
-    state = {"weights": m.weights * shard, "optimizer": 2 * m.trained * shard}
-    step = {
-        "gradients": gradients if run.accumulation > 1 or run.cpu_offload else max(0.0, end - begin),
-        "activations": activations,
-        "autocast copies": copies,
-        "head": m.head,
-        "gathered weights": gathered,
-    }
+    m = sizes or measured(run)
+    state = {"weights": m.weights / run.shards, "optimizer": 2 * m.trained / run.shards}
+    if run.reference in SECOND_MODEL:
+        state["reference"] = m.weights / run.shards
     host = set(OFFLOADED if run.cpu_offload else ()) | ({"activations"} if run.policy.offload_activations else set())
-    everything = state | step | {"reference": reference}
-    sizes = {name: size for name, size in everything.items() if name not in host}
+    everything = max(
+        ({**state, **moment} for moment in (_sharded(m, run) if run.shards > 1 else [_whole(m, run)])),
+        key=lambda sizes: sum(size for name, size in sizes.items() if name not in host),
+    )
     tokens = sum(map(sum, run.lengths))
     passes = 3 + (run.reference not in ("none", "cached")) + bool(run.policy.gradient_checkpointing)
     return Estimate(
-        gib={name: size / GIB for name, size in sizes.items() if size},
-        host_gib=sum(everything[name] for name in host) / GIB,
+        gib={name: size / GIB for name, size in everything.items() if size and name not in host},
+        host_gib=sum(everything.get(name, 0.0) for name in host) / GIB,
         parameters=m.parameters,
         trainable=m.trainable,
         tokens=tokens,
@@ -125,12 +117,62 @@ SECOND_MODEL = ("frozen", "path", "synced")
 OFFLOADED = ("weights", "optimizer", "gradients", "reference")
 
 
-def _gathered(m: Measured, run: RunShape) -> float:
-    """Full weights of the root and two blocks (one prefetched), and full gradients of the root and one block."""
-    block = (m.weights - m.outside) / m.blocks
-    size = 1.0
-    if run.gathered_dtype is not None:
-        stored = m.weights / m.parameters
-        size = run.gathered_dtype.itemsize / stored
-    share = m.trained / m.weights
-    return (m.outside + 2 * block) * size + (m.outside + block) * share
+def _saved(m: Measured, run: RunShape) -> float:
+    """Bytes that the forward pass keeps for the backward pass, and those of the block that is computed."""
+    if not run.policy.gradient_checkpointing:
+        return m.other_activations + m.blocks * m.block_activations
+    kept = SELECTIVE_SHARE * m.block_activations if run.policy.gradient_checkpointing == "selective" else 0.0
+    return m.other_activations + m.blocks * (m.block_input + kept) + m.block_activations
+
+
+def _whole(m: Measured, run: RunShape) -> dict[str, float]:
+    """The peak of a rank with whole weights: the head's backward pass, or the end when all gradients exist."""
+    activations = _saved(m, run)
+    # Autocast keeps half-precision copies of float32 weights during the forward pass, and until the backward pass
+    # if that needs them.
+    copies = m.weights // 2 if run.autocast else 0
+    gradients = m.trained * (2 if run.ddp else 1)
+    # Gradients of earlier micro-batches exist from the start; in the first, they grow as activations are freed.
+    rest = gradients if run.accumulation > 1 else max(0.0, gradients - activations - copies - m.head)
+    return {"gradients": rest, "activations": activations, "autocast copies": copies, "head": m.head}
+
+
+def _sharded(m: Measured, run: RunShape) -> list[dict[str, float]]:
+    """What a rank holds under FSDP2 at the moments that may be its peak, beside what it always holds.
+
+    While a block is computed, its weights and those of the next one are whole. Embedding, norm and head stay whole from
+    their forward pass to the end. Gradients are whole in the dtype of the computation until they are reduced, for which
+    they are copied in that of the reduction.
+    """
+    stored = m.weights / m.parameters
+    gathered = 1.0 if run.gathered_dtype is None else run.gathered_dtype.itemsize / stored
+    reduced = gathered if run.reduced_dtype is None else run.reduced_dtype.itemsize / stored
+    root, block = m.outside * gathered, (m.weights - m.outside) / m.blocks * gathered
+    trained = m.trained / m.weights  # with adapters gradients are few
+    copies = 1 + reduced / gathered
+    activations, gradients = _saved(m, run), m.trained / run.shards
+    earlier = gradients if run.accumulation > 1 or run.cpu_offload else 0.0
+    moments = [
+        # The backward pass of the head, when the last block is already on its way.
+        {"gradients": earlier, "activations": activations, "head": m.head, "gathered weights": root + block},
+        # That of the last block; the gradient of the head is still whole.
+        {
+            "gradients": earlier,
+            "activations": activations,
+            "gathered weights": root + 2 * block,
+            "whole gradients": trained * (root / 2 + copies * block),
+        },
+        # The end, when everything outside of the blocks is reduced.
+        {"gradients": gradients, "gathered weights": root, "whole gradients": trained * copies * root},
+    ]
+    if run.reference in SECOND_MODEL:
+        # Its forward pass follows the policy's, whose last logits and gradients of the step before are still there.
+        moments.append(
+            {
+                "gradients": gradients,
+                "activations": activations,
+                "head": m.logits,
+                "gathered weights": 2 * root + max(2 * block, m.logits),
+            }
+        )
+    return moments

@@ -83,6 +83,23 @@ def longest_pairs(
     )
 
 
+def strategy_options(trainer: dict[str, Any]) -> dict[str, Any]:
+    """The options of the configured `FSDP2`.
+
+    Raises:
+        UserError: For another strategy.
+    """
+    strategy = trainer.get("strategy", "auto")
+    name = strategy if isinstance(strategy, str) else str(strategy["class_path"])
+    if name.rpartition(".")[2] != "FSDP2":
+        raise UserError(
+            "simulate",
+            f"only FSDP2 is simulated, got trainer.strategy {name}",
+            "add --config configs/strategy/fsdp2.yaml",
+        )
+    return dict(strategy.get("init_args") or {})
+
+
 def run_shape(
     module: PreferenceLitModule, data: PreferenceDataModule, trainer: dict[str, Any], ranks: int, lengths: Lengths
 ) -> RunShape:
@@ -101,7 +118,7 @@ def run_shape(
     if not isinstance(strategy, str):
         name, options = strategy["class_path"], dict(strategy.get("init_args") or {})
     sharded = shards_weights(str(name))
-    dtype = options.get("param_dtype")
+    dtype, reduced = options.get("param_dtype"), options.get("reduce_dtype", "float32")
     pairs = len(lengths)
     return RunShape(
         policy=module.policy_config,
@@ -111,6 +128,7 @@ def run_shape(
         reference=module.reference_mode,
         autocast=str(trainer.get("precision")) == "bf16-mixed",
         gathered_dtype=getattr(torch, dtype) if dtype else None,
+        reduced_dtype=getattr(torch, reduced) if reduced else None,
         accumulation=max(1, -(-data.global_batch_size // (ranks * pairs))),
         ddp=ranks > 1 and not sharded,
         cpu_offload=bool(options.get("cpu_offload")),

@@ -58,14 +58,27 @@ def build_policy(
         _same_on_all_ranks(model)
     if reference_adapter:
         add_reference_adapter(model)
-    policy = PolicyModel(model, config)
-    shard(policy, sharding, frozen=frozen)
-    _place(policy, sharding)
+    policy = placed(model, config, sharding, frozen=frozen)
     if reason is None:
         _read(policy, str(folder))
         if policy.causal_lm.config.model_type not in SERVED:
             with policy.gathered():
                 check_forward(policy)
+    return policy
+
+
+def placed(model: Any, config: PolicyConfig, sharding: Sharding, *, frozen: bool = False) -> PolicyModel:
+    """Shard a model, and allocate this rank's shards of the weights that are on the meta device.
+
+    Args:
+        model: The causal language model.
+        config: Config that it was built from.
+        sharding: How to shard it.
+        frozen: Whether it is a reference, which has no backward pass.
+    """
+    policy = PolicyModel(model, config)
+    shard(policy, sharding, frozen=frozen)
+    _place(policy, sharding)
     return policy
 
 
