@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import torch
     from datasets import Dataset
     from lightning.pytorch import Trainer
+    from lightning.pytorch.callbacks import WeightAveraging
     from torch import Tensor, nn
     from torch.optim import Optimizer
     from transformers import PreTrainedConfig
@@ -100,6 +101,24 @@ def logs_now(trainer: Trainer) -> bool:
 def ends_logged_step(trainer: Trainer) -> bool:
     """Whether the current micro-batch ends an optimizer step at which Lightning writes metrics."""
     return logs_now(trainer) and not accumulating(trainer)
+
+
+def keep_equal_weights(averaging: WeightAveraging) -> None:
+    """Let the average of equal weights be that weight, to the last bit.
+
+    ``decay * x + (1 - decay) * x`` is x up to rounding only, so that frozen weights and buffers would drift in the
+    average. torch's own averages, which interpolate, keep them.
+    """
+    import torch
+
+    average = averaging._kwargs.get("avg_fn")
+    if average is None:
+        return
+
+    def exact(mean: Tensor, value: Tensor, count: Tensor | int) -> Tensor:
+        return torch.where(mean == value, value, average(mean, value, count))
+
+    averaging._kwargs["avg_fn"] = exact
 
 
 # --- torch 2.13.0 ----------------------------------------------------------------------------------------------------

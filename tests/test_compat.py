@@ -14,8 +14,10 @@ import torch
 from jinja2 import TemplateError
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from adadpo_lightning import compat
 from adadpo_lightning.training.optimizer_class import OptimizerCallable
@@ -430,3 +432,24 @@ def test_class_and_arguments():
     assert compat.class_and_arguments(partial(torch.optim.SGD, lr=1.0)) == (torch.optim.SGD, {"lr": 1.0})
     assert compat.class_and_arguments(partial(torch.optim.SGD, [])) is None
     assert compat.class_and_arguments(partial(print, torch.optim.SGD)) is None
+
+
+def test_keep_equal_weights():
+    class Mine(WeightAveraging):
+        """As `EMAWeightAveraging`, with an average that is never exact."""
+
+    for given in ({}, {"avg_fn": lambda mean, value, count: mean + 1}):
+        callback = Mine(**given)
+        compat.keep_equal_weights(callback)
+        found = callback._kwargs.get("avg_fn")
+        if not given:
+            assert found is None
+            continue
+        averaged = AveragedModel(nn.Linear(2, 1, bias=False), avg_fn=found)
+        other = nn.Linear(2, 1, bias=False)
+        averaged.update_parameters(other)  # the first time it copies
+        before = other.weight.detach().clone()
+        with torch.no_grad():
+            other.weight[0, 0] += 5
+        averaged.update_parameters(other)
+        assert torch.equal(averaged.module.weight.detach(), before + torch.tensor([[1.0, 0.0]]))

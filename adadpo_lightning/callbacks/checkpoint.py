@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.trainer.states import TrainerStatus
 
 from adadpo_lightning.checkpoints.integrity import WholeFileIO
 from adadpo_lightning.compat import accumulating
@@ -24,13 +25,16 @@ class RunCheckpoint(ModelCheckpoint):
     Lightning's own class saves after validations, so no checkpoint would contain the steps after the last validation.
 
     A checkpoint always holds the state after a complete optimizer step whose metrics are logged. A checkpoint saved in
-    the middle of a step, at a validation or a signal, records the start of that step: weights and optimizer have not
-    changed since. Checkpoints do not contain gradients, so a resumed run recomputes them.
+    the middle of a step, at a validation, a signal or an exception (`OnExceptionCheckpoint`), records the start of that
+    step: weights and optimizer have not changed since. Checkpoints do not contain gradients, so a resumed run
+    recomputes them.
     """
 
     _due: tuple[Any, Any, int] | None = None
     _at_last_step: dict[str, Any] | None = None
+    _last_step: int | None = None
     _position_of_last_step = False
+    _ended_within_epoch = False
     _step_of_last: int | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -61,15 +65,18 @@ class RunCheckpoint(ModelCheckpoint):
         """Take the checkpoint's position in the data as the run's own until the first step."""
         # Not a copy: the position may still be translated to this run's ranks and micro-batches.
         self._at_last_step = checkpoint["loops"]["fit_loop"]
+        self._last_step = checkpoint["global_step"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the position in the data; every optimizer step updates it."""
         super().on_train_start(trainer, pl_module)
+        self._ended_within_epoch = False
         if self._at_last_step is None:
             self._remember(trainer)
 
     def _remember(self, trainer: Trainer) -> None:
         self._at_last_step = deepcopy(trainer.fit_loop.state_dict())
+        self._last_step = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -92,10 +99,20 @@ class RunCheckpoint(ModelCheckpoint):
             self._save_due(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Run the save that was deferred until after the validation."""
-        self._remember(trainer)
+        """Run the save that was deferred until after the validation, and that of the last step.
+
+        The last step is saved here and not only in `on_train_end`, where `WeightAveraging` has already replaced the
+        weights by their average. Where training ends within an epoch, by its steps, its time or early stopping,
+        Lightning counts that epoch as complete; the position remains that of the last step.
+        """
+        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self._remember(trainer)
+        else:
+            self._ended_within_epoch = True
         super().on_train_epoch_end(trainer, pl_module)
         self._save_due(trainer, pl_module)
+        if _ends(trainer):
+            self._save_last_step(trainer)
 
     def _save_due(self, trainer: Trainer, pl_module: LightningModule) -> None:
         due, self._due = self._due, None
@@ -106,6 +123,9 @@ class RunCheckpoint(ModelCheckpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the last step, unless ``last.ckpt`` holds it."""
+        self._save_last_step(trainer)
+
+    def _save_last_step(self, trainer: Trainer) -> None:
         tries = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # set in the trainer's connector
         if trainer.global_step > 0 and not tries and self._step_of_last != trainer.global_step:
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
@@ -115,7 +135,7 @@ class RunCheckpoint(ModelCheckpoint):
 
         A run may be killed after it has saved its last step under another name and before it has saved ``last.ckpt``.
         """
-        self.on_train_end(trainer, pl_module)
+        self._save_last_step(trainer)
 
     def _save_last_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Any]) -> None:
         """Remember the step of ``last.ckpt``; other files of the same step do not count."""
@@ -135,7 +155,8 @@ class RunCheckpoint(ModelCheckpoint):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Set the position in the data to the end of the last complete step."""
-        inside = self._position_of_last_step or accumulating(trainer)
+        failed = trainer.state.status == TrainerStatus.INTERRUPTED and trainer.global_step == self._last_step
+        inside = self._position_of_last_step or self._ended_within_epoch or accumulating(trainer) or failed
         if self._at_last_step is not None and inside:
             checkpoint["loops"]["fit_loop"] = self._at_last_step
 
@@ -146,6 +167,13 @@ class RunCheckpoint(ModelCheckpoint):
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.flush()
         super()._save_checkpoint(trainer, filepath)
+
+
+def _ends(trainer: Trainer) -> bool:
+    """Whether training ends after this epoch, at its end."""
+    steps = 0 <= trainer.max_steps <= trainer.global_step
+    epochs = trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch + 1
+    return bool(trainer.should_stop or steps or epochs)
 
 
 def relocated(state: dict[str, Any], before: Path, now: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from adadpo_lightning import log
+from adadpo_lightning.checkpoints.parts import CURRENT_WEIGHTS
 from adadpo_lightning.checkpoints.resume import latest_valid
 from adadpo_lightning.compat import accumulating, fused_step_can_be_skipped, set_learning_rate, skip_step_if
 from adadpo_lightning.errors import UserError
@@ -165,6 +166,8 @@ class NonFiniteGuard(Callback):
         if path is None:
             return "; no checkpoint to roll back to yet"
         checkpoint = trainer.strategy.load_checkpoint(path, weights_only=True)
+        if CURRENT_WEIGHTS in checkpoint:  # beside their average
+            checkpoint["state_dict"] = checkpoint[CURRENT_WEIGHTS]
         trainer.strategy.load_model_state_dict(checkpoint, strict=trainer.lightning_module.strict_loading)
         trainer.strategy.load_optimizer_state_dict(checkpoint)
         # The checkpoint holds the learning rate of its own step.

@@ -11,6 +11,8 @@ import torch
 from adadpo_lightning.errors import UserError
 
 ANY = {"state_dict": Mapping, "global_step": int, "epoch": int, "pytorch-lightning_version": str}
+# Where Lightning's `WeightAveraging` keeps the weights that training continues from; ``state_dict`` is their average.
+CURRENT_WEIGHTS = "current_model_state"
 RESUMED = {"loops": Mapping, "lr_schedulers": list, "callbacks": Mapping}
 
 

@@ -11,8 +11,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from adadpo_lightning import log
 from adadpo_lightning.callbacks.defaults import complete
-from adadpo_lightning.callbacks.refused import refuse_unsupported
+from adadpo_lightning.callbacks.refused import refuse_rounded_average, refuse_unsupported
 from adadpo_lightning.checkpoints.export import check_base
+from adadpo_lightning.checkpoints.parts import CURRENT_WEIGHTS
 from adadpo_lightning.checkpoints.record import KEY, RunRecord
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.losses import PreferenceLoss
@@ -111,7 +112,7 @@ class PreferenceLitModule(PolicyModule):
             UserError: For a callback that would do nothing, or something else than it says.
         """
         trainer: Any = self.trainer
-        refuse_unsupported(trainer.callbacks)
+        refuse_unsupported(trainer, self)
         trainer.callbacks, added = complete(trainer.callbacks, predict=trainer.state.fn == TrainerFn.PREDICTING)
         return added
 
@@ -119,8 +120,9 @@ class PreferenceLitModule(PolicyModule):
         """Refuse a precision that would spoil the model without a word.
 
         Raises:
-            UserError: For ``bf16-true`` and ``16-true``, and for inference mode under FSDP2.
+            UserError: For ``bf16-true`` and ``16-true``, for inference mode under FSDP2, and for averages in 16 bits.
         """
+        refuse_rounded_average(self.trainer, self)
         if shards_parameters(self.trainer.strategy) and self.trainer.validate_loop.inference_mode:
             raise UserError(
                 "trainer.inference_mode",
@@ -290,6 +292,10 @@ class PreferenceLitModule(PolicyModule):
         if self._trainer is not None:
             self.run_record.check(self, checkpoint)
         self._saved_position = position_of(checkpoint, checkpoint.get(KEY, {}))
+        if CURRENT_WEIGHTS in checkpoint and not self.strict_loading:
+            # `WeightAveraging` restores its average strictly, and with LoRA a checkpoint lacks the base model.
+            for part in ("state_dict", CURRENT_WEIGHTS):
+                checkpoint[part] = self.state_dict() | checkpoint[part]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Record how to rebuild the module and what the run depends on; with LoRA keep only what is trained."""
@@ -299,5 +305,5 @@ class PreferenceLitModule(PolicyModule):
         if self.policy_config.lora is not None:
             synced = self.saves_frozen_weights
             kept = {name for name, p in self.named_parameters() if p.requires_grad or (synced and is_reference(name))}
-            weights = checkpoint["state_dict"]
-            checkpoint["state_dict"] = {name: w for name, w in weights.items() if name in kept}
+            for part in {"state_dict", CURRENT_WEIGHTS} & checkpoint.keys():
+                checkpoint[part] = {name: w for name, w in checkpoint[part].items() if name in kept}

@@ -3,11 +3,8 @@
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging
 
 from adadpo_lightning.callbacks import PreferenceMetrics
-from adadpo_lightning.callbacks.refused import refuse_unsupported
-from adadpo_lightning.errors import UserError
 from adadpo_lightning.training.optim import SchedulerConfig
 from tests.training.test_module import QUIET, data, module
 
@@ -52,10 +49,3 @@ def test_rate_and_limited_validation(model_dir, pairs_file):
     contrast = torch.cat([step.loss.per_pair for step in steps]).mean()
     nll = sum(step.loss.nll.sum() for step in steps) / sum(step.pairs.chosen_len.sum() for step in steps)
     assert float(trainer.callback_metrics["val/loss"]) == pytest.approx(float(contrast + nll), rel=1e-6)
-
-
-def test_averaging_that_would_average_nothing_is_refused(model_dir, pairs_file):
-    trainer = Trainer(**QUIET, enable_checkpointing=False, callbacks=[StochasticWeightAveraging(1e-3)])
-    with pytest.raises(UserError, match=r"trainer\.callbacks: StochasticWeightAveraging .*EMAWeightAveraging"):
-        trainer.fit(module(model_dir, "dpo"), datamodule=data(pairs_file))
-    refuse_unsupported([EMAWeightAveraging()])
