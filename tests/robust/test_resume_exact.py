@@ -134,6 +134,32 @@ def test_resumed_from_every_kind_of_checkpoint(tmp_path, model_dir, pairs, whole
         assert_same(out, expected)
 
 
+@pytest.mark.parametrize(
+    "how", ["another working directory", *(pytest.param(how, marks=pytest.mark.slow) for how in ("moved", "copied"))]
+)
+def test_a_run_that_is_elsewhere_resumes(tmp_path, model_dir, pairs, whole, interrupted, monkeypatch, how):
+    """All its paths are relative."""
+    expected = whole("adadpo")
+
+    def args(out):
+        return arguments(os.path.relpath(model_dir), os.path.relpath(pairs), out, *options("adadpo", expected))
+
+    start, there = tmp_path / "start", tmp_path / "a" / "there"
+    start.mkdir()
+    there.mkdir(parents=True)
+    monkeypatch.chdir(start)
+    assert interrupted(args("run"), Interrupt(9)) == 128 + signal.SIGTERM
+    monkeypatch.chdir(there)
+    if how == "moved":
+        shutil.move(start / "run", there / "run")
+    elif how == "copied":
+        shutil.copytree(start / "run", there / "run")
+    runs = {"moved": ["run"], "copied": ["run", "../../start/run"]}.get(how, ["../../start/run"])
+    for out in runs:
+        assert run([*args(out), "--ckpt_path=last"]) == 0
+        assert_same((there / out).resolve(), expected)
+
+
 def test_the_same_seed_gives_the_same_bits_and_workers_change_nothing(tmp_path, model_dir, pairs, whole):
     expected = whole("adadpo")
     args = arguments(model_dir, pairs, tmp_path, *options("adadpo", expected), "--data.num_workers=2")
