@@ -7,7 +7,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 FAST := "not slow and not gpu and not real_model"
 
-.PHONY: quickstart demo test test-all coverage lower-bounds notebooks lint types audit schema docs release-check bench bench-end-to-end gpu gpu-rehearsal clean
+.PHONY: quickstart demo test test-all coverage lower-bounds notebooks lint types audit lock locked schema docs release-check bench bench-end-to-end gpu gpu-rehearsal clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -72,7 +72,21 @@ $(VENV)/.installed-release: $(VENV)/.installed
 
 # A dry run of the release: build, check, install the wheel without its dependencies, compare versions.
 release-check: $(VENV)/.installed-release
-	$(BIN)/python scripts/release_check.py
+	$(BIN)/python -m scripts.release_check
+
+# The tests with wheels whose hashes requirements.lock names, nothing built (CPython 3.11 on x86-64 Linux). torch comes last
+# and is not hashed: its builds for CPU and CUDA have one version.
+locked:
+	$(PYTHON) -m venv --clear .venv-locked
+	.venv-locked/bin/python -m pip install --quiet --require-hashes --no-deps --only-binary=:all: --requirement requirements.lock
+	.venv-locked/bin/python -m pip install --quiet --only-binary=:all: --constraint constraints.txt torch
+	.venv-locked/bin/python -m pip install --quiet --no-deps --no-build-isolation --no-index --editable .
+	.venv-locked/bin/python -m pip check
+	$(TEST_ENV) .venv-locked/bin/python -m pytest -n 2 -m $(FAST)
+
+# requirements.lock again, after a change of constraints.txt; asks the index for every pin.
+lock: $(VENV)/.installed-dev
+	$(BIN)/python scripts/lock.py
 
 # Known vulnerabilities of what is installed; where their service cannot be reached it says so and passes.
 audit: $(VENV)/.installed-dev
@@ -106,4 +120,4 @@ gpu-rehearsal: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/gpu.py --rehearse --output build/gpu-rehearsal
 
 clean:
-	rm -rf $(VENV) .venv-lower .venv-gpu dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
+	rm -rf $(VENV) .venv-lower .venv-locked .venv-gpu dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*

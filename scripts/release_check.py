@@ -1,6 +1,8 @@
 """A dry run of a release: sdist and wheel are built, checked, installed and compared with the changelog.
 
-Usage: python scripts/release_check.py
+The software bill of materials is left in ``build/``.
+
+Usage: python -m scripts.release_check
 """
 
 from __future__ import annotations
@@ -13,6 +15,9 @@ import tempfile
 import venv
 import zipfile
 from pathlib import Path
+
+from scripts.make_release_fixture import fixture_folder
+from scripts.sbom import write as write_bill
 
 ROOT = Path(__file__).parent.parent
 IN_WHEEL = ("py.typed", "configs/base.yaml", "configs/loss/adadpo.yaml", "configs/study/embedded_grid.yaml")
@@ -86,7 +91,11 @@ def main() -> None:
     expected = released_version((ROOT / "CHANGELOG.md").read_text(encoding="utf-8"))
     if version != expected:
         raise SystemExit(f"the wheel is version {version}, the newest version in CHANGELOG.md is {expected}")
-    print(f"{wheel.name}, {sdist.name}: ready to release {version}")
+    if not fixture_folder(version).is_dir():
+        raise SystemExit(f"no checkpoint of {version} in tests/fixtures: run python -m scripts.make_release_fixture")
+    materials = ROOT / "build" / f"{sdist.name.removesuffix('.tar.gz')}.cdx.json"
+    packages = write_bill(materials)
+    print(f"{wheel.name}, {sdist.name}, {materials.name} ({packages} packages): ready to release {version}")
 
 
 if __name__ == "__main__":
