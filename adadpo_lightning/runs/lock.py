@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
@@ -37,6 +38,20 @@ def lock_directory(directory: str | Path, field: str) -> Iterator[None]:
     """
     with _locked(Path(directory) / LOCK, str(directory), field):
         yield
+
+
+def wait_for_lock(directory: str | Path, seconds: float) -> None:
+    """Wait until no process holds the lock of a directory.
+
+    Args:
+        directory: The directory; it may not exist.
+        seconds: Time to wait for at most; whoever locks it then raises.
+    """
+    last = time.monotonic() + seconds
+    while time.monotonic() < last:
+        with suppress(UserError), lock_directory(directory, "directory"):
+            return
+        time.sleep(min(0.5, seconds))
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from adadpo_lightning.runs.lock import lock_directory
 from adadpo_lightning.study.directory import SAVED, result_path, status_of
 from adadpo_lightning.study.grid import jobs_of
-from adadpo_lightning.study.processes import Processes, stop_on_signals
+from adadpo_lightning.study.processes import Processes, Runner, stop_on_signals
 from adadpo_lightning.study.result_file import read_result, write_result
 
 if TYPE_CHECKING:
@@ -48,7 +48,9 @@ class Progress:
         print(f"[{self.done + self.failed}/{self.total}] {job.name}  {said}  (ETA {eta / 60:.0f} min)", flush=True)
 
 
-def run_study(study: StudyConfig, workers: int, command: Sequence[str] | None = None) -> int:
+def run_study(
+    study: StudyConfig, workers: int, command: Sequence[str] | None = None, runner: Runner | None = None
+) -> int:
     """Run all jobs that are not done.
 
     SIGTERM, SIGINT and SIGHUP also stop the running jobs; the next call resumes them.
@@ -57,6 +59,7 @@ def run_study(study: StudyConfig, workers: int, command: Sequence[str] | None = 
         study: The study; `save_study` has written it.
         workers: Number of parallel jobs.
         command: Command of a job, to which ``--job NAME`` is appended; None is this package's ``study``.
+        runner: What runs the commands; None runs them as processes of this machine.
 
     Returns:
         The number of jobs that failed or depend on a job that failed.
@@ -67,7 +70,7 @@ def run_study(study: StudyConfig, workers: int, command: Sequence[str] | None = 
     """
     saved = str(study.root / SAVED)
     base = command or [sys.executable, "-m", "adadpo_lightning", "study", "--config", saved]
-    environment, processes = _environment(workers), Processes()
+    environment, processes = _environment(workers), runner or Processes()
 
     def start(job: Job) -> str | None:
         return run_in_process([*base, "--job", job.name], result_path(study, job), environment, job, processes)
@@ -122,7 +125,7 @@ def schedule(
 
 
 def run_in_process(
-    command: Sequence[str], result: Path, environment: Mapping[str, str], job: Job, processes: Processes
+    command: Sequence[str], result: Path, environment: Mapping[str, str], job: Job, processes: Runner
 ) -> str | None:
     """Run the command of a job, with its output in ``log.txt`` next to its result.
 

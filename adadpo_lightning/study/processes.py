@@ -11,7 +11,7 @@ import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
-from typing import IO, Any, TypeVar
+from typing import IO, Any, Protocol, TypeVar
 
 from adadpo_lightning import log, parent
 
@@ -19,6 +19,20 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP"
 
 
 T = TypeVar("T")
+
+
+class Runner(Protocol):
+    """Runs commands and can stop them: `Processes` on this machine, `adadpo_lightning.study.ray_tasks` on a cluster."""
+
+    stopped: bool
+
+    def run(
+        self, command: Sequence[str], output: IO[Any] | None = None, environment: Mapping[str, str] | None = None
+    ) -> int | None:
+        """Run a command to its end and return its exit status; None if `stop` was called before it started."""
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal to all running commands, prevent new ones, and return how many received it."""
 
 
 class Processes:
@@ -105,7 +119,7 @@ def run_in_turn(commands: Generator[list[str], None, T]) -> T:
 
 
 @contextmanager
-def stop_on_signals(processes: Processes) -> Iterator[None]:
+def stop_on_signals(processes: Runner) -> Iterator[None]:
     """Stop `processes` when this process receives a signal; a second signal kills them.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse.typing import PositiveInt
 
@@ -26,6 +26,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--slurm", type=str | None, default=None, metavar="FILE", help="write SLURM arrays, run nothing"
     )
+    ray = "run the jobs as tasks of Ray: local starts it here, auto or an address joins a cluster (extra ray)"
+    parser.add_argument("--ray", type=str | None, default=None, metavar="ADDRESS", help=ray)
+    of_ray = "options of ray.remote for each job, such as {num_cpus: 1, num_gpus: 8}"
+    parser.add_argument("--ray_options", type=dict[str, Any], default={}, help=of_ray)
     parser.add_argument("--report_only", type=bool, default=False, help="only write the report again")
 
 
@@ -67,10 +71,12 @@ def run(config: Namespace, parser: ArgumentParser) -> None:
     """
     from adadpo_lightning.study.cell import run_job
     from adadpo_lightning.study.directory import save_study
-    from adadpo_lightning.study.jobs import run_study
+    from adadpo_lightning.study.ray_tasks import import_ray
     from adadpo_lightning.study.slurm import write_slurm
 
     study = study_of(config, parser)
+    if config.ray is not None:
+        import_ray()
     if not config.report_only:
         check_fit(study)
     if config.job is not None:
@@ -81,11 +87,24 @@ def run(config: Namespace, parser: ArgumentParser) -> None:
     if config.slurm is not None:
         print("\n".join(map(str, write_slurm(study, config.slurm))))
         return
-    # On a GPU two runs side by side may not fit; only the user knows.
-    workers = config.jobs or (os.cpu_count() or 1 if study.task == "embedded" else 1)
-    failed = 0 if config.report_only else run_study(study, workers)
+    failed = 0 if config.report_only else _run_cells(study, config)
     from adadpo_lightning.study.report import write_report
 
     print(f"report: {write_report(study, study.root / 'report')}")
     if failed:
         raise UserError("study", f"{failed} jobs failed or wait for one that did", "run the same command to retry")
+
+
+def _run_cells(study: StudyConfig, config: Namespace) -> int:
+    from adadpo_lightning.study.jobs import run_study
+    from adadpo_lightning.study.ray_tasks import ray_tasks
+
+    if config.ray is not None:
+        with ray_tasks(study, config.ray, config.ray_options) as (runner, most):
+            return run_study(study, config.jobs or most, runner=runner)
+    return run_study(study, _workers(study, config))
+
+
+def _workers(study: StudyConfig, config: Namespace) -> int:
+    # On a GPU two runs side by side may not fit; only the user knows.
+    return int(config.jobs or (os.cpu_count() or 1 if study.task == "embedded" else 1))
