@@ -2,6 +2,7 @@
 
 import csv
 import math
+import struct
 from datetime import timedelta
 
 import pytest
@@ -231,16 +232,14 @@ def wandb_offline(here):
     wandb = pytest.importorskip("wandb")
     from lightning.pytorch.loggers import WandbLogger
     from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
 
     logger = WandbLogger(project="adadpo", save_dir=here.folder, offline=True)
     ours = AppendingCSVLogger(str(here.folder), name="ours")
     here.same(logger=[logger, ours], log_every_n_steps=1, data=here.lab.held_out)
     wandb.finish()
     (file,) = here.folder.glob("wandb/offline-run-*/run-*.wandb")
-    store, found = DataStore(), {}
-    store.open_for_scan(str(file))
-    while (content := store.scan_data()) is not None:
+    found = {}
+    for content in records(file.read_bytes()):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(content)
         items = {"/".join(i.nested_key) or i.key: i.value_json for i in record.history.item}
@@ -249,10 +248,26 @@ def wandb_offline(here):
     check_logged(here, found)
 
 
-def mlflow_files(here):
+def records(content, header=7, block=1 << 15):
+    """The records of a W&B file, which is a LevelDB log: parts with checksum, length and kind, none across a block."""
+    at, record = header, b""
+    while at + 7 <= len(content):
+        if (left := block - at % block) < 7:
+            at += left
+            continue
+        _, length, kind = struct.unpack("<IHB", content[at : at + 7])
+        record += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield record
+            record = b""
+
+
+def mlflow_files(here, monkeypatch):
     pytest.importorskip("mlflow")
     from lightning.pytorch.loggers import MLFlowLogger
 
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow 3 would rather have a database
     logger = MLFlowLogger("adadpo", tracking_uri=f"file:{here.folder / 'mlruns'}")
     ours = AppendingCSVLogger(str(here.folder), name="ours")
     here.same(logger=[logger, ours], log_every_n_steps=1, data=here.lab.held_out)
