@@ -47,8 +47,7 @@ def draw_figures(results: Results, groups: Mapping[Comparison, Sequence[Comparis
     Raises:
         UserError: If matplotlib is missing.
     """
-    if find_spec("matplotlib") is None:
-        raise UserError("study", "the report needs matplotlib", "pip install 'adadpo-lightning[study]'")
+    check_matplotlib()
     figures: dict[str, str] = {}
     for pair, others in groups.items():
         for measure in ("lc", "gold"):
@@ -74,6 +73,16 @@ def draw_figures(results: Results, groups: Mapping[Comparison, Sequence[Comparis
         save(frontier(results), output, "gold_against_kl")
         figures["gold_against_kl"] = "Gold win rate against on-policy KL to the warm-up model; one dot a run."
     return figures
+
+
+def check_matplotlib() -> None:
+    """Check that figures can be drawn.
+
+    Raises:
+        UserError: If matplotlib is missing.
+    """
+    if find_spec("matplotlib") is None:
+        raise UserError("study", "the report needs matplotlib", "pip install 'adadpo-lightning[study]'")
 
 
 def heat_maps(results: Results, pair: Comparison, measure: str) -> Figure:
@@ -145,7 +154,7 @@ def forest(results: Results, others: Sequence[Comparison], measures: Sequence[st
         axes.set_yticks(places, [f"{other.title}\n({other.role})" for other in others])
         axes.set_ylim(-0.6, len(others) - 0.5)
         axes.set_title(f"{MEASURES[measure].label}, points", loc="left", fontsize=11, color=INK)
-        _plain(axes)
+        plain_axes(axes)
         axes.tick_params(labelleft=number == 0)
     return figure
 
@@ -167,7 +176,7 @@ def frontier(results: Results) -> Figure:
     axes.set_xlabel("on-policy KL to the warm-up model, nats an answer", color=INK)
     axes.set_ylabel("gold win rate, %", color=INK)
     axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    _plain(axes)
+    plain_axes(axes)
     return figure
 
 
@@ -190,7 +199,7 @@ def training_curves(results: Results, arms: Sequence[str], point: Point) -> Figu
             _ratio_axis(axes)
         elif "kl" in tag:
             axes.set_ylim(bottom=0)
-        _plain(axes)
+        plain_axes(axes)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(arms), frameon=False, fontsize=9)
     return figure
@@ -224,7 +233,8 @@ def _ratio_axis(axes: Axes) -> None:
     axes.axhline(1, color=INK, linewidth=0.8, linestyle=":")
 
 
-def _plain(axes: Axes) -> None:
+def plain_axes(axes: Axes) -> None:
+    """A pale grid and no frame."""
     axes.grid(color=PALE, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -21,7 +21,8 @@ class Arm:
         control: What this arm is a control for, in one word, such as noise or static.
         against: The arm that a control is compared with; null takes the first plain arm.
         options: Options of the loss beside the swept one.
-        strength: The option that `betas` sweeps: beta, or tau (ipo), lam (orpo).
+        strength: The option that `betas` sweeps: beta, or tau (ipo), lam (orpo); null for a loss without one (simper),
+            whose cells have the strength 0.
         coefficient_of: Take floor = ceiling = the mean coefficient that this arm's run of the same cell had.
         training_seed: Another number draws another order of the pairs over the same warm-up model and pairs.
         learning_rates: Instead of the study's.
@@ -33,7 +34,7 @@ class Arm:
     control: str | None = None
     against: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
-    strength: str = "beta"
+    strength: str | None = "beta"
     coefficient_of: str | None = None
     training_seed: int = 0
     learning_rates: list[float] | None = None
@@ -98,6 +99,8 @@ class StudyConfig:
         keep_models: Keep the exported policy of every cell.
         paper: Published figures by headline, shown in a column of their own.
         validation_set: Which of several named validation sets (data.val) the report reads; null if they have no names.
+        report: pairs describes each loss and its twin at length; league ranks all arms, with comparisons corrected for
+            their number.
 
     Raises:
         UserError: If the grid is empty, or an arm names a loss or another arm that does not exist.
@@ -117,6 +120,7 @@ class StudyConfig:
     keep_models: bool = False
     paper: dict[str, str] = field(default_factory=dict)
     validation_set: str | None = None
+    report: Literal["pairs", "league"] = "pairs"
 
     def __post_init__(self) -> None:
         """Check everything that can be checked without a run."""
@@ -132,6 +136,16 @@ class StudyConfig:
             raise UserError("evaluation", "the embedded task has its own", "leave it out, or take task: preference")
         for name, arm in self.arms.items():
             _check_arm(name, arm, self.arms)
+            for strength in self.strengths_of(name):
+                _build(arm, strength)
+
+    def rates_of(self, arm: str) -> list[float]:
+        """The learning rates of an arm."""
+        return self.arms[arm].learning_rates or self.learning_rates
+
+    def strengths_of(self, arm: str) -> list[float]:
+        """The values of an arm's `Arm.strength`; 0 alone where it has none."""
+        return [0.0] if self.arms[arm].strength is None else self.arms[arm].betas or self.betas
 
     @property
     def root(self) -> Path:
@@ -139,12 +153,24 @@ class StudyConfig:
         return Path(self.output_dir)
 
 
+def options_at(arm: Arm, strength: float) -> dict[str, Any]:
+    """Options of the loss of an arm at one strength."""
+    return arm.options if arm.strength is None else {**arm.options, arm.strength: strength}
+
+
+def _build(arm: Arm, strength: float) -> None:
+    from adadpo_lightning.losses import build_loss
+
+    build_loss(arm.loss, **options_at(arm, strength))  # names an unknown option and a value out of range itself
+
+
 def _check_arm(name: str, arm: Arm, arms: dict[str, Arm]) -> None:
-    from adadpo_lightning.losses import available_losses, build_loss
+    from adadpo_lightning.losses import available_losses
 
     if arm.loss not in available_losses():
         raise UserError(f"arms.{name}.loss", f"unknown loss {arm.loss!r}", did_you_mean(arm.loss, available_losses()))
-    build_loss(arm.loss, **arm.options)  # names an unknown option itself
+    if arm.strength is None and arm.betas is not None:
+        raise UserError(f"arms.{name}.betas", f"got {arm.betas}, and strength is null", "leave one of them out")
     for key in ("twin_of", "against", "coefficient_of"):
         other = getattr(arm, key)
         if other is not None and (other not in arms or other == name):
@@ -201,8 +227,8 @@ class Job:
 def cells_of(study: StudyConfig) -> Iterator[Cell]:
     """All cells, seed by seed."""
     for seed, (name, arm) in product(study.seeds, study.arms.items()):
-        for lr, beta in product(arm.learning_rates or study.learning_rates, arm.betas or study.betas):
-            yield Cell(name, arm.loss, lr, beta, seed, {**arm.options, arm.strength: beta})
+        for lr, beta in product(study.rates_of(name), study.strengths_of(name)):
+            yield Cell(name, arm.loss, lr, beta, seed, options_at(arm, beta))
 
 
 def jobs_of(study: StudyConfig) -> list[Job]:

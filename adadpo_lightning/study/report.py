@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adadpo_lightning.study import league_tables
 from adadpo_lightning.study.comparisons import Comparison, comparisons, twin_pairs
 from adadpo_lightning.study.results import Results, read_results, write_table
 from adadpo_lightning.study.tables import HEADLINES, arm_table, cell_table, effect_table, headlines, statements
@@ -12,7 +13,7 @@ from adadpo_lightning.study.tables import HEADLINES, arm_table, cell_table, effe
 if TYPE_CHECKING:
     from adadpo_lightning.study.grid import StudyConfig
 
-TEMPLATE = "report.md.jinja"
+TEMPLATES = {"pairs": "report.md.jinja", "league": "league.md.jinja"}
 
 
 def write_report(study: StudyConfig, output: Path) -> Path:
@@ -28,15 +29,23 @@ def write_report(study: StudyConfig, output: Path) -> Path:
     Raises:
         UserError: If no cell is finished, results cannot be compared, or matplotlib or scipy is missing.
     """
-    from adadpo_lightning.study.figures import draw_figures
-
     results = read_results(study)
     output.mkdir(parents=True, exist_ok=True)
     write_table(results, output / "results.csv")
-    groups = {pair: comparisons(study, results, pair) for pair in twin_pairs(study, results)}
     path = output / "report.md"
-    path.write_text(render(study, results, draw_figures(results, groups, output)), encoding="utf-8")
+    path.write_text(render(study, results, _draw(study, results, output)), encoding="utf-8")
     return path
+
+
+def _draw(study: StudyConfig, results: Results, output: Path) -> dict[str, str]:
+    from adadpo_lightning.study.figures import draw_figures
+    from adadpo_lightning.study.league_figures import draw_league
+
+    if study.report == "league":
+        return draw_league(study, results, output)
+    return draw_figures(
+        results, {pair: comparisons(study, results, pair) for pair in twin_pairs(study, results)}, output
+    )
 
 
 def render(study: StudyConfig, results: Results, figures: dict[str, str]) -> str:
@@ -56,8 +65,11 @@ def render(study: StudyConfig, results: Results, figures: dict[str, str]) -> str
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    sections = [section(study, results, pair) for pair in twin_pairs(study, results)]
-    text: str = environment.get_template(TEMPLATE).render(
+    if study.report == "league":
+        sections = [league_tables.section(study, results, measure) for measure in league_tables.judged_by(results)]
+    else:
+        sections = [section(study, results, pair) for pair in twin_pairs(study, results)]
+    text: str = environment.get_template(TEMPLATES[study.report]).render(
         study=study,
         results=results,
         arms=arm_table(study),

@@ -31,6 +31,38 @@ def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, flo
     return mean, float(low), float(high)
 
 
+def t_test(values: Sequence[float]) -> float:
+    """Two-sided p of the one-sample t-test that the mean is 0; NaN for fewer than two values.
+
+    Example:
+        >>> round(t_test([1.0, 2.0, 1.5, 3.0, 0.5]), 4)
+        0.0205
+    """
+    if len(values) < 2:
+        return math.nan
+    if np.ptp(values) == 0:
+        return 0.0 if values[0] else 1.0
+    return float(_scipy().ttest_1samp(values, 0.0).pvalue)
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p of each p of a family; NaN stays and does not count.
+
+    The adjusted p of the i-th smallest of m is the largest ``(m - j + 1) p_j`` over j <= i, at most 1. Holm, "A Simple
+    Sequentially Rejective Multiple Test Procedure", Scandinavian Journal of Statistics 6 (1979).
+
+    Example:
+        >>> holm([0.01, 0.04, 0.03, float("nan")])
+        [0.03, 0.06, 0.06, nan]
+    """
+    order = sorted((i for i, p in enumerate(values) if not math.isnan(p)), key=lambda i: values[i])
+    adjusted, largest = [math.nan] * len(values), 0.0
+    for place, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - place) * values[i]))
+        adjusted[i] = largest
+    return adjusted
+
+
 def sign_flip(values: Sequence[float]) -> float:
     """Two-sided p of the sign-flip test: the share of sign patterns with a mean at least as far from zero.
 

@@ -38,9 +38,9 @@ def arm_table(study: StudyConfig) -> list[list[str]]:
     for name, arm in study.arms.items():
         role = f"control: {arm.control}" if arm.control else (f"twin of {arm.twin_of}" if arm.twin_of else "plain")
         options = {**arm.options, **({"coefficient": f"mean of {arm.coefficient_of}"} if arm.coefficient_of else {})}
-        rates, betas = arm.learning_rates or study.learning_rates, arm.betas or study.betas
+        strengths = "-" if arm.strength is None else f"{arm.strength} {_list(study.strengths_of(name))}"
         said = ", ".join(f"{k}={v}" for k, v in options.items()) or "-"
-        lines.append([name, f"`{arm.loss}`", role, _list(rates), f"{arm.strength} {_list(betas)}", said])
+        lines.append([name, f"`{arm.loss}`", role, _list(study.rates_of(name)), strengths, said])
     return lines
 
 

@@ -14,6 +14,7 @@ import pytest
 from adadpo_lightning.cli import main
 from adadpo_lightning.cli.commands.study import study_of
 from adadpo_lightning.errors import UserError
+from adadpo_lightning.losses import available_losses
 from adadpo_lightning.runs.lock import lock_directory
 from adadpo_lightning.shipped import find_config
 from adadpo_lightning.study import cell
@@ -47,11 +48,39 @@ def test_cells_are_the_product_over_arms_grid_and_seeds():
 
 
 @pytest.mark.parametrize(
-    ("name", "jobs"), [("embedded_grid", 345), ("embedded_twins", 183), ("paper_grid", 34), ("real_text", 6)]
+    ("name", "jobs"),
+    [
+        ("embedded_grid", 345),
+        ("embedded_twins", 183),
+        ("paper_grid", 34),
+        ("real_text", 6),
+        ("league", 5 + 27 * 2 * 20 + 40),
+        ("balance_questions", 5 + 20 * 20),
+    ],
 )
 def test_shipped_studies_are_well_formed(name, jobs):
     shipped = study_of(*parsed("study", f"--config={find_config(f'study/{name}.yaml')}"))
     assert len(jobs_of(shipped)) == jobs
+
+
+def test_the_league_has_every_pairwise_loss_and_its_twin_over_four_cells():
+    league = study_of(*parsed("study", f"--config={find_config('study/league.yaml')}"))
+    # pldpo is dpo over pairs, and sft compares nothing.
+    pairwise = {key for key in available_losses() if key not in ("sft", "pldpo", "adapldpo")}
+    ranked = {name: arm for name, arm in league.arms.items() if arm.control is None}
+    assert set(ranked) == {arm.loss for arm in ranked.values()} == pairwise
+    for name, arm in ranked.items():
+        assert arm.twin_of == (None if name in pairwise and f"ada{name}" in pairwise else name.removeprefix("ada"))
+        assert len(league.rates_of(name)) * len(league.strengths_of(name)) == 4
+        if arm.twin_of is not None:
+            assert league.strengths_of(name) == league.strengths_of(arm.twin_of)
+            assert league.rates_of(name) == league.rates_of(arm.twin_of)
+
+
+def test_a_loss_without_a_strength_has_one_cell_for_each_learning_rate():
+    cells = list(cells_of(study(arms={"simper": Arm("simper", strength=None)})))
+    assert [cell.name for cell in cells][:2] == ["simper_lr0.0001_beta0_seed0", "simper_lr0.0005_beta0_seed0"]
+    assert (len(cells), cells[0].options) == (4, {})
 
 
 def test_jobs_come_after_what_they_need():
@@ -79,6 +108,9 @@ def test_preference_studies_prepare_nothing():
         ({"arms": {"a": Arm("dpo", options={"gama": 1})}}, "gama"),
         ({"arms": {"a": Arm("adadpo", twin_of="b")}}, "arms.a.twin_of: no other arm is called 'b'"),
         ({"arms": {"a/b": Arm("dpo")}}, "names directories"),
+        ({"arms": {"a": Arm("simper")}}, "'simper' has no option 'beta'"),
+        ({"arms": {"a": Arm("simper", strength=None, betas=[0.1])}}, "arms.a.betas: got .* strength is null"),
+        ({"arms": {"a": Arm("dposhift", strength="lam", betas=[0.5, 1.5])}}, "lam"),
         ({"task": "preference"}, "fit_configs: task preference needs"),
     ],
 )

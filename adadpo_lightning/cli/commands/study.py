@@ -30,6 +30,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--ray", type=str | None, default=None, metavar="ADDRESS", help=ray)
     of_ray = "options of ray.remote for each job, such as {num_cpus: 1, num_gpus: 8}"
     parser.add_argument("--ray_options", type=dict[str, Any], default={}, help=of_ray)
+    plan = "say which jobs are left and about how long they take, and write nothing"
+    parser.add_argument("--plan", type=bool, default=False, help=plan)
     parser.add_argument("--report_only", type=bool, default=False, help="only write the report again")
 
 
@@ -71,6 +73,7 @@ def run(config: Namespace, parser: ArgumentParser) -> None:
     """
     from adadpo_lightning.study.cell import run_job
     from adadpo_lightning.study.directory import save_study
+    from adadpo_lightning.study.plan import plan_lines
     from adadpo_lightning.study.ray_tasks import import_ray
     from adadpo_lightning.study.slurm import write_slurm
 
@@ -82,6 +85,9 @@ def run(config: Namespace, parser: ArgumentParser) -> None:
     if config.job is not None:
         for arguments in run_job(study, find_job(study, config.job)):
             run_command(arguments)
+        return
+    if config.plan:
+        print("\n".join(plan_lines(study, _workers(study, config))))
         return
     save_study(study)
     if config.slurm is not None:

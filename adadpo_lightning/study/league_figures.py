@@ -1,0 +1,121 @@
+"""Figures of a league: gold win rate against KL for all arms, and each arm against the one it is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from adadpo_lightning.losses import loss_class
+from adadpo_lightning.runs.figures import INK, colours, save
+from adadpo_lightning.study.figures import check_matplotlib, plain_axes
+from adadpo_lightning.study.league import Corrected, all_comparisons, cells_by_seed, corrected
+from adadpo_lightning.study.league_tables import judged_by
+from adadpo_lightning.study.results import MEASURES, Results
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from matplotlib.figure import Figure
+
+    from adadpo_lightning.study.grid import StudyConfig
+
+
+def draw_league(study: StudyConfig, results: Results, output: Path) -> dict[str, str]:
+    """Draw the figures for which the results have data.
+
+    Args:
+        study: The study.
+        results: Its results.
+        output: Directory to write to.
+
+    Returns:
+        The caption of each figure by file name.
+
+    Raises:
+        UserError: If matplotlib is missing.
+    """
+    check_matplotlib()
+    figures: dict[str, str] = {}
+    for measure in judged_by(results):
+        label = MEASURES[measure].label
+        if results.has("kl"):
+            save(frontier(study, results, measure), output, f"{measure}_against_kl")
+            figures[f"{measure}_against_kl"] = (
+                f"{label} against on-policy KL to the warm-up model, means over seeds. Pale dots are cells, large dots "
+                "best cells (by the same seeds, so a little too high); an open diamond is the twin of the loss it is "
+                "joined to."
+            )
+        if family := all_comparisons(study, results):
+            means, bests = (corrected(results, family, measure, best=best) for best in (False, True))
+            save(differences(means, bests, measure), output, f"{measure}_differences")
+            figures[f"{measure}_differences"] = (
+                f"Differences in {label} with 95 % intervals over seeds, not corrected; filled dots remain after "
+                "Holm's correction."
+            )
+    return figures
+
+
+def frontier(study: StudyConfig, results: Results, measure: str = "gold") -> Figure:
+    """A measure against on-policy KL: pale dots are cells, large ones the best cell of each arm, means over seeds.
+
+    Colours are the groups of losses; a twin is an open diamond, joined to its plain loss.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 6.5), layout="constrained")
+    axes = figure.add_subplot()
+    groups = list(dict.fromkeys(loss_class(study.arms[arm].loss).group for arm in results.arms()))
+    colour = dict(zip(groups, colours(len(groups)), strict=True))
+    best: dict[str, tuple[float, float]] = {}
+    for arm in results.arms():
+        own = colour[loss_class(study.arms[arm].loss).group]
+        table = cells_by_seed(results, arm, measure).mean(axis=1)
+        kl = cells_by_seed(results, arm, "kl").mean(axis=1).reindex(table.index)
+        axes.scatter(kl, table, s=8, color=own, alpha=0.3, linewidths=0)
+        if len(table) and np.isfinite(kl[table.idxmax()]):
+            best[arm] = (float(kl[table.idxmax()]), float(table.max()))
+    for arm, (x, y) in best.items():
+        own, plain = colour[loss_class(study.arms[arm].loss).group], study.arms[arm].twin_of
+        twin = plain is not None
+        axes.scatter(x, y, s=42, marker="D" if twin else "o", color="none" if twin else own, edgecolors=own, zorder=3)
+        if plain in best:
+            axes.plot(*zip(best[plain], (x, y), strict=True), color=own, linewidth=0.8, alpha=0.6)
+        if not twin:
+            axes.annotate(arm, (x, y), (4, 4), textcoords="offset points", fontsize=8, color=INK)
+    for group, own in colour.items():
+        axes.scatter([], [], s=42, color=own, label=group)
+    axes.scatter([], [], s=42, marker="D", color="none", edgecolors=INK, label="twin")
+    axes.axhline(50, color=INK, linewidth=0.8, linestyle=":")
+    axes.set_xscale("symlog", linthresh=0.1)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("on-policy KL to the warm-up model, nats an answer", color=INK)
+    axes.set_ylabel(f"{MEASURES[measure].label}, {MEASURES[measure].unit}", color=INK)
+    axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    plain_axes(axes)
+    return figure
+
+
+def differences(means: Sequence[Corrected], bests: Sequence[Corrected], measure: str) -> Figure:
+    """Every comparison with its 95 % interval, by mean of cells and by best cell; filled after the correction."""
+    from matplotlib.figure import Figure
+
+    order = sorted(range(len(means)), key=lambda i: means[i].difference.interval[0])
+    figure = Figure(figsize=(11, 0.28 * len(order) + 1.3), layout="constrained")
+    for number, (title, family) in enumerate((("mean of cells", means), ("best cell", bests))):
+        axes = figure.add_subplot(1, 2, number + 1)
+        for place, i in enumerate(order):
+            mean, low, high = family[i].difference.interval
+            (own,) = colours(1)
+            axes.plot([low, high], [place, place], color=own, linewidth=1.6)
+            axes.plot(
+                mean, place, "o", markersize=6, color=own, markerfacecolor=own if family[i].separated else "white"
+            )
+        axes.axvline(0, color=INK, linewidth=0.8, linestyle=":")
+        axes.set_yticks(range(len(order)), [means[i].comparison.title for i in order])
+        axes.set_ylim(-0.6, len(order) - 0.4)
+        axes.set_title(f"{MEASURES[measure].label}, points: {title}", loc="left", fontsize=11, color=INK)
+        plain_axes(axes)
+        axes.tick_params(labelleft=number == 0)
+    return figure
