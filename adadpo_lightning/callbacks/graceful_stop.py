@@ -123,11 +123,15 @@ class GracefulStop(Callback):
 def resume_command(checkpoint: str) -> str:
     """The command that resumes this run: a command line, or a call if the run was started from Python.
 
+    Commands that run ``fit`` as one of their stages resume it by themselves, when called again.
+
     Args:
         checkpoint: Path of the saved checkpoint.
     """
     if Path(sys.argv[0]).parent.name != "adadpo_lightning" and Path(sys.argv[0]).name != "adadpo-lightning":
         return f'trainer.fit(module, data, ckpt_path="{checkpoint}")'
+    if sys.argv[1] != "fit":
+        return shlex.join(["python", "-m", "adadpo_lightning", *sys.argv[1:]])
     arguments, skip = [], False
     for argument in sys.argv[1:]:
         if not (skip or argument.startswith(("--ckpt_path", "--auto_resume"))):

@@ -40,7 +40,8 @@ def write_slurm(study: StudyConfig, script: str, python: str = "python") -> list
     finished = {job.name for job in jobs if status_of(study, job) == "done"}
     lines = [
         "#!/usr/bin/env bash",
-        f"# {study.name}: submit with `bash {path.name}`, for example SBATCH_OPTIONS='--gpus=8 --time=4:00:00'.",
+        f"# {study.name}: submit with `bash {path.name}`, for example",
+        "# SBATCH_OPTIONS='--gpus=8 --time=4:00:00 --signal=SIGUSR1@120 --requeue --open-mode=append'.",
         "set -euo pipefail",
         "after=",
     ]

@@ -7,6 +7,7 @@ import signal
 import pytest
 from lightning.pytorch.callbacks import Callback
 
+from adadpo_lightning.callbacks.graceful_stop import resume_command
 from adadpo_lightning.cli import trainer as command_line
 from tests.support.runs import PAIRS, arguments, assert_same, curves, run
 from tests.support.tiny import make_rows, write_rows
@@ -177,6 +178,19 @@ def test_a_hangup_saves(tmp_path, model_dir, pairs, interrupted, capsys):
     args = arguments(model_dir, pairs, tmp_path)
     assert interrupted(args, Interrupt(5, signal.SIGHUP)) == 128 + signal.SIGHUP
     assert "SIGHUP: saved" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("typed", "resumes"),
+    [
+        ("fit --data.train p --ckpt_path last", "fit --data.train p --ckpt_path last"),
+        ("fit --auto_resume true --data.train p", "fit --data.train p --ckpt_path last"),
+        ("study --config s.yaml --job a", "study --config s.yaml --job a"),  # runs `fit` with --auto_resume itself
+    ],
+)
+def test_the_command_that_resumes(monkeypatch, typed, resumes):
+    monkeypatch.setattr("sys.argv", ["/somewhere/adadpo_lightning/__main__.py", *typed.split()])
+    assert resume_command("last.ckpt") == f"python -m adadpo_lightning {resumes}"
 
 
 def test_slurm_requeues_at_a_whole_step(tmp_path, model_dir, pairs, whole, interrupted, monkeypatch, capsys):

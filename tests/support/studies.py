@@ -52,10 +52,10 @@ def first_checkpoint(study):
     return json.loads((folder / ".lock").read_text())["process"]
 
 
-def assert_cells_are_the_same(study, expected):
-    """Every cell is done, with the metrics, curves and weights of the expected one, to the last bit."""
+def assert_cells_are_the_same(study, expected, jobs=None):
+    """The cells of `jobs`, or all, are done, with metrics, curves and weights of the expected ones, to the last bit."""
     here, there = results(study), results(expected)
-    for job in jobs_of(study):
+    for job in jobs or jobs_of(study):
         assert status_of(study, job) == "done"
         assert here[job.name]["metrics"] == there[job.name]["metrics"]
         assert_same(*(each.root / "cells" / job.name / "run" for each in (study, expected)))
