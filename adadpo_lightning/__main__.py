@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import io
 import locale
+import os
 import sys
 from contextlib import suppress
 
 
 def main() -> None:
     """Run the command line and exit with its status."""
+    know_more_than_ascii()
     from adadpo_lightning.cli import main as run
     from adadpo_lightning.parent import follow_parent
 
     follow_parent()
     work_in_any_locale()
     sys.exit(run(sys.argv[1:]))
+
+
+def know_more_than_ascii() -> None:
+    """Start again in Python's UTF-8 mode where it reads names of files as ASCII, and so could not tell any others."""
+    if sys.getfilesystemencoding() == "ascii":
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])  # noqa: S606  # no shell
 
 
 def work_in_any_locale() -> None:

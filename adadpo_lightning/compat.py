@@ -93,6 +93,16 @@ def steps_logged_of(checkpoint: Mapping[str, Any]) -> int:
     return int(loop.get("_batches_that_stepped", 0))
 
 
+def restoring(trainer: Trainer) -> bool:
+    """Whether a checkpoint has been read and not all of its parts are in place yet."""
+    return bool(trainer._checkpoint_connector._loaded_checkpoint)
+
+
+def is_missing_monitor(error: BaseException) -> bool:
+    """Whether `EarlyStopping` did not find the metric that it monitors."""
+    return isinstance(error, RuntimeError) and "Early stopping conditioned on metric" in str(error)
+
+
 def logs_now(trainer: Trainer) -> bool:
     """Whether Lightning writes metrics at this optimizer step (`log_every_n_steps`)."""
     return bool(trainer._logger_connector.should_update_logs)

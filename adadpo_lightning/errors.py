@@ -51,3 +51,17 @@ def first_line(error: BaseException) -> str:
         ('no file', 'KeyError')
     """
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def one_line(error: BaseException, most: int = 400) -> str:
+    r"""All of an error's text in one line, cut at `most` characters, after its type where the text alone says little.
+
+    Example:
+        >>> one_line(KeyError("vocab")), one_line(ValueError("no field\n  in the file"))
+        ("KeyError: 'vocab'", 'no field in the file')
+    """
+    text = " ".join(str(error).split())
+    text = text if len(text) <= most else f"{text[:most]}..."
+    if not text or isinstance(error, (LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)):
+        return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return text

@@ -123,11 +123,12 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"a fingerprint is made of plain data, got {type(value).__name__}")
 
 
-def of_model_folder(path: str | Path) -> dict[str, Any]:
+def of_model_folder(path: str | Path, *, sampling: bool = True) -> dict[str, Any]:
     """Fingerprint of a Hugging Face directory, of a model or of an adapter; the path itself is not part of it.
 
     Args:
         path: Directory with ``config.json`` or ``adapter_config.json``.
+        sampling: Whether defaults of sampling, ``generation_config.json``, are part of it.
 
     Returns:
         ``config``, ``generation_config`` and ``adapter_config``, their values as they are; ``weights`` and ``code``,
@@ -138,7 +139,7 @@ def of_model_folder(path: str | Path) -> dict[str, Any]:
     """
     folder = Path(path)
     found: dict[str, Any] = {}
-    for name in ("config", "generation_config", "adapter_config"):
+    for name in ("config", *(["generation_config"] if sampling else []), "adapter_config"):
         if (folder / f"{name}.json").is_file():
             found[name] = of_config(_read_json(folder / f"{name}.json"))
     weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))

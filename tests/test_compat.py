@@ -14,7 +14,7 @@ import torch
 from jinja2 import TemplateError
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.callbacks import EarlyStopping, WeightAveraging
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
@@ -46,6 +46,39 @@ def test_inherited(owner, name, expected):
         return
     parameters = [p.replace(annotation=p.empty) for p in inspect.signature(getattr(base, name)).parameters.values()]
     assert str(inspect.Signature(parameters)) == expected.replace(" = ", "=")
+
+
+def test_restoring(tmp_path):
+    """From the moment a checkpoint is read until its last part is in place."""
+    seen = []
+
+    class Watching(Recorder):
+        def on_load_checkpoint(self, checkpoint):
+            seen.append(compat.restoring(self.trainer))
+
+        def on_fit_start(self):
+            seen.append(compat.restoring(self.trainer))
+
+        def on_train_start(self):
+            seen.append(compat.restoring(self.trainer))
+
+    quiet = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    data = torch.utils.data.DataLoader(torch.ones(3, 1))
+    trainer = Trainer(**quiet, max_epochs=1, default_root_dir=tmp_path)
+    trainer.fit(Recorder(), data)
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    Trainer(**quiet, max_epochs=2, default_root_dir=tmp_path).fit(Watching(), data, ckpt_path=tmp_path / "x.ckpt")
+    assert seen == [True, True, False]
+
+
+def test_is_missing_monitor(tmp_path):
+    quiet = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    stop = EarlyStopping(monitor="nonesuch")
+    trainer = Trainer(**quiet, max_epochs=1, default_root_dir=tmp_path, enable_checkpointing=False, callbacks=[stop])
+    with pytest.raises(RuntimeError) as error:
+        trainer.fit(Recorder(), torch.utils.data.DataLoader(torch.ones(3, 1)))
+    assert compat.is_missing_monitor(error.value)
+    assert not compat.is_missing_monitor(RuntimeError("another"))
 
 
 def test_requeue_signal(monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from pathlib import Path
+from string import Formatter
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -41,7 +42,7 @@ class RunCheckpoint(ModelCheckpoint):
         """Write files with `WholeFileIO`, unless the trainer has a custom checkpoint plugin.
 
         Raises:
-            UserError: If `filename` points outside the directory.
+            UserError: If `filename` points outside the directory, or is no template.
         """
         filename = Path(self.filename or "")
         if filename.is_absolute() or ".." in filename.parts:
@@ -50,6 +51,12 @@ class RunCheckpoint(ModelCheckpoint):
                 f"expected a name inside the checkpoint directory, got {self.filename!r}",
                 "set checkpoint.dirpath to save in another directory",
             )
+        try:
+            list(Formatter().parse(self.filename or ""))
+        except ValueError as error:
+            raise UserError(
+                "checkpoint.filename", f"{self.filename!r} is no template: {error}", "write fields as {step}"
+            ) from error
         super().setup(trainer, pl_module, stage)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeFileIO()

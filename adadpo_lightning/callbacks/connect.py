@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from adadpo_lightning.callbacks.stages import val_stages
-from adadpo_lightning.compat import set_steps_logged, steps_logged, steps_logged_of
+from adadpo_lightning.compat import restoring, set_steps_logged, steps_logged, steps_logged_of
 from adadpo_lightning.data.datamodule import PreferenceDataModule
 from adadpo_lightning.data.validation import check_monitor
-from adadpo_lightning.errors import UserError
+from adadpo_lightning.errors import UserError, one_line
 from adadpo_lightning.reference.provider import provide_cached_reference
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
     from adadpo_lightning.training.module import PreferenceLitModule
+
+# What Lightning and torch raise where a checkpoint has something else in the place of a part.
+ODD_PART = (LookupError, TypeError, ValueError, AttributeError, RuntimeError)
 
 
 class ConnectData(Callback):
@@ -69,6 +73,20 @@ class ConnectData(Callback):
         if self._own_steps is not None:
             set_steps_logged(trainer, self._own_steps)
             self._own_steps = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Say that a checkpoint cannot be restored, where Lightning or torch met a part that they do not know.
+
+        Raises:
+            UserError: If so.
+        """
+        odd = isinstance(exception, ODD_PART) and not isinstance(exception, (UserError, torch.OutOfMemoryError))
+        if odd and restoring(trainer):
+            raise UserError(
+                "ckpt_path",
+                f"{trainer.ckpt_path} cannot be restored: {one_line(exception)}",
+                "give another checkpoint of the same run; --debug shows where it failed",
+            ) from exception
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Load or compute the reference caches of the training and validation pairs."""

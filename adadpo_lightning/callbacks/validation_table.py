@@ -57,10 +57,11 @@ def _number(value: Any) -> str:
 
 def _print(rows: list[list[str]]) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title="Validation")
     for number, name in enumerate(rows[0]):
-        table.add_column(name, justify="right" if number else "left", overflow="fold")
+        table.add_column(Text(name), justify="right" if number else "left", overflow="fold")
     for row in rows[1:]:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # brackets in the name of a metric are no markup
     log.show(table)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from adadpo_lightning.errors import UserError
+from adadpo_lightning.errors import UserError, first_line
 
 
 @contextmanager
@@ -18,10 +18,18 @@ def new_directory(target: Path, *, replace: bool = False) -> Iterator[Path]:
     Args:
         target: The directory to create.
         replace: Put it in the place of an existing directory, which is removed last.
+
+    Raises:
+        UserError: If it cannot be written, such as on a full disk; what was there before is then unchanged.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # In the same directory as the target, so that the last step is a rename and not a copy that could stop half-way.
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    from safetensors import SafetensorError
+
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # In the target's directory, so that the last step is a rename and not a copy that could stop half-way.
+        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    except OSError as error:
+        raise _unwritable(target, error) from error
     old = partial.with_name(f"{partial.name}.old")
     try:
         yield partial
@@ -31,10 +39,17 @@ def new_directory(target: Path, *, replace: bool = False) -> Iterator[Path]:
         elif target.exists():
             target.rmdir()
         partial.rename(target)
+    except (OSError, SafetensorError) as error:
+        raise _unwritable(target, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         if target.exists():
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _unwritable(target: Path, error: Exception) -> UserError:
+    problem = f"{target} could not be written: {first_line(error)}"
+    return UserError("output", problem, "free some disk space, or choose another directory")
 
 
 def check_free(target: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -12,18 +13,16 @@ import torch
 
 from adadpo_lightning.checkpoints.directory import check_free, new_directory
 from adadpo_lightning.checkpoints.integrity import damage
-from adadpo_lightning.checkpoints.parts import read_checkpoint
-from adadpo_lightning.checkpoints.record import KEY, check_version, of_policy
+from adadpo_lightning.checkpoints.parts import KEY, check_record, read_checkpoint
+from adadpo_lightning.checkpoints.record import check_version, of_policy
 from adadpo_lightning.checkpoints.shards import converts_weights, export_shards, is_sharded, read_weights, write_live
-from adadpo_lightning.errors import UserError, first_line
+from adadpo_lightning.errors import UserError, one_line
 from adadpo_lightning.fingerprint import differences
 from adadpo_lightning.gguf import SUFFIX
 from adadpo_lightning.models.adapters import TRAINED
 from adadpo_lightning.models.loading import LoraOptions, PolicyConfig, load_model, load_tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from torch import Tensor
 
     from adadpo_lightning.models.policy import PolicyModel
@@ -208,8 +207,11 @@ def _content(source: Path) -> Any:
     if (reason := damage(source)) is not None:
         raise UserError("checkpoint", f"{source} is damaged: {reason}", "give another one from the run's checkpoints/")
     content = read_checkpoint(source)
-    if not isinstance(content, dict) or not isinstance(content.get(KEY), dict):
+    if not isinstance(content, dict) or KEY not in content:
         raise UserError("checkpoint", f"{source} was not written by adadpo_lightning")
+    check_record(content, "checkpoint", str(source))
+    if not is_sharded(source) and not isinstance(content.get("state_dict"), Mapping):
+        raise UserError("checkpoint", f"{source} is not a checkpoint of fit: it has no weights", "give another one")
     return content
 
 
@@ -224,7 +226,7 @@ def recorded_policy(record: Mapping[str, Any]) -> PolicyConfig:
         values = dict(record["policy"])
         lora = values.pop("lora")
         return PolicyConfig(**values, lora=None if lora is None else LoraOptions(**lora))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         written = record.get("version", "an unknown version")
         raise UserError(
             "checkpoint", f"its record of the policy, written by {written}, cannot be read: {error}"
@@ -257,11 +259,11 @@ def load_policy_weights(model: Any, state_dict: Mapping[str, Tensor]) -> None:
     Raises:
         UserError: If a trained weight is missing, or the model has no such weight or one of another shape.
     """
-    weights = {k.removeprefix(POLICY_PREFIX): v for k, v in state_dict.items() if k.startswith(POLICY_PREFIX)}
+    weights = {k.removeprefix(POLICY_PREFIX): v for k, v in state_dict.items() if str(k).startswith(POLICY_PREFIX)}
     try:
         missing, unexpected = model.load_state_dict(weights, strict=False)
     except RuntimeError as error:  # torch's word for weights of another shape
-        raise UserError("checkpoint", f"does not fit the model it names: {first_line(error)}") from error
+        raise UserError("checkpoint", f"does not fit the model it names: {one_line(error)}") from error
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     lost = trained.intersection(missing)
     if lost or unexpected:

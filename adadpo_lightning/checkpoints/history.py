@@ -27,7 +27,7 @@ def save_config(output_dir: str | Path, text: str) -> Path:
     path = Path(output_dir) / CONFIG
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
-        if _values(path.read_text(encoding="utf-8")) == _values(text):
+        if read_config(path) == _values(yaml.safe_load(text)):
             return path
         history = path.parent / HISTORY
         history.mkdir(exist_ok=True)
@@ -39,11 +39,14 @@ def save_config(output_dir: str | Path, text: str) -> Path:
     return path
 
 
-def _values(text: str) -> Any:
+def read_config(path: str | Path) -> dict[str, Any] | None:
+    """What ``config.yaml`` says of a run; None if it is missing, cut short or overwritten."""
     try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return None  # cut short by a kill: kept in the history and replaced
-    if not isinstance(values, dict):
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return None
+    return _values(values) if isinstance(values, dict) else None
+
+
+def _values(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in OF_THE_COMMAND}

@@ -8,7 +8,10 @@ from typing import Any
 
 import yaml
 
+from adadpo_lightning import log
 from adadpo_lightning._version import __version__
+from adadpo_lightning.checkpoints.history import CONFIG, read_config
+from adadpo_lightning.errors import UserError, one_line
 from adadpo_lightning.metrics import names
 from adadpo_lightning.runs.logs import last_metrics, val_stages_of
 
@@ -41,11 +44,22 @@ def write_card(folder: Path, run_dir: Path | None) -> Path:
     Returns:
         The card.
     """
-    saved = run_dir / "config.yaml" if run_dir is not None else None
-    config = yaml.safe_load(saved.read_text(encoding="utf-8")) if saved is not None and saved.is_file() else {}
-    metrics = last_metrics(run_dir) if run_dir is not None else {}
     path = folder / CARD
-    path.write_text(card(config, metrics), encoding="utf-8")
+    # The weights are written: what cannot be read of the run is not a reason to lose them.
+    config: dict[str, Any] = {}
+    metrics: dict[str, float] = {}
+    if run_dir is not None and (run_dir / CONFIG).exists():
+        config = read_config(run_dir / CONFIG) or {}
+    try:
+        metrics = {} if run_dir is None else last_metrics(run_dir)
+    except UserError as error:
+        log.warn(f"{path}: the card has no metrics, because {error}")
+    try:
+        text = card(config, metrics)
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        log.warn(f"{path}: the card does not describe the run, whose {CONFIG} is odd: {one_line(error)}")
+        text = card({}, metrics)
+    path.write_text(text, encoding="utf-8")
     return path
 
 

@@ -7,13 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from packaging.version import InvalidVersion, Version
 
 from adadpo_lightning.errors import UserError
 
+# The entry of this package in a checkpoint.
+KEY = "adadpo_lightning"
 ANY = {"state_dict": Mapping, "global_step": int, "epoch": int, "pytorch-lightning_version": str}
 # Where Lightning's `WeightAveraging` keeps the weights that training continues from; ``state_dict`` is their average.
 CURRENT_WEIGHTS = "current_model_state"
-RESUMED = {"loops": Mapping, "lr_schedulers": list, "callbacks": Mapping}
+RECORD: dict[str, type] = {
+    **{"format": int, "version": str, "run": str, "seed": int},
+    **dict.fromkeys(("policy", "module", "fingerprint"), Mapping),
+}
+FINGERPRINT = {"options": Mapping, "inputs": Mapping}
+# Parts that a directory of shards does not have in `meta.pt`.
+SHARDED = ("state_dict", "optimizer_states")
+RESUMED = {"loops": Mapping, "optimizer_states": list, "lr_schedulers": list, "callbacks": Mapping}
 
 
 def read_checkpoint(path: Path) -> Any:
@@ -48,13 +58,71 @@ def check_parts(checkpoint: Any, *, resume: bool, path: str | None = None) -> No
             "export them and set model.policy.path to the export",
         )
     for part, kind in {**ANY, **(RESUMED if resume else {})}.items():
-        if part == "state_dict" and part not in checkpoint:
-            continue  # a directory of shards keeps the weights in its other files
+        if part in SHARDED and part not in checkpoint:
+            continue  # a directory of shards keeps it in its other files
         found = checkpoint.get(part)
         if not isinstance(found, kind) or isinstance(found, bool):
-            problem = "is missing" if part not in checkpoint else f"is a {type(found).__name__}"
-            raise UserError("ckpt_path", f"{name} is not a checkpoint of fit: {part} {problem}", "give another one")
-    if resume and not isinstance(checkpoint["loops"].get("fit_loop"), Mapping):
+            raise _not_of_fit(name, part, "is missing" if part not in checkpoint else f"is a {type(found).__name__}")
+        if isinstance(found, int) and found < 0:
+            raise _not_of_fit(name, part, f"is {found}")
+    try:
+        Version(checkpoint["pytorch-lightning_version"])
+    except InvalidVersion as error:
+        raise _not_of_fit(name, "pytorch-lightning_version", f"is {str(error)!r}") from error
+    if resume:
+        _check_state(checkpoint, name)
+    check_record(checkpoint, "ckpt_path", name)
+
+
+def _check_state(checkpoint: Mapping[str, Any], name: str) -> None:
+    """Stop at parts that Lightning would pass over: the optimizer or the schedule would silently start anew."""
+    if not isinstance(checkpoint["loops"].get("fit_loop"), Mapping):
+        raise _not_of_fit(name, "loops.fit_loop", "is missing")
+    for part in ("optimizer_states", "lr_schedulers"):
+        if part in checkpoint and len(checkpoint[part]) != 1:
+            raise _not_of_fit(name, part, f"has {len(checkpoint[part])} entries instead of 1")
+    if checkpoint["global_step"] and _lacks_moments(checkpoint.get("optimizer_states", [None])[0]):
+        raise _not_of_fit(name, "optimizer_states", "has no moments")
+    position = checkpoint["loops"]["fit_loop"].get("epoch_loop.batch_progress", {})
+    for counts in (position.get("current"), position.get("total")) if isinstance(position, Mapping) else ():
+        for what, count in counts.items() if isinstance(counts, Mapping) else ():
+            if not isinstance(count, int) or count < 0:
+                raise _not_of_fit(name, f"the number of {what} micro-batches", f"is {count!r}")
+
+
+def _lacks_moments(optimizer: Any) -> bool:
+    """Whether this is the state of an optimizer of Adam's kind, without its moments; others may have no state."""
+    try:
+        return "betas" in optimizer["param_groups"][0] and not optimizer["state"]
+    except (LookupError, TypeError):
+        return False
+
+
+def _not_of_fit(name: str, part: str, problem: str) -> UserError:
+    return UserError("ckpt_path", f"{name} is not a checkpoint of fit: {part} {problem}", "give another one")
+
+
+def check_record(checkpoint: Mapping[str, Any], field: str, name: str) -> None:
+    """Stop at a record of this package whose entries have other types than those that are read.
+
+    Args:
+        checkpoint: What a file holds, or ``meta.pt`` of a directory of shards; a record may be missing.
+        field: The option that named it, for errors.
+        name: The checkpoint, for errors.
+
+    Raises:
+        UserError: Naming the entry.
+    """
+    record = checkpoint.get(KEY, {})
+    odd = _odd_entries(record, RECORD) if isinstance(record, Mapping) else [KEY]
+    if not odd and "fingerprint" in record:
+        found = {part: record["fingerprint"].get(part) for part in FINGERPRINT}
+        odd = [f"fingerprint.{part}" for part in _odd_entries(found, FINGERPRINT)]
+    if odd:
         raise UserError(
-            "ckpt_path", f"{name} is not a checkpoint of fit: loops.fit_loop is missing", "give another one"
+            field, f"{name} is not a checkpoint of fit: {odd[0]} of its record cannot be read", "give another one"
         )
+
+
+def _odd_entries(entries: Mapping[str, Any], kinds: Mapping[str, type]) -> list[str]:
+    return [name for name, kind in kinds.items() if name in entries and not isinstance(entries[name], kind)]

@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from adadpo_lightning import fingerprint, gguf, log
 from adadpo_lightning._version import __version__
-from adadpo_lightning.checkpoints.parts import check_parts, read_checkpoint
+from adadpo_lightning.checkpoints.parts import KEY, check_parts, read_checkpoint
 from adadpo_lightning.checkpoints.settings import plain, settings
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.models.weights import config_values
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from adadpo_lightning.training.module import PreferenceLitModule
     from adadpo_lightning.training.policy_module import PolicyModule
 
-KEY = "adadpo_lightning"
 # Increase when an older version of the package could no longer read what is written.
 FORMAT_VERSION = 1
 
@@ -220,7 +219,11 @@ def of_policy(config: PolicyConfig) -> dict[str, Any]:
 
 
 def of_model(path: str, revision: str | None = None, gguf_file: str | None = None) -> dict[str, Any]:
-    """Fingerprint of a model or adapter by directory or hub id, or of a GGUF file; sampling defaults do not count."""
+    """Fingerprint of a model or adapter by directory or hub id, or of a GGUF file; sampling defaults do not count.
+
+    Raises:
+        UserError: If it is not found.
+    """
     if gguf_file is not None:
         # One file holds weights and config, so it counts even where weights alone would not.
         return {"gguf": fingerprint.of_file(gguf.locate(path, gguf_file, revision=revision))}
@@ -229,10 +232,13 @@ def of_model(path: str, revision: str | None = None, gguf_file: str | None = Non
         from huggingface_hub import snapshot_download
 
         # It has been loaded, so that it is in the local cache.
-        folder = Path(snapshot_download(path, revision=revision, local_files_only=True))
-    found = fingerprint.of_model_folder(folder)
-    found.pop("generation_config", None)
-    return found
+        try:
+            folder = Path(snapshot_download(path, revision=revision, local_files_only=True))
+        except (OSError, ValueError) as error:
+            raise UserError(
+                path, "not found: neither a directory nor a model in the local cache", "restore it, or give its place"
+            ) from error
+    return fingerprint.of_model_folder(folder, sampling=False)
 
 
 def _pairs(module: PreferenceLitModule) -> dict[str, Any]:

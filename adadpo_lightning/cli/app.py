@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Sequence
 
@@ -10,6 +11,15 @@ from adadpo_lightning.cli.registry import commands, find_command
 from adadpo_lightning.errors import UserError
 
 PROGRAM = "adadpo-lightning"
+_FULL = ("there is no room to write", "free some disk space, or choose another directory")
+_REFUSED = ("the system refuses to read or write", "change its permissions, or choose another directory")
+# What the disk may refuse anywhere: an error of the machine, which its user can mend, not of the program.
+OF_THE_DISK = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _FULL),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), _REFUSED),
+    errno.ENOTDIR: ("it lies below a file", "choose another directory"),
+    errno.ENAMETOOLONG: ("its name is too long", "choose a shorter one"),
+}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -19,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
         argv: Arguments without the name of the program. ``--debug`` anywhere shows the traceback of a user error.
 
     Returns:
-        The exit status: 0, or 2 for an error that the user can fix.
+        The exit status: 0, or 2 for an error that the user can fix, among them a full or read-only disk.
     """
     args = [arg for arg in argv if arg != "--debug"]
     try:
@@ -33,6 +43,12 @@ def main(argv: Sequence[str]) -> int:
         if len(args) != len(argv):
             raise
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if len(args) != len(argv) or error.errno not in OF_THE_DISK:
+            raise
+        problem, fix = OF_THE_DISK[error.errno]
+        print(f"error: {error.filename or 'disk'}: {problem} ({error.strerror}); {fix}", file=sys.stderr)
         return 2
     return 0
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from adadpo_lightning.errors import UserError
+from adadpo_lightning.runs.output import check_name
 
 
 def check_output_dir(output_dir: str, *, resuming: bool) -> None:
@@ -15,6 +16,7 @@ def check_output_dir(output_dir: str, *, resuming: bool) -> None:
     Raises:
         UserError: If the directory holds a run and this one does not resume it, or it cannot be written.
     """
+    check_name(output_dir, "output_dir")
     path = Path(output_dir)
     if path.exists() and not path.is_dir():
         raise UserError("output_dir", f"expected a directory, {output_dir} is a file", "choose another path")

@@ -18,18 +18,33 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from adadpo_lightning import log
 from adadpo_lightning.callbacks import RunSummary
 from adadpo_lightning.checkpoints.finished import finished_step, mark_finished, reached_its_end
+from adadpo_lightning.checkpoints.history import CONFIG
+from adadpo_lightning.checkpoints.parts import check_parts, read_checkpoint
 from adadpo_lightning.checkpoints.resume import PASSED_ON, resolve_checkpoint
 from adadpo_lightning.checkpoints.settings import settings
 from adadpo_lightning.cli.fit_options import Method, method_options
 from adadpo_lightning.cli.output_dir import check_output_dir
 from adadpo_lightning.cli.parser import instantiate
 from adadpo_lightning.cli.save_config import SaveRunConfig
+from adadpo_lightning.compat import is_missing_monitor
 from adadpo_lightning.errors import UserError, first_line
 from adadpo_lightning.runs.csv_logger import AppendingCSVLogger
 from adadpo_lightning.runs.lock import lock_directory
+from adadpo_lightning.runs.output import check_output
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
+
+
+# The least value of options of the Trainer that Lightning itself does not check.
+LEAST = {
+    "gradient_clip_val": 0,
+    "log_every_n_steps": 0,
+    "check_val_every_n_epoch": 1,
+    "num_sanity_val_steps": -1,
+    "reload_dataloaders_every_n_epochs": 0,
+}
+SEEDS = range(2**32)  # what numpy accepts
 
 
 def run_method(method: Method, config: Namespace, parser: ArgumentParser, callbacks: Sequence[Callback] = ()) -> None:
@@ -48,7 +63,10 @@ def run_method(method: Method, config: Namespace, parser: ArgumentParser, callba
     _check_sections(config)
     set_seed(config)
     is_new = prepare_output(method, config)
-    built = instantiate(parser, config)
+    try:
+        built = instantiate(parser, config)
+    except MisconfigurationException as error:  # of a callback or a logger
+        raise UserError("config", first_line(error), f"{method} --help lists its options") from error
     options = dict(vars(built.trainer))
     if options.get("logger") is None:
         options["logger"] = False if method == "predict" else default_loggers(built.output_dir, method)
@@ -59,11 +77,24 @@ def run_method(method: Method, config: Namespace, parser: ArgumentParser, callba
     built.model.run_record.allow_changed = config.allow_changed_config
     try:
         if method == "fit" and not options.get("fast_dev_run"):
-            _fit_alone(trainer, built, config, is_new=is_new)
+            _fit_alone(trainer, built, config)
         else:
             getattr(trainer, method)(built.model, datamodule=built.data, **method_options(built, method))
-    except MisconfigurationException as error:
-        raise _of_the_trainer(error, method) from error
+    except Exception as error:
+        # A run that fails before its first step leaves no directory behind.
+        if is_new and trainer.is_global_zero and not _has_begun(trainer, method, error):
+            shutil.rmtree(config.output_dir, ignore_errors=True)
+        if isinstance(error, MisconfigurationException) or is_missing_monitor(error):
+            raise _of_the_trainer(error, method) from error
+        raise
+
+
+def _has_begun(trainer: Trainer, method: Method, error: BaseException) -> bool:
+    """Whether a run that failed had come to its first step, or an evaluation to anything but bad input."""
+    if method != "fit":
+        return not isinstance(error, (UserError, MisconfigurationException))
+    written = (Path(trainer.default_root_dir) / CONFIG).exists()  # with the first step; a resumed run begins at another
+    return trainer.global_step > 0 and written
 
 
 def _check_sections(config: Namespace) -> None:
@@ -82,7 +113,7 @@ def _check_sections(config: Namespace) -> None:
             raise UserError(name, "expected keys and values, got null", "remove the key, or set options below it")
 
 
-def _fit_alone(trainer: Trainer, built: Namespace, config: Namespace, *, is_new: bool) -> None:
+def _fit_alone(trainer: Trainer, built: Namespace, config: Namespace) -> None:
     """Train with a lock on the output directory, and not again once the run is finished."""
     options = settings(trainer, built.model, built.data)
     step = finished_step(config.output_dir, options, config.ckpt_path) if config.auto_resume else None
@@ -94,13 +125,7 @@ def _fit_alone(trainer: Trainer, built: Namespace, config: Namespace, *, is_new:
     with lock_directory(config.output_dir, "output_dir") if log.is_rank_zero() else nullcontext():
         # Again: the run that held the lock until now may have ended in the meantime.
         check_output_dir(config.output_dir, resuming=config.ckpt_path is not None or config.auto_resume)
-        try:
-            trainer.fit(built.model, datamodule=built.data, **method_options(built, "fit"))
-        except (UserError, MisconfigurationException):
-            # A run that bad input ends before its first step leaves no directory behind.
-            if is_new and trainer.is_global_zero and trainer.global_step == 0:
-                shutil.rmtree(trainer.default_root_dir, ignore_errors=True)
-            raise
+        trainer.fit(built.model, datamodule=built.data, **method_options(built, "fit"))
         if trainer.is_global_zero and reached_its_end(trainer):
             mark_finished(config.output_dir, trainer.global_step, options)
 
@@ -109,6 +134,8 @@ def set_seed(config: Namespace) -> None:
     """Seed everything, and write down which seed was chosen."""
     if config.seed_everything is not False:
         chosen = None if config.seed_everything is True else config.seed_everything
+        if chosen is not None and chosen not in SEEDS:
+            raise UserError("seed_everything", f"expected a number in [0, 2**32), got {chosen}")
         config.seed_everything = seed_everything(chosen, workers=True)
 
 
@@ -124,10 +151,15 @@ def prepare_output(method: Method, config: Namespace) -> bool:
     fits = method == "fit"
     auto = fits and config.auto_resume
     config.ckpt_path = resolve_checkpoint(config.ckpt_path, config.output_dir, auto_resume=auto)
-    if not fits or config.trainer.fast_dev_run:
+    if config.ckpt_path not in (None, *PASSED_ON) and "://" not in config.ckpt_path:
+        check_parts(read_checkpoint(Path(config.ckpt_path)), resume=fits, path=config.ckpt_path)
+    if fits and config.trainer.fast_dev_run:
         return False
     is_new = not Path(config.output_dir).exists()
-    check_output_dir(config.output_dir, resuming=config.ckpt_path is not None or auto)
+    if fits:
+        check_output_dir(config.output_dir, resuming=config.ckpt_path is not None or auto)
+    else:
+        check_output(config.output_dir, "output_dir", directory=True)
     return is_new
 
 
@@ -142,6 +174,7 @@ def build_trainer(method: Method, options: dict[str, Any], callbacks: Sequence[C
     Raises:
         UserError: If the Trainer refuses its arguments.
     """
+    _check_numbers(options)
     configured = options.get("callbacks") or []
     added = [*(configured if isinstance(configured, list) else [configured]), *callbacks]
     if options.get("enable_model_summary"):
@@ -154,6 +187,21 @@ def build_trainer(method: Method, options: dict[str, Any], callbacks: Sequence[C
         raise
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise _of_the_trainer(error, method) from error
+
+
+def _check_numbers(options: dict[str, Any]) -> None:
+    """Numbers that Lightning takes, and then trains nothing, ignores them, or divides by zero.
+
+    Raises:
+        UserError: Naming the option.
+    """
+    for name, least in LEAST.items():
+        value = options.get(name)
+        if isinstance(value, (int, float)) and value < least:
+            raise UserError(f"trainer.{name}", f"expected {least} or more, got {value}")
+    for name in ("max_steps", "max_epochs"):
+        if options.get(name) == 0:
+            raise UserError(f"trainer.{name}", "expected at least 1, or -1 for no limit, got 0")
 
 
 def _of_the_trainer(error: Exception, method: str) -> UserError:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from adadpo_lightning.data.prepare import Prepared
 
 
+LARGEST = 2**31  # counts of pairs are converted to tensors and must not overflow
+
+
 @dataclass(frozen=True)
 class BatchOptions:
     """Batch sizes and order; see `PreferenceDataModule` for each option.
@@ -42,10 +45,13 @@ class BatchOptions:
         if self.group not in ("auto", "never"):
             raise UserError("data.group", f"expected auto or never, got {self.group!r}")
         for name in ("global_batch_size", "micro_batch_size", "eval_batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"data.{name}", f"expected at least 1, got {getattr(self, name)}")
-        if self.eval_max_tokens is not None and self.eval_max_tokens < 1:
-            raise UserError("data.eval_max_tokens", f"expected at least 1, got {self.eval_max_tokens}")
+            if not 1 <= getattr(self, name) < LARGEST:
+                raise UserError(f"data.{name}", f"expected at least 1, and less than 2**31, got {getattr(self, name)}")
+        for name in ("max_tokens", "eval_max_tokens"):
+            if (tokens := getattr(self, name)) is not None and tokens < 1:
+                raise UserError(f"data.{name}", f"expected at least 1, got {tokens}")
+        if self.seed < 0:
+            raise UserError("data.seed", f"expected 0 or more, got {self.seed}")
 
 
 def training_plan(

@@ -155,6 +155,8 @@ class PreferenceDataModule(LightningDataModule):
         self.sets = PairSets(
             self.sources, self.options, val_size=val_size, seed=seed, on_bad_row=on_bad_row, num_proc=num_proc
         )
+        if num_workers < 0:
+            raise UserError("data.num_workers", f"expected 0 or more, got {num_workers}")
         self.num_workers = num_workers
         self.plan: StepPlan | None = None
         self._needs: ModuleNeeds | None = None
@@ -351,6 +353,7 @@ class PreferenceDataModule(LightningDataModule):
         then, self._resumed_plan = self._resumed_plan, None
         if start and then is not None:
             run.check_same_plan(then, self._step_plan.identity())
+            run.check_position(start, self._step_plan)
         return self._step_plan.rank_batches(run.sharing(self.trainer)[1], epoch, start)
 
     def _how(self, name: str) -> dict[str, bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
@@ -48,8 +49,10 @@ class PairSets:
     ) -> None:
         if on_bad_row not in ("error", "drop"):
             raise UserError("data.on_bad_row", f"expected error or drop, got {on_bad_row!r}")
-        if val_size < 0:
+        if not 0 <= val_size < math.inf:
             raise UserError("data.val_size", f"expected a number of pairs or a share, got {val_size}")
+        if num_proc is not None and num_proc < 1:
+            raise UserError("data.num_proc", f"expected at least 1, got {num_proc}")
         self.val_names = [name for name in sources if is_val(name)]
         if val_size and any(sources[name] for name in self.val_names):
             raise UserError("data.val_size", "is for runs without data.val, got both", "leave one of them out")
@@ -167,4 +170,6 @@ class PairSets:
                 f"(the first is {prepared.where(int(missing[0]))})",
                 "give pairs, or train with the loss sft",
             )
+        if name == "train" and not np.any(column(prepared.pairs, "weight") != 0):
+            raise UserError("data.train", f"all {len(prepared.pairs)} pairs have weight 0: none would be trained on")
         return prepared

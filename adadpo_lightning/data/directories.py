@@ -10,6 +10,8 @@ from adadpo_lightning.errors import UserError
 
 # Files that a repository of data has beside them.
 BESIDE = re.compile(r"(?i)(README|LICENSE|CHANGELOG|NOTICE)(\..*)?|\..*|__.*")
+# Written by `datasets` beside its data.
+INFOS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 SPLIT_WORDS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
@@ -24,8 +26,11 @@ def splits_of(folder: Path) -> dict[str, list[Path]] | None:
     without such a word are ``train``.
 
     Returns:
-        None for a directory that this package does not read itself: one with other files, with several kinds of files,
-        or with a card that configures them.
+        None for a directory that this package does not read itself: one with other files, or with a card that
+        configures them.
+
+    Raises:
+        UserError: If it holds data files of several types, of which `datasets` would read one and ignore the others.
     """
     card = folder / "README.md"
     if card.is_file() and re.search(r"(?m)^configs:", card.read_text(encoding="utf-8", errors="replace")):
@@ -33,6 +38,10 @@ def splits_of(folder: Path) -> dict[str, list[Path]] | None:
     inside = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
     files = [path for path in inside if not any(BESIDE.fullmatch(part) for part in path.parts)]
     kinds = {path.suffix for path in files}
+    data = sorted({path.suffix for path in files if path.name not in INFOS} & set(FILE_TYPES))
+    if len(data) > 1:
+        problem = f"holds files of several types, {', '.join(data)}, of which only one would be read"
+        raise UserError(str(folder), problem, f"give a pattern, such as {folder}/*{data[0]}")
     if len(kinds) != 1 or not kinds <= set(FILE_TYPES):
         return None
     found: dict[str, list[Path]] = {}

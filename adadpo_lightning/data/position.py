@@ -84,6 +84,20 @@ def check_same_plan(then: dict[str, Any], now: dict[str, Any]) -> None:
         )
 
 
+def check_position(start: int, plan: StepPlan) -> None:
+    """Check that a checkpoint's position is in the epoch: beyond it there is nothing to train on.
+
+    Raises:
+        UserError: If it is not.
+    """
+    if start > len(plan):
+        raise UserError(
+            "ckpt_path",
+            f"the checkpoint is {start} micro-batches into an epoch of {len(plan)}",
+            "give another checkpoint of the same run",
+        )
+
+
 def epochs(trainer: Trainer | None, steps_an_epoch: int) -> int:
     """Maximum number of epochs of the run.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from adadpo_lightning.data.files import (
 )
 from adadpo_lightning.data.formats import check_format
 from adadpo_lightning.data.schema import BadRow
-from adadpo_lightning.errors import UserError, first_line
+from adadpo_lightning.errors import UserError, first_line, one_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -63,7 +64,7 @@ class SourceConfig:
 
     def __post_init__(self) -> None:
         """Validate the options that do not require reading the source."""
-        if self.weight <= 0:
+        if not 0 < self.weight < math.inf:
             raise UserError(f"{self.path}: weight", f"expected a number above 0, got {self.weight}")
         if self.format is not None:
             check_format(self.format, f"{self.path}: format")
@@ -212,8 +213,8 @@ def _load_directory(path: Path, source: SourceConfig) -> Rows:
         return _load_hub(source, key) if splits is None else _load_split(splits, source)
     try:
         loaded = load_from_disk(str(path))
-    except (OSError, ValueError) as error:
-        raise UserError(str(path), f"cannot be read: {first_line(error)}", "save it again") from error
+    except Exception as error:  # what `datasets` raises depends on which of its files is odd
+        raise UserError(str(path), f"cannot be read: {one_line(error)}", "save it again") from error
     if not isinstance(loaded, Dataset):
         split = choose_split(source.path, source.split, list(loaded))
         return Rows(loaded[split], (Part(0, source.path),), fingerprint.of_data([key, split]))
@@ -236,7 +237,6 @@ def _load_split(splits: dict[str, list[Path]], source: SourceConfig) -> Rows:
 def _load_hub(source: SourceConfig, key: str | None = None) -> Rows:
     """Load a hub dataset, or a local directory that only `load_dataset` can read; `key` is then its content hash."""
     from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError
 
     # The cache of `datasets` depends on path and time; a folder per content hash avoids stale rows.
     folder = None if key is None else str(cache_folder() / key)
@@ -248,10 +248,10 @@ def _load_hub(source: SourceConfig, key: str | None = None) -> Rows:
             )
     except UserError:
         raise
-    except (OSError, ValueError, ConnectionError, DatasetGenerationError) as error:
+    except Exception as error:  # cards, data and networks make `datasets` raise errors of many types
         raise UserError(
             source.path,
-            ("cannot be read: " if key else "is no local path, and the hub has no answer: ") + first_line(error),
+            ("cannot be read: " if key else "is no local path, and the hub has no answer: ") + one_line(error),
             "check subset and split" if key else "check the spelling, subset, split, network and your access",
         ) from error
     table = loaded if source.split is not None else loaded[choose_split(source.path, None, list(loaded))]

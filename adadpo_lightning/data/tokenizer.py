@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adadpo_lightning import gguf, hub
-from adadpo_lightning.errors import UserError, first_line
+from adadpo_lightning.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,15 +42,22 @@ def read_tokenizer(
     check_exists(path, field)
     try:
         with hub.loading(path):
-            return AutoTokenizer.from_pretrained(
+            tokenizer = AutoTokenizer.from_pretrained(
                 path, revision=revision, trust_remote_code=trust_remote_code, gguf_file=gguf_file
             )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # files of strangers make transformers and tokenizers raise errors of many types
+        text = one_line(error)
+        # transformers reads config.json first.
+        of_config = "alidation error for" in text
         raise UserError(
             field,
-            f"no tokenizer could be loaded from {path!r}: {first_line(error)}",
-            "give a directory with tokenizer.json, a GGUF file or a hub id",
+            f"no tokenizer could be loaded from {path!r}: {text}",
+            "correct config.json" if of_config else "give a directory with tokenizer.json, a GGUF file or a hub id",
         ) from error
+    if not isinstance(tokenizer.chat_template, (str, dict, type(None))):
+        problem = f"the chat template of {path!r} is a {type(tokenizer.chat_template).__name__}, expected text"
+        raise UserError(field, problem, "correct chat_template in tokenizer_config.json")
+    return tokenizer
 
 
 def check_exists(path: str, field: str) -> None:
@@ -90,4 +97,9 @@ def template_text(template: str) -> str:
         raise UserError(
             "data.chat_template", f"is no template, and the file {template!r} was not found", "give one of the two"
         )
-    return Path(template).read_text(encoding="utf-8")
+    try:
+        return Path(template).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            "data.chat_template", f"{template} cannot be read: {one_line(error)}", "save it as UTF-8"
+        ) from error

@@ -39,21 +39,34 @@ def validation_sources(val: Sources | NamedSources | None) -> dict[str, list[Sou
     """
     if not isinstance(val, Mapping):
         return {"val": listed(val)}
-    if not val:
-        raise UserError("data.val", "expected at least one named set, got none", "leave it out, or give a path")
-    options = {field.name for field in fields(SourceConfig)}
-    for name, sources in val.items():
+    return {f"val/{name}": sources for name, sources in named_sources(val, "data.val").items()}
+
+
+def named_sources(sets: NamedSources, field: str) -> dict[str, list[SourceConfig]]:
+    """The sources of each named set.
+
+    Args:
+        sets: Sources by name.
+        field: The option, for errors.
+
+    Raises:
+        UserError: As `validation_sources`.
+    """
+    if not sets:
+        raise UserError(field, "expected at least one named set, got none", "leave it out, or give a path")
+    options = {each.name for each in fields(SourceConfig)}
+    for name, sources in sets.items():
         if name in options:
-            raise UserError("data.val", f"{name!r} is an option of a source, not the name of a set", "rename the set")
+            raise UserError(field, f"{name!r} is an option of a source, not the name of a set", "rename the set")
         if not _NAME.fullmatch(name) or name in _METRICS:
             raise UserError(
-                "data.val",
+                field,
                 f"{name!r} cannot name a validation set: it is part of metric names such as val/<name>/loss",
                 f"use letters, digits, - and _, and none of {', '.join(sorted(_METRICS))}",
             )
         if not listed(sources):
-            raise UserError(f"data.val.{name}", "expected a file, directory or hub id, got null")
-    return {f"val/{name}": listed(sources) for name, sources in val.items()}
+            raise UserError(f"{field}.{name}", "expected a file, directory or hub id, got null")
+    return {name: listed(sources) for name, sources in sets.items()}
 
 
 def is_val(stage: str) -> bool:

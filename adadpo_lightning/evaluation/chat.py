@@ -60,8 +60,7 @@ class ChatEndpoint:
     """
 
     def __init__(self, base_url: str, api_key_env: str, *, retries: int, backoff: float, timeout: float) -> None:
-        url = urlsplit(base_url)
-        if url.scheme not in ("http", "https") or not url.netloc:
+        if not _is_address(base_url):
             raise UserError("judge_options.base_url", f"expected an http or https address, got {base_url!r}")
         self.base_url = base_url
         self.retried = 0
@@ -170,6 +169,14 @@ class ChatEndpoint:
         """What may be printed of a text from the endpoint: first without the key, then cut."""
         shown = redacted(text[: 10 * SHOWN], self._secret)
         return shown if len(shown) <= SHOWN else f"{shown[:SHOWN]}..."
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:  # brackets that do not match, a port out of range
+        return False
 
 
 def redacted(text: str, secret: str) -> str:

@@ -10,6 +10,7 @@ from adadpo_lightning.evaluation.judges.annotations import AnnotationsJudge
 from adadpo_lightning.evaluation.judges.base import build_judge
 from adadpo_lightning.evaluation.report import evaluate_responses, length_anchor, write_report
 from adadpo_lightning.generation.responses import read_responses
+from adadpo_lightning.runs.output import check_output
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,8 +28,9 @@ def evaluate(options: EvaluateOptions) -> dict[str, Any]:
         The report of `evaluate_responses`.
 
     Raises:
-        UserError: As `evaluate_responses`, and if a file is missing or malformed.
+        UserError: As `evaluate_responses`, and if a file is missing or malformed, or the output cannot be written.
     """
+    check_output(options.output, "output")
     given = {"annotations": options.annotations} if options.annotations else {}
     judge = build_judge(options.judge, **(options.judge_options or {}), **given)
     table = None if options.difficulty is None else read_difficulties(options.difficulty)

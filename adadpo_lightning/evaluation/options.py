@@ -37,6 +37,8 @@ class EvaluationOptions:
                 raise UserError(name, f"expected one of {', '.join(choices)}, got {getattr(self, name)!r}")
         if self.resamples < 0:
             raise UserError("bootstrap", f"expected 0 or more resamples, got {self.resamples}")
+        if self.seed < 0:
+            raise UserError("seed", f"expected 0 or more, got {self.seed}")
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Protocol
-
-import torch
 
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.generation.sampling import Sampled, check_room, pad_id_of, row_seed, sample, through_stop
 from adadpo_lightning.gguf import SUFFIX
+from adadpo_lightning.models.devices import device_of
 from adadpo_lightning.models.loading import PolicyConfig, load_model
 
 if TYPE_CHECKING:
@@ -45,12 +46,24 @@ def build_engine(options: GenerateOptions, encoder: PromptTokenizer, longest: in
     return build(options, encoder, longest)
 
 
+def check_engine(options: GenerateOptions) -> None:
+    """Whether engine and device are there, before anything is loaded.
+
+    Raises:
+        UserError: If one is not.
+    """
+    if options.engine == "vllm" and "vllm" not in sys.modules and find_spec("vllm") is None:
+        raise UserError(
+            "engine", "vllm needs the package vllm, which is not installed", "pip install 'adadpo-lightning[vllm]'"
+        )
+    device_of(options.device)
+
+
 def transformers_engine(options: GenerateOptions, encoder: PromptTokenizer, longest: int) -> Engine:
     """Answer with transformers and `sample`; arguments as `build_engine`."""
     loaded = load_model(PolicyConfig(path=options.model, dtype=options.dtype), encoder.tokenizer).eval()
     check_room(loaded, longest, options.sampling)
-    device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    model = loaded.to(device)
+    model = loaded.to(device_of(options.device))
     stops, pad_id = encoder.stop_ids(), pad_id_of(encoder.tokenizer)
 
     def answer(prompts: Sequence[list[int]], rows: Sequence[tuple[int, int]]) -> list[Sampled]:
@@ -67,16 +80,12 @@ def vllm_engine(options: GenerateOptions, encoder: PromptTokenizer, longest: int
     Its answers have the seeds of `row_seed`, but its own random numbers: they differ from those of transformers.
 
     Raises:
-        UserError: If vLLM is not installed.
+        UserError: For a GGUF file.
     """
     if options.model.endswith(SUFFIX):
         raise UserError("engine", f"vllm is not given {SUFFIX} files", "use transformers, or safetensors weights")
-    try:
-        from vllm import LLM, SamplingParams
-    except ImportError as error:
-        raise UserError(
-            "engine", "vllm needs the package vllm, which is not installed", "pip install 'adadpo-lightning[vllm]'"
-        ) from error
+    from vllm import LLM, SamplingParams
+
     sampling, stops = options.sampling, encoder.stop_ids()
     model = LLM(model=options.model, dtype=options.dtype, seed=sampling.seed)
 

@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, NamedTuple
 from adadpo_lightning import log
 from adadpo_lightning.data.sources import SourceConfig
 from adadpo_lightning.generation.answers import decode_answer
-from adadpo_lightning.generation.engines import build_engine
+from adadpo_lightning.generation.engines import build_engine, check_engine
 from adadpo_lightning.generation.prompts import Prompt, PromptTokenizer, read_prompts
 from adadpo_lightning.generation.record import check_record, make_record
 from adadpo_lightning.generation.responses import Response, append_responses, recover_rows, response_format
 from adadpo_lightning.models.loading import PolicyConfig, load_tokenizer
 from adadpo_lightning.runs.lock import lock_output
+from adadpo_lightning.runs.output import check_output
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from adadpo_lightning.generation.options import GenerateOptions
 
 
@@ -53,13 +56,17 @@ def generate_responses(options: GenerateOptions, prompts: Sequence[Prompt]) -> G
         UserError: If another process writes the file, the file belongs to another job, the model or its tokenizer
             cannot be loaded, or a prompt leaves no room for an answer.
     """
-    with lock_output(Path(options.output), "output"):
-        return _generate_locked(options, prompts)
-
-
-def _generate_locked(options: GenerateOptions, prompts: Sequence[Prompt]) -> Generated:
-    fmt, output = response_format(options.response_format), Path(options.output)
+    check_output(options.output, "output")
+    check_engine(options)
     tokenizer = load_tokenizer(PolicyConfig(path=options.model))
+    with lock_output(Path(options.output), "output"):
+        return _generate_locked(options, prompts, tokenizer)
+
+
+def _generate_locked(
+    options: GenerateOptions, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase
+) -> Generated:
+    fmt, output = response_format(options.response_format), Path(options.output)
     check_record(output, make_record(options, prompts, tokenizer))
     done, total = recover_rows(output, fmt), len(prompts) * options.samples
     if done >= total:

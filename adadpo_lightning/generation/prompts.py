@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from adadpo_lightning import log
 from adadpo_lightning.data.formats.fields import template_kwargs_of
 from adadpo_lightning.data.options import TokenizeOptions
-from adadpo_lightning.data.schema import BadRow, PreferencePair, as_messages
+from adadpo_lightning.data.schema import BadRow, PreferencePair, as_messages, check_text
 from adadpo_lightning.data.sources import SourceConfig, decode, load_rows
 from adadpo_lightning.data.tokenize import PairTokenizer
 from adadpo_lightning.errors import UserError
@@ -157,6 +157,8 @@ def read_prompts(source: SourceConfig, column: str | None = None, limit: int | N
         UserError: If a row has no prompt, or a conversation of Arena-Hard's form has several turns.
     """
     if Path(source.path).suffix == ".txt":
+        if column is not None:
+            raise UserError("column", f"a .txt file has no columns, got {column!r}", "leave it out")
         rows = [(where, {"prompt": line}) for where, line in _text_lines(Path(source.path).expanduser())]
         column = "prompt"
     else:
@@ -179,6 +181,10 @@ def parse_prompt(row: Row, where: str, column: str | None, number: int) -> Promp
     names = PROMPT_COLUMNS if column is None else (column,)
     name = find_column(row, where, names, "prompt", "name the prompt's column")
     uid = next((str(row[key]) for key in UID_COLUMNS if row.get(key) is not None), str(number))
+    try:
+        check_text(row[name])
+    except BadRow as error:
+        raise UserError(f"{where}: {name}", str(error), "correct the text") from error
     try:
         kwargs = template_kwargs_of(row.get("chat_template_kwargs"))
     except BadRow as error:

@@ -142,8 +142,12 @@ def write_atomically(path: Path, text: str) -> None:
     """Write a file so that readers see either the old content or all of the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.tmp")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+    try:
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def read_responses(source: SourceConfig) -> list[Response]:

@@ -26,16 +26,15 @@ def check_vocabulary(tokens: int, embeddings: int) -> None:
 
 
 def check_blocks(config: Any) -> None:
-    """Check that a model has decoder blocks: transformers builds one without, which would train.
+    """Check that a model has decoder blocks and positions: transformers builds one without, which would train.
 
     Raises:
         UserError: If its config asks for fewer than one.
     """
-    blocks = getattr(config, "num_hidden_layers", 1)
-    if blocks < 1:
-        raise UserError(
-            "model.policy", f"config.json has num_hidden_layers: {blocks}", "expected at least 1; correct it"
-        )
+    for name in ("num_hidden_layers", "max_position_embeddings"):
+        found = getattr(config, name, 1)
+        if isinstance(found, int) and found < 1:
+            raise UserError("model.policy", f"config.json has {name}: {found}", "expected at least 1; correct it")
 
 
 def note_slow_bfloat16(device: torch.device, *, used: bool) -> None:
@@ -59,7 +58,7 @@ def disable_dropout(model: nn.Module) -> None:
     for holder in (*model.modules(), getattr(model, "config", None)):
         for name, value in list(vars(holder).items()) if holder is not None else []:
             is_rate = "dropout" in name or "pdrop" in name or (name == "p" and isinstance(holder, nn.Dropout))
-            if is_rate and isinstance(value, float) and value > 0:
+            if is_rate and isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0:
                 setattr(holder, name, 0.0)
                 changed.add(type(holder).__name__ if name == "p" else name)
     if changed:

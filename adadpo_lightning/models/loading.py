@@ -40,6 +40,14 @@ class LoraOptions:
     adapter: str | None = field(default=None, metadata={"resume": "by_content"})
     quantize: Literal["nf4"] | None = None
 
+    def __post_init__(self) -> None:
+        """Reject what would train nothing, or another thing than was asked for."""
+        for name in ("r", "alpha"):
+            if getattr(self, name) < 1:
+                raise UserError(f"model.policy.lora.{name}", f"expected at least 1, got {getattr(self, name)}")
+        if not 0 <= self.dropout < 1:
+            raise UserError("model.policy.lora.dropout", f"expected a number in [0, 1), got {self.dropout}")
+
 
 @dataclass
 class PolicyConfig:
@@ -105,6 +113,8 @@ class PolicyConfig:
                 f"got {'neither' if self.path is None else 'both'}",
             )
         self._name_gguf()
+        if self.revision is not None and self.path is not None and Path(self.path).is_dir():
+            raise UserError("model.policy.revision", f"is for hub ids, and {self.path} is a directory", "leave it out")
         if self.head_chunk_size < 1:
             raise UserError("model.policy.head_chunk_size", f"expected at least 1, got {self.head_chunk_size}")
 

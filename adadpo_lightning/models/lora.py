@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from adadpo_lightning import hub
-from adadpo_lightning.errors import UserError, first_line
+from adadpo_lightning.errors import UserError, first_line, one_line
 from adadpo_lightning.models.meta import stand_ins
 
 if TYPE_CHECKING:
@@ -54,10 +54,10 @@ def _trained_adapter(model: PreTrainedModel, path: str) -> Any:
     try:
         with hub.loading(path):
             return PeftModel.from_pretrained(model, path, is_trainable=True)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # files of strangers make peft raise errors of many types
         raise UserError(
             "model.policy.lora.adapter",
-            f"cannot load an adapter from {path!r}: {first_line(error)}",
+            f"cannot load an adapter from {path!r}: {one_line(error)}",
             "use a directory with adapter_config.json and LoRA weights that match the model",
         ) from error
 

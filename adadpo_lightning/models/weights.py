@@ -12,7 +12,7 @@ import torch
 from adadpo_lightning import gguf, hub
 from adadpo_lightning.compat import has_mismatched_sizes, needs_remote_code
 from adadpo_lightning.data.tokenizer import check_exists
-from adadpo_lightning.errors import UserError, first_line
+from adadpo_lightning.errors import UserError, first_line, one_line
 from adadpo_lightning.models.lora import quantization_config
 from adadpo_lightning.models.meta import parameters_on_meta
 
@@ -33,10 +33,10 @@ def random_model(config: PolicyConfig) -> PreTrainedModel:
     values = config_values(config.config)
     try:
         architecture = AutoConfig.for_model(**values)
-    except (KeyError, ValueError, TypeError) as error:
+    except Exception as error:  # as in `pretrained_model`
         raise UserError(
             "model.policy.config",
-            f"is not a Hugging Face config: {first_line(error)}",
+            f"is not a Hugging Face config: {one_line(error)}",
             "set model_type to a known type",
         ) from error
     # Forked, so that the seed of the weights does not affect the random state of the run.
@@ -47,9 +47,9 @@ def random_model(config: PolicyConfig) -> PreTrainedModel:
             return AutoModelForCausalLM.from_config(
                 architecture, dtype=dtype, attn_implementation=config.attn_implementation
             )
-        except (ValueError, ImportError) as error:
+        except Exception as error:  # as in `pretrained_model`
             raise UserError(
-                "model.policy.config", f"does not define a causal language model: {first_line(error)}"
+                "model.policy.config", f"does not define a causal language model: {one_line(error)}"
             ) from error
 
 
@@ -66,12 +66,14 @@ def config_values(source: dict[str, Any] | str | None) -> dict[str, Any]:
         path = path / "config.json" if path.is_dir() else path
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(
                 "model.policy.config",
                 f"{path} cannot be read as JSON: {first_line(error)}",
                 "use the path of a config.json",
             ) from error
+    if not isinstance(values, dict):
+        raise UserError("model.policy.config", f"expected a mapping, got {type(values).__name__}")
     if "model_type" not in values:
         raise UserError("model.policy.config", f"expected a key model_type, got the keys {sorted(values)}")
     return values
@@ -83,7 +85,6 @@ def pretrained_model(config: PolicyConfig) -> PreTrainedModel:
     Raises:
         UserError: If weights cannot be loaded or are missing.
     """
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     if config.gguf_file is not None:
@@ -103,14 +104,36 @@ def pretrained_model(config: PolicyConfig) -> PreTrainedModel:
                 trust_remote_code=config.trust_remote_code,
                 output_loading_info=True,
             )
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # config, weights and code of strangers make transformers raise errors of many types
         raise UserError(
             "model.policy.path",
-            f"cannot load a model from {path!r}: {first_line(error)}",
+            f"cannot load a model from {path!r}: {one_line(error)}",
             _remedy(error),
         ) from error
     _check_complete(path, report)
+    if getattr(model.config, "quantization_config", None) is None:
+        _check_floating(Path(path))
     return model
+
+
+def _check_floating(folder: Path) -> None:
+    """Stop at weights that are whole numbers, where the config does not say how they are quantized.
+
+    Raises:
+        UserError: Naming the first.
+    """
+    from safetensors import safe_open
+
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as weights:
+            for name in weights.keys():  # noqa: SIM118  # it is no mapping
+                dtype = weights.get_slice(name).get_dtype()
+                if name.endswith(".weight") and dtype.startswith(("I", "U")):
+                    raise UserError(
+                        "model.policy.path",
+                        f"{file} has {name} as {dtype}: quantized weights, which transformers would read as they are",
+                        "use the model's floating-point weights",
+                    )
 
 
 def _gguf_model(config: PolicyConfig) -> PreTrainedModel:
@@ -130,10 +153,10 @@ def _gguf_model(config: PolicyConfig) -> PreTrainedModel:
             quantization_config=GgufConfig(dequantize=True),
             output_loading_info=True,
         )
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError, NotImplementedError) as error:
+    except Exception as error:  # as in `pretrained_model`
         raise UserError(
             "model.policy.gguf_file",
-            f"cannot load a model from {str(file)!r}: {first_line(error)}",
+            f"cannot load a model from {str(file)!r}: {one_line(error)}",
             "use a complete GGUF file of an architecture that transformers can read, or safetensors weights",
         ) from error
     _check_complete(str(file), report)
@@ -190,10 +213,10 @@ def empty_model(config: PolicyConfig) -> PreTrainedModel:
             attn_implementation=config.attn_implementation,
             trust_remote_code=config.trust_remote_code,
         )
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # as in `pretrained_model`
         raise UserError(
             "model.policy.path",
-            f"cannot create a model from {path!r}: {first_line(error)}",
+            f"cannot create a model from {path!r}: {one_line(error)}",
             _remedy(error),
         ) from error
     # Like `from_pretrained`: a model without a generation config uses the defaults.

@@ -20,7 +20,8 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from adadpo_lightning.errors import UserError
+from adadpo_lightning.errors import UserError, first_line
+from adadpo_lightning.runs.output import check_output
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -136,12 +137,17 @@ class ReferenceCache:
         """Whether the cache is complete.
 
         Raises:
-            UserError: If its checksum does not match.
+            UserError: If its checksum does not match or cannot be read.
         """
         path = self.folder / "complete.json"
         if not path.exists():
             return False
-        if json.loads(path.read_text(encoding="utf-8"))["checksum"] != self._checksum():
+        try:
+            expected = json.loads(path.read_text(encoding="utf-8"))["checksum"]
+        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+            problem = f"{path} cannot be read: {type(error).__name__}: {first_line(error)}"
+            raise UserError("model.reference_cache", problem, f"delete {self.folder}") from error
+        if expected != self._checksum():
             raise UserError(
                 "model.reference_cache", f"{self.folder} is damaged: its checksum does not match", "delete that folder"
             )
@@ -197,9 +203,14 @@ def fill(
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a cache folder; other runs wait."""
+    """Hold the lock of a cache folder; other runs wait.
+
+    Raises:
+        UserError: If the folder cannot be written.
+    """
     from filelock import FileLock
 
+    check_output(folder.parent, "model.reference_cache", directory=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         yield

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from adadpo_lightning.errors import UserError, did_you_mean
 from adadpo_lightning.metrics import names
 from adadpo_lightning.runs.logs import val_stages_of
+from adadpo_lightning.runs.output import check_output
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -249,8 +250,7 @@ def plot_runs(paths: Sequence[str], output: str, metrics: Sequence[str] = ()) ->
 
     if find_spec("matplotlib") is None:
         raise UserError("plot", "needs matplotlib, which is not installed", "pip install 'adadpo-lightning[plot]'")
-    if Path(output).is_file():
-        raise UserError("output", f"expected a directory, {output} is a file", "choose another path")
+    check_output(output, "output", directory=True)
     runs = read_runs(paths)
     charts = choose_charts(runs, metrics)
     files = [path for name, chart in charts.items() for path in save(draw(runs, chart), Path(output), name)]

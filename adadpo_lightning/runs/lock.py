@@ -14,7 +14,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from adadpo_lightning import log
-from adadpo_lightning.errors import UserError
+from adadpo_lightning.errors import UserError, first_line
 
 LOCK = ".lock"
 UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
@@ -34,7 +34,8 @@ def lock_directory(directory: str | Path, field: str) -> Iterator[None]:
         field: The option that named it, for the error.
 
     Raises:
-        UserError: If another process, or this one, holds the lock; it names host and process.
+        UserError: If another process, or this one, holds the lock, named by host and process, or the directory cannot
+            be written.
     """
     with _locked(Path(directory) / LOCK, str(directory), field):
         yield
@@ -63,8 +64,11 @@ def lock_output(output: Path, field: str) -> Iterator[None]:
 
 @contextmanager
 def _locked(path: Path, locked: str, field: str) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except (OSError, ValueError) as error:  # a ValueError for a name with a NUL
+        raise UserError(field, f"{locked} cannot be written: {first_line(error)}", "choose another path") from error
     # Closing any handle of the file would release a lock that this process already holds.
     mine = (os.fstat(handle).st_dev, os.fstat(handle).st_ino)
     if mine in _held:

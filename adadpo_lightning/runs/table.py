@@ -91,11 +91,16 @@ class Table:
 
     def _rewrite(self) -> None:
         partial = self.path.with_name(f".{self.path.name}.partial")
-        with partial.open("wb") as file:
-            file.write(self._text([dict(zip(self.columns, self.columns, strict=True)), *self.old, *(self.new or ())]))
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self.path)
+        try:
+            with partial.open("wb") as file:
+                header = dict(zip(self.columns, self.columns, strict=True))
+                file.write(self._text([header, *self.old, *(self.new or ())]))
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(self.path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
 
     def _text(self, rows: Iterable[Row]) -> bytes:
         text = io.StringIO(newline="")

@@ -42,8 +42,12 @@ def status_of(study: StudyConfig, job: Job) -> str:
     return str(read_result(path)["status"]) if path.is_file() else "open"
 
 
-def save_study(study: StudyConfig) -> Path:
+def save_study(study: StudyConfig, *, write: bool = True) -> Path:
     """Write ``study.yaml``, after checking that the directory holds the same study or a part of it.
+
+    Args:
+        study: The study.
+        write: False only checks.
 
     Raises:
         UserError: If the directory holds results of another task, other training or other configs, ``study.yaml``
@@ -54,7 +58,7 @@ def save_study(study: StudyConfig) -> Path:
     if saved is not None:
         _check_saved(study, saved, document)
     check_results(study)
-    if saved != document:
+    if write and saved != document:
         with lock_directory(study.root, "output_dir"):
             path.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
     return path
@@ -63,12 +67,14 @@ def save_study(study: StudyConfig) -> Path:
 def _read_study(path: Path) -> dict[str, Any]:
     try:
         saved = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         problem = f"not valid YAML: {' '.join(str(error).split())}"
         raise UserError(str(path), problem, "remove it; it is written again") from error
-    if not isinstance(saved, dict) or not isinstance(saved.get("arms", {}), dict):
+    arms = saved.get("arms", {}) if isinstance(saved, dict) else None
+    if not isinstance(arms, dict) or not all(isinstance(arm, dict) for arm in arms.values()):
         raise UserError(str(path), "not a study: empty, truncated or overwritten", "remove it; it is written again")
-    return saved
+    found: dict[str, Any] = saved
+    return found
 
 
 def _check_saved(study: StudyConfig, saved: dict[str, Any], document: dict[str, Any]) -> None:
@@ -147,7 +153,7 @@ def _config(name: str) -> Any:
         return None  # `fit` reports it under the name that the user gave
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise UserError(name, f"not valid YAML: {' '.join(str(error).split())}", "fix the file") from error
 
 

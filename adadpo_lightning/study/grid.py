@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import product
@@ -56,6 +57,12 @@ class EmbeddedTaskConfig:
     warmup_steps: int = 1200
     prompts: int = 4096
     heldout_prompts: int = 1000
+
+    def __post_init__(self) -> None:
+        """Check the sizes."""
+        for name, size in asdict(self).items():
+            if size < 1:
+                raise UserError(f"embedded.{name}", f"expected at least 1, got {size}")
 
 
 @dataclass(frozen=True)
@@ -134,10 +141,13 @@ class StudyConfig:
             raise UserError("fit_configs", "task preference needs configs of fit with model and data, got none")
         if self.task == "embedded" and self.evaluation is not None:
             raise UserError("evaluation", "the embedded task has its own", "leave it out, or take task: preference")
+        _check_numbers("learning_rates", self.learning_rates, above=0.0)
+        _check_numbers("seeds", self.seeds, above=-1)
         for name, arm in self.arms.items():
             _check_arm(name, arm, self.arms)
+            _check_numbers(f"arms.{name}.learning_rates", arm.learning_rates or (), above=0.0)
             for strength in self.strengths_of(name):
-                _build(arm, strength)
+                _build(name, arm, strength)
 
     def rates_of(self, arm: str) -> list[float]:
         """The learning rates of an arm."""
@@ -158,10 +168,20 @@ def options_at(arm: Arm, strength: float) -> dict[str, Any]:
     return arm.options if arm.strength is None else {**arm.options, arm.strength: strength}
 
 
-def _build(arm: Arm, strength: float) -> None:
+def _check_numbers(field: str, values: Sequence[float], above: float) -> None:
+    odd = [value for value in values if not above < value < math.inf]
+    if odd:
+        raise UserError(field, f"expected numbers {'above 0' if above == 0 else 'from 0'}, got {odd[0]}")
+
+
+def _build(name: str, arm: Arm, strength: float) -> None:
+    """Whether the loss of an arm takes its options, with the arm in the error."""
     from adadpo_lightning.losses import build_loss
 
-    build_loss(arm.loss, **options_at(arm, strength))  # names an unknown option and a value out of range itself
+    try:
+        build_loss(arm.loss, **options_at(arm, strength))  # names an unknown option and a value out of range itself
+    except UserError as error:
+        raise UserError(f"arms.{name}: {error.field}", error.problem, error.fix) from error
 
 
 def _check_arm(name: str, arm: Arm, arms: dict[str, Arm]) -> None:

@@ -24,13 +24,32 @@ def read_result(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
         result = {"status": str(found["status"]), "seconds": float(found["seconds"]), "run": "run", "metrics": {}}
         result |= {name: value for name, value in found.items() if name not in result or value is not None}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        _check_types(result)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         problem = f"not the result of a job: {type(error).__name__}: {error}"
         raise UserError(str(path), problem, "remove it; the job then runs again") from error
     if result.get("format", FORMAT) not in (1, FORMAT):
         problem = f"has format {result['format']}, this version reads formats 1 and {FORMAT}"
         raise UserError(str(path), problem, "upgrade adadpo-lightning, or remove it; the job then runs again")
     return result
+
+
+def _check_types(result: dict[str, Any]) -> None:
+    """Whether each entry has the type that readers take for granted.
+
+    Raises:
+        ValueError: Naming the first that does not.
+    """
+    if result["status"] not in ("done", "failed"):
+        raise ValueError(f"status is {result['status']!r}")
+    for name, kind in (("run", str), ("metrics", dict), ("fingerprint", dict)):
+        if not isinstance(result.get(name, kind()), kind):
+            raise ValueError(f"{name} is {result[name]!r}")
+    if not isinstance(result.get("fingerprint", {}).get("shared", {}), dict):
+        raise ValueError("fingerprint.shared is no mapping")
+    for name, value in result["metrics"].items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError(f"metrics.{name} is {value!r}, not a number")
 
 
 def write_result(path: Path, result: dict[str, Any]) -> None:

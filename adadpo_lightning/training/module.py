@@ -13,8 +13,8 @@ from adadpo_lightning import log
 from adadpo_lightning.callbacks.defaults import complete
 from adadpo_lightning.callbacks.refused import refuse_rounded_average, refuse_unsupported
 from adadpo_lightning.checkpoints.export import check_base
-from adadpo_lightning.checkpoints.parts import CURRENT_WEIGHTS
-from adadpo_lightning.checkpoints.record import KEY, RunRecord
+from adadpo_lightning.checkpoints.parts import CURRENT_WEIGHTS, KEY
+from adadpo_lightning.checkpoints.record import RunRecord
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.losses import PreferenceLoss
 from adadpo_lightning.metrics.functional import kl_terms

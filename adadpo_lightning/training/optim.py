@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -55,10 +56,11 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         """Check the numbers before any model is loaded."""
-        _require(self.lr > 0, "optimizer.lr", "a number above 0", self.lr)
-        _require(self.weight_decay >= 0, "optimizer.weight_decay", "a number of at least 0", self.weight_decay)
+        _require(0 < self.lr < math.inf, "optimizer.lr", "a number above 0", self.lr)
+        decay = self.weight_decay
+        _require(0 <= decay < math.inf, "optimizer.weight_decay", "a number of at least 0", decay)
         _require(all(0 <= b < 1 for b in self.betas), "optimizer.betas", "two numbers in [0, 1)", self.betas)
-        _require(self.eps > 0, "optimizer.eps", "a number above 0", self.eps)
+        _require(0 < self.eps < math.inf, "optimizer.eps", "a number above 0", self.eps)
 
     def __call__(self, params: Iterable[Any]) -> DefaultAdamW:
         """The optimizer over parameters or groups of them."""

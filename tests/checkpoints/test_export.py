@@ -6,8 +6,10 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from adadpo_lightning.checkpoints.directory import new_directory
 from adadpo_lightning.checkpoints.export import export_checkpoint, export_model
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.models.loading import LoraOptions, PolicyConfig, load_model, load_tokenizer
@@ -104,7 +106,7 @@ def test_nothing_half_written(model_dir, tmp_path):
         def save_pretrained(self, path):
             raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match="out could not be written: disk full"):
         export_model(policy.model, Failing(), tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
@@ -203,3 +205,18 @@ def test_a_resumed_run_replaces_its_own_export_and_no_other(tmp_path, model_dir,
     assert run(other) == 2
     assert "export exists and is not empty" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()  # found before the first step
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("No space left on device")])
+@pytest.mark.parametrize("replace", [False, True])
+def test_a_full_disk_leaves_what_was_there(tmp_path, error, replace):
+    target = tmp_path / "export"
+    target.mkdir()
+    if replace:
+        (target / "old").write_text("whole")
+    full = pytest.raises(UserError, match=r"output: .*export could not be written: .*No space left.*; free some")
+    with full, new_directory(target, replace=replace) as partial:
+        (partial / "new").write_text("cut")
+        raise error
+    assert [path.name for path in target.iterdir()] == (["old"] if replace else [])
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]

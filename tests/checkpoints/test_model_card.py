@@ -3,7 +3,7 @@
 import pytest
 from huggingface_hub import ModelCard
 
-from adadpo_lightning.checkpoints.model_card import card, public_name
+from adadpo_lightning.checkpoints.model_card import card, public_name, write_card
 from adadpo_lightning.cli import main
 from tests.support.runs import arguments, run
 from tests.support.tiny import make_rows, write_rows
@@ -51,3 +51,21 @@ def test_an_empty_run_says_so():
     assert "Base model: not recorded" in text
     assert "None was logged." in text
     assert public_name("/home/me/model") == "`model`"
+
+
+@pytest.mark.parametrize(
+    "content", ["", "model: [", "- 1\n", "model: [1]\n", "data: 5\n", b"\xff\xfe", "model:\ndata:\n"]
+)
+@pytest.mark.parametrize("file", ["config.yaml", "csv/version_0/metrics.csv"])
+def test_an_export_ends_well_where_the_run_cannot_be_read(finished, tmp_path, content, file, capsys):
+    (tmp_path / "run").mkdir()
+    for name in ("config.yaml", "csv/version_0/metrics.csv"):
+        (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "run" / name).write_bytes((finished / name).read_bytes())
+    (tmp_path / "run" / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+    (tmp_path / "export").mkdir()
+    write_card(tmp_path / "export", tmp_path / "run")
+    text = (tmp_path / "export/README.md").read_text()
+    assert ("Base model: not recorded" in text) == (file == "config.yaml")
+    ModelCard(text)
+    capsys.readouterr()

@@ -1,5 +1,7 @@
 """The registry: a new command is one file or one entry point, and the top-level help imports nothing heavy."""
 
+import errno
+import os
 import shutil
 import subprocess
 import sys
@@ -94,6 +96,54 @@ def test_help_and_errors_survive_an_ascii_locale(tmp_path):
     assert ended.returncode == 0, ended.stderr
 
 
+def test_names_of_files_are_read_in_an_ascii_locale(tmp_path):
+    """PYTHONUTF8=0 alone makes Python read them as ASCII."""
+    folder = tmp_path / "läufe"
+    folder.mkdir()
+    (folder / "wo.jsonl").write_text("{")
+    environment = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii", "PATH": ""}
+    command = [sys.executable, "-m", "adadpo_lightning", "plot", str(folder / "wo.jsonl")]
+    ended = subprocess.run(command, capture_output=True, env=environment, check=False)
+    assert ended.returncode == 2, ended.stderr
+    assert b"l\\xe4ufe/wo.jsonl: expected the output directory of a run, found a file" in ended.stderr
+
+
 def test_version(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"adadpo-lightning {__version__}\n"
+
+
+def broken_command(monkeypatch, error):
+    class Broken:
+        """Fails."""
+
+        def add_arguments(self, parser):
+            pass
+
+        def run(self, config, parser):
+            raise error
+
+    entry = registry.Entry("broken", "", Broken)
+    monkeypatch.setattr(app, "find_command", lambda name: entry)
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (errno.ENOSPC, "error: /runs/x: there is no room to write (No space left on device); free some disk space"),
+        (errno.EROFS, "error: /runs/x: the system refuses to read or write (Read-only file system); change its"),
+        (errno.EACCES, "error: /runs/x: the system refuses to read or write (Permission denied); change its"),
+    ],
+)
+def test_what_the_disk_refuses_is_no_traceback(monkeypatch, capsys, number, message):
+    broken_command(monkeypatch, OSError(number, os.strerror(number), "/runs/x"))
+    assert main(["broken"]) == 2
+    assert capsys.readouterr().err.startswith(message)
+    with pytest.raises(OSError, match="/runs/x"):
+        main(["broken", "--debug"])
+
+
+def test_other_errors_of_the_system_are_faults_of_the_program(monkeypatch):
+    broken_command(monkeypatch, OSError(errno.EBADF, os.strerror(errno.EBADF), "/runs/x"))
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        main(["broken"])

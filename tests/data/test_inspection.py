@@ -160,8 +160,8 @@ def test_long_texts_are_cut_in_the_terminal_and_whole_on_the_page(tmp_path):
     text = console.export_text()
     assert len(text.splitlines()) < 90
     assert "characters left out; --html shows all" in text
-    assert to_html(found, "x").count("<unk>") == 0
-    assert to_html(found, "x").count(" a</span>") >= 499
+    assert to_html({"data": found}, "x").count("<unk>") == 0
+    assert to_html({"data": found}, "x").count(" a</span>") >= 499
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5])
@@ -171,7 +171,7 @@ def test_as_many_examples_as_asked_for(tmp_path, count):
     prepared = prepare("data", [source], make_tokenizer(), TokenizeOptions()).with_passes(0)
     found = inspect_pairs(prepared, make_tokenizer(), count)
     assert len(found.examples) == count
-    assert to_html(found, "x")
+    assert to_html({"data": found}, "x")
 
 
 def test_pieces_are_the_text_token_by_token():
@@ -197,4 +197,39 @@ def test_turns_that_are_not_scored_are_marked(tmp_path):
     assert "chosen, 9 tokens, 5 scored, not «this»:" in text
     assert "yes <eos>« <user> how <eos> <assistant>» a dog <eos>" in text
     assert "rejected, 2 tokens, scored:" in text
-    assert to_html(found, "x").count("unscored") == 4 + 2
+    assert to_html({"data": found}, "x").count("unscored") == 4 + 2
+
+
+def test_several_sets_are_in_one_report(tmp_path, model_dir, capsys):
+    files = [write_rows(tmp_path / f"{name}.jsonl", rows) for name, rows in (("a", ROWS[:3]), ("b", ROWS[2:5]))]
+    page = tmp_path / "page.html"
+    common = ["inspect-data", f"--tokenizer={model_dir}", f"--html={page}"]
+    assert main([*common, f"--data={{train: {files[0]}, safety: {{path: {files[1]}, weight: 2}}}}"]) == 0
+    said = capsys.readouterr().out
+    train, safety = said.split("Preference data: ")[1:]
+    assert train.startswith("train")
+    assert safety.startswith("safety")
+    assert re.search(r"rows read +│ 3", train)
+    assert re.search(r"pairs +│ 6", safety)  # three rows, twice
+    assert "has too" not in train
+    assert re.search(r"prompts that train has too +│ 1", safety)
+    text = page.read_text()
+    assert text.index(">train</h2>") < text.index("a.jsonl:1") < text.index(">safety</h2>") < text.index("b.jsonl:1")
+    # A list is one set, as in `data.train`.
+    assert main([*common, f"--data=[{files[0]}, {files[1]}]"]) == 0
+    assert re.search(r"rows read +│ 6", capsys.readouterr().out)
+    assert "</h2>" not in page.read_text()
+
+
+def test_options_of_the_command_are_those_of_each_set(tmp_path, model_dir, capsys):
+    named = [{"question": row["prompt"], "chosen": row["chosen"], "rejected": row["rejected"]} for row in ROWS[:2]]
+    files = [write_rows(tmp_path / f"{name}.jsonl", named) for name in "ab"]
+    args = ["inspect-data", f"--data={{a: {files[0]}, b: {files[1]}}}", f"--tokenizer={model_dir}"]
+    assert main([*args, "--columns.prompt=question"]) == 0
+    assert capsys.readouterr().out.count("Preference data: ") == 2
+
+
+@pytest.mark.parametrize("data", ["{}", "{a/b: x.jsonl}", "{path: x.jsonl, wieght: 2}", "[]"])
+def test_sets_that_cannot_be(data, model_dir, capsys):
+    assert main(["inspect-data", f"--data={data}", f"--tokenizer={model_dir}"]) == 2
+    assert "data" in capsys.readouterr().err.partition("\n")[0]

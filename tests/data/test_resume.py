@@ -6,6 +6,7 @@ import pytest
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from adadpo_lightning.data.datamodule import PreferenceDataModule
+from adadpo_lightning.data.position import check_position
 from adadpo_lightning.errors import UserError
 from tests.support.tiny import make_rows
 
@@ -99,3 +100,11 @@ def test_loader_says_where_it_stands(data, recorder, make_trainer):
     assert places == [{"epoch": e, "micro_batch": b + 1} for e in range(2) for b in range(BATCHES)]
     # After a run someone may look at the data: from its start.
     assert len(list(dm.train_dataloader())) == len(dm.train_dataloader()) == BATCHES
+
+
+def test_a_position_beyond_the_epoch_is_refused():
+    """Lightning would end such an epoch at once, with nothing trained."""
+    plan = range(5)
+    check_position(5, plan)
+    with pytest.raises(UserError, match="is 6 micro-batches into an epoch of 5"):
+        check_position(6, plan)

@@ -1,12 +1,9 @@
 """The judge behind HTTP, against a server that the tests start."""
 
 import asyncio
-import contextlib
 import json
 import logging
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -14,69 +11,21 @@ from adadpo_lightning.errors import UserError
 from adadpo_lightning.evaluation.comparisons import Comparison
 from adadpo_lightning.evaluation.judges.endpoint import EndpointJudge
 from adadpo_lightning.generation.responses import Response
+from tests.support import endpoint
+from tests.support.endpoint import DRIP
 
 SECRET = "sk-very-secret"
-DRIP = "a byte at a time"
 ANSWERS = [("good {b} answer", "bad")] * 4 + [("bad", "good")] * 2
 COMPARISONS = [
     Comparison(Response(f"prompt {i}", mine), Response(f"prompt {i}", base)) for i, (mine, base) in enumerate(ANSWERS)
 ]
 
 
-class Server(ThreadingHTTPServer):
-    """Prefers the answer that says good; does first what `script` says."""
-
-    def __init__(self, script=()):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.script, self.requests, self.lock = list(script), [], threading.Lock()
-        self.verdict = None
-        self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with self.server.lock:
-            self.server.requests.append((self.path, self.headers.get("Authorization"), body))
-            status, headers, text = self.server.script.pop(0) if self.server.script else (200, {}, None)
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if text == DRIP:
-            with contextlib.suppress(OSError):  # the client hangs up
-                for _ in range(100):
-                    self.wfile.write(b" ")
-                    time.sleep(0.05)
-            return
-        self.wfile.write(text if isinstance(text, bytes) else (self.reply(body) if text is None else text).encode())
-
-    def reply(self, body):
-        a = body["messages"][0]["content"].split("<answer_a>")[1].split("</answer_a>")[0]
-        verdict = self.server.verdict or ("[[A]]" if "good" in a else "[[B]]")
-        content = f"I thought of [[C]] first. {verdict}"
-        usage = {"prompt_tokens": 100, "completion_tokens": 10}
-        return json.dumps({"choices": [{"message": {"content": content}}], "usage": usage})
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture
 def serve(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)
-    servers = []
-
-    def start(script=()):
-        server = Server(script)
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        servers.append(server)
-        return server
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    yield endpoint.start
+    endpoint.stop_all()
 
 
 def judge(server, **options):

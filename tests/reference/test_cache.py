@@ -184,3 +184,12 @@ def test_a_full_disk_is_said_before_anything_is_computed(tmp_path, monkeypatch):
     monkeypatch.undo()
     ReferenceCache(tmp_path / "c", answers, lengths, torch.float32).create()
     assert (tmp_path / "c" / "values").stat().st_blocks > 0
+
+
+@pytest.mark.parametrize("content", ["", '{"checksum": "', "[]", "null", "{}", "[" * 200_000])
+def test_an_odd_mark_of_completeness_is_named(tmp_path, content):
+    cache = ReferenceCache(tmp_path / "c", np.array([[0, 1]]), np.array([[2, 3]]), torch.float32)
+    cache.create()
+    (tmp_path / "c/complete.json").write_text(content)
+    with pytest.raises(UserError, match=r"model.reference_cache: .*complete.json cannot be read: .*; delete .*/c$"):
+        cache.is_complete()

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import time
+from importlib import import_module
 
 import pytest
 
@@ -11,49 +13,58 @@ from adadpo_lightning.data.prepare import prepare
 from adadpo_lightning.data.sources import SourceConfig
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.models.loading import PolicyConfig, load_tokenizer
-from tests.support.bad_input_cases import CASES, GOOD, Case, model_with, rows, tokenizer_without
+from tests.support import endpoint
+from tests.support.bad_input import CASES, KINDS
+from tests.support.bad_input.case import GOOD, Case, command_line, good_options, model_with
+from tests.support.bad_input.models import tokenizer_without
 
 
 def arguments(case, folder, model_dir):
-    """The command line of a case, and the output directory."""
-    options = (
-        {}
-        if case.bare
-        else {
-            "output_dir": folder / "out",
-            "model.policy.path": model_dir,
-            "model.loss": "adadpo",
-            "data.train": rows(),
-            "data.global_batch_size": 4,
-            "data.micro_batch_size": 2,
-            "data.max_length": 40,
-            "trainer.accelerator": "cpu",
-            "trainer.devices": 1,
-            "trainer.max_steps": 1,
-            "trainer.enable_progress_bar": "false",
-        }
-    )
-    options |= case.options
-    given = {name: value(folder, model_dir) if callable(value) else value for name, value in options.items()}
-    return [case.command, *(f"--{name}={value}" for name, value in given.items() if value is not None)]
+    """The command line of a case."""
+    options = ({} if case.bare else good_options(folder, model_dir)) | case.options
+    return command_line(case.command, options, folder, model_dir)
 
 
-def test_there_are_enough_cases():
-    assert len(CASES) >= 80
+def test_there_are_enough_cases_of_each_kind():
+    assert len(CASES) >= 200
+    assert min(map(len, KINDS.values())) >= 20
     assert len({case.name for case in CASES}) == len(CASES)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.replace(" ", "_"))
+def parametrised(cases):
+    marks = {False: (), True: pytest.mark.slow}
+    return [pytest.param(case, id=case.name.replace(" ", "_"), marks=marks[case.slow]) for case in cases]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imported():
+    """What takes seconds to import is not part of a case's time."""
+    for name in ("adadpo_lightning.cli.trainer", "datasets", "transformers", "peft"):
+        import_module(name)
+
+
+@pytest.fixture
+def _no_endpoints_left():
+    yield
+    endpoint.stop_all()
+
+
+@pytest.mark.usefixtures("_no_endpoints_left")
+@pytest.mark.parametrize("case", parametrised(CASES))
 def test_bad_input_is_named_and_nothing_is_written(case, tmp_path, model_dir, capsys, monkeypatch):
     # Lightning's log handler may hold the captured stream of an earlier test.
     monkeypatch.setattr(logging, "raiseExceptions", False)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    monkeypatch.setattr("adadpo_lightning.study.jobs.run_study", lambda *_: pytest.fail("the study ran"))
     inputs, work = tmp_path / "in", tmp_path / "work"
     inputs.mkdir()
     work.mkdir()
     monkeypatch.chdir(work)
     args = arguments(case, inputs, model_dir)
     before = sorted(path for path in tmp_path.rglob("*"))
+    began = time.monotonic()
     assert main(args) == 2
+    assert time.monotonic() - began < 15
     said = capsys.readouterr().err
     assert "error: " in said
     assert "Traceback" not in said

@@ -15,7 +15,7 @@ from tests.support.tiny import make_adapter_dir, make_lists, make_model_dir, mak
 pytestmark = pytest.mark.distributed
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "USE_LIBUV": "0"}
 WHOLE_RUNS = ["dpo", "adadpo", "cpo", "lora", "cached", "adapter", "adapter-cached", "path", "synced"]
-WHOLE_RUNS += ["hsdp", "offload", "saving", "padded", "grouped", "gguf", "lddpo", "wpo"]
+WHOLE_RUNS += ["hsdp", "offload", "saving", "padded", "grouped", "sets", "gguf", "lddpo", "wpo"]
 RESUMED_RUNS = ["dpo-resumed", "lora-resumed", "synced-resumed"]
 
 
@@ -39,6 +39,8 @@ def folder(tmp_path_factory):
     make_gguf(folder)
     write_rows(folder / "pairs.jsonl", make_rows(37))
     write_rows(folder / "lists.jsonl", make_lists(6))
+    for name, count in (("many", 7), ("one", 1)):
+        write_rows(folder / f"{name}.jsonl", make_rows(count, seed=count))
     on_two_ranks(folder, *WHOLE_RUNS, *RESUMED_RUNS)
     return folder
 

@@ -46,6 +46,7 @@ class Case:
     dies: bool = False
     data: str = "pairs"
     optimizer: Any = None
+    sets: tuple[str, ...] = ()
 
 
 SGD = ClassOptimizerConfig("torch.optim.SGD", {"lr": 1e-1, "momentum": 0.9, "weight_decay": 0.1})
@@ -65,6 +66,8 @@ CASES = {
     "saving": Case("adacpo", policy={"gradient_checkpointing": "selective", "offload_activations": True}),
     "grouped": Case("adadpo", data="lists"),
     "gguf": Case("adadpo", model="gguf/tiny.gguf", max_length=200),
+    # Of an odd number of pairs, and of fewer pairs than ranks.
+    "sets": Case("adadpo", sets=("many", "one")),
     "padded": Case("ipo", policy={"layout": "padded"}),
     "lddpo": Case("adalddpo", reference="cached"),
     "wpo": Case("wpo", policy={"lora": LoraOptions(r=2)}),
@@ -115,7 +118,7 @@ def run(folder: Path, name: str, ranks: int, strategy=None) -> dict[str, Any]:
     )
     data = PreferenceDataModule(
         train=str(folder / f"{case.data}.jsonl"),
-        val=str(folder / "pairs.jsonl"),
+        val={name: str(folder / f"{name}.jsonl") for name in case.sets} or str(folder / "pairs.jsonl"),
         lists=ListOptions(pairs="all"),
         global_batch_size=8,
         micro_batch_size=2,

@@ -63,6 +63,8 @@ def check_fit(study: StudyConfig) -> None:
         config = parse(parser, fit_arguments(study, cell, cell.options, study.root)[1:])
     if config is not None:
         reported_stage(study.validation_set, [*validation_sources(config.data.val)], "data.val")
+        with readable_errors("fit"):
+            instantiate(parser, config)  # options check their ranges; no model and no data are read
 
 
 def run(config: Namespace, parser: ArgumentParser) -> None:
@@ -89,7 +91,7 @@ def run(config: Namespace, parser: ArgumentParser) -> None:
     if config.plan:
         print("\n".join(plan_lines(study, _workers(study, config))))
         return
-    save_study(study)
+    save_study(study, write=not config.report_only)
     if config.slurm is not None:
         print("\n".join(map(str, write_slurm(study, config.slurm))))
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -19,12 +19,12 @@ SHOWN_LINES = 6
 SHOWN_CHARACTERS = 400
 
 
-def print_inspection(found: Inspection, console: Console) -> None:
+def print_inspection(found: Inspection, console: Console, title: str = "Preference data") -> None:
     """Show the findings in a terminal."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("what", "count", title="Preference data")
+    table = Table("what", "count", title=Text(title))
     for fact in found.facts:
         table.add_row(*map(Text, fact))
     console.print(table)
@@ -102,10 +102,10 @@ def shortened(text: str, lines: int = SHOWN_LINES, characters: int = SHOWN_CHARA
     return f"{start}\n[... {what} left out; --html shows all ...]\n{end}"
 
 
-def to_html(found: Inspection, title: str) -> str:
-    """The findings as one page without scripts or outside resources; all text is escaped."""
+def to_html(sets: Mapping[str, Inspection], title: str) -> str:
+    """The findings on one or several sets as one page without scripts or outside resources; all text is escaped."""
     from jinja2 import Environment, StrictUndefined
 
     source = files("adadpo_lightning.data.inspection").joinpath("page.html.jinja").read_text(encoding="utf-8")
     page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return page.from_string(source).render(found=found, title=title, counted=counted)
+    return page.from_string(source).render(sets=sets, title=title, counted=counted)

@@ -14,7 +14,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from types import UnionType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from adadpo_lightning.errors import UserError, did_you_mean
 from adadpo_lightning.fingerprint import of_path
@@ -159,7 +160,36 @@ def build_judge(key: str, **options: Any) -> Judge:
     required = [n for n, p in inspect.signature(cls).parameters.items() if p.default is p.empty]
     if missing := [name for name in required if name not in options]:
         raise UserError("judge_options", f"{key!r} needs {', '.join(missing)}", "set it")
+    _check_types(cls, options)
     return cls(**options)  # type: ignore[no-any-return]  # registered classes are judges
+
+
+def _check_types(cls: type[Judge], options: dict[str, Any]) -> None:
+    """Whether options have the types of a judge's fields.
+
+    Raises:
+        UserError: Naming the first that does not.
+    """
+    try:
+        hints = get_type_hints(cls)
+    except NameError:  # of another package, which imports its types for type checkers alone
+        return
+    for name, value in options.items():
+        if not _fits(value, hints.get(name, Any)):
+            kind = getattr(hints[name], "__name__", None) or str(hints[name]).replace("typing.", "")
+            raise UserError(f"judge_options.{name}", f"expected {kind}, got {value!r}")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    origin = get_origin(kind)
+    if origin is Literal:
+        return True  # each judge names the choices itself
+    if origin in (Union, UnionType):
+        return any(_fits(value, each) for each in get_args(kind))
+    if kind in (int, float):
+        return isinstance(value, (int, kind)) and not isinstance(value, bool)
+    known = origin or kind
+    return not isinstance(known, type) or isinstance(value, known)
 
 
 def verdicts_of(judge: Judge, comparisons: Sequence[Comparison]) -> list[float | None]:

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from adadpo_lightning import log
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.evaluation.judges.base import Judge, register_judge
+from adadpo_lightning.runs.output import check_output
 
 if TYPE_CHECKING:
     import httpx2
 
-    from adadpo_lightning.evaluation.chat import ChatEndpoint
     from adadpo_lightning.evaluation.comparisons import Comparison
 
 TEMPLATE = """Two assistants answered the same prompt. Decide which answer is the better one: more helpful, more \
@@ -86,7 +86,7 @@ class EndpointJudge(Judge):
     _replies: dict[str, dict[str, Any]] = field(init=False, repr=False, default_factory=dict)
     _used: dict[str, int] = field(init=False, repr=False)
     _last_reply: str = field(init=False, repr=False, default="")
-    _endpoint: ChatEndpoint = field(init=False, repr=False)
+    _endpoint: Any = field(init=False, repr=False)  # a `ChatEndpoint`; as a type it would have to be imported here
 
     BESIDE = ("api_key_env", "retries", "backoff", "timeout", "parallel", "cache", "price_in", "price_out")
 
@@ -112,8 +112,9 @@ class EndpointJudge(Judge):
         if missing:
             raise UserError("judge_options.template", f"has no {', '.join(missing)}")
         self._used = {"requests": 0, "cached": 0, "prompt_tokens": 0, "completion_tokens": 0}
-        if self.cache is not None and Path(self.cache).exists():
-            self._replies = _read_cache(Path(self.cache))
+        if self.cache is not None:
+            check_output(self.cache, "judge_options.cache")
+            self._replies = _read_cache(Path(self.cache)) if Path(self.cache).exists() else {}
 
     def preferences(self, comparisons: Sequence[Comparison]) -> list[float | None]:
         """Ask for each comparison; a reply without a verdict is None.
@@ -182,7 +183,8 @@ class EndpointJudge(Judge):
         if key in self._replies:
             self._used["cached"] += 1
             return str(self._replies[key]["reply"])
-        reply, usage = await self._endpoint.complete(client, body)
+        answer: tuple[str, Mapping[str, Any]] = await self._endpoint.complete(client, body)
+        reply, usage = answer
         self._used["requests"] += 1
         for name in ("prompt_tokens", "completion_tokens"):
             self._used[name] += _count(usage, name)
@@ -192,6 +194,7 @@ class EndpointJudge(Judge):
     def _remember(self, key: str, reply: str) -> None:
         self._replies[key] = {"key": key, "reply": reply}
         if self.cache is not None:
+            Path(self.cache).parent.mkdir(parents=True, exist_ok=True)
             with Path(self.cache).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(self._replies[key], ensure_ascii=False) + "\n")
 

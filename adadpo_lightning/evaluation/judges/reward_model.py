@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from adadpo_lightning import hub
-from adadpo_lightning.errors import UserError
+from adadpo_lightning.errors import UserError, one_line
 from adadpo_lightning.evaluation.judges.base import PointwiseJudge, register_judge
 
 if TYPE_CHECKING:
@@ -83,8 +83,9 @@ class RewardModelJudge(PointwiseJudge):
 
     @cached_property
     def _loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        from adadpo_lightning.models.devices import device_of
 
         try:
             with hub.loading(self.model):
@@ -92,9 +93,11 @@ class RewardModelJudge(PointwiseJudge):
                 classifier, report = AutoModelForSequenceClassification.from_pretrained(
                     self.model, dtype=self.dtype, use_safetensors=True, output_loading_info=True
                 )
-        except (OSError, ValueError, ImportError) as error:
+        except Exception as error:  # files of strangers make transformers raise errors of many types
             raise UserError(
-                "judge_options.model", f"no sequence classifier could be loaded from {self.model!r}: {error}"
+                "judge_options.model",
+                f"no sequence classifier could be loaded from {self.model!r}: {one_line(error)}",
+                "use the directory or hub id of one",
             ) from error
         if report["missing_keys"]:
             raise UserError(
@@ -102,8 +105,7 @@ class RewardModelJudge(PointwiseJudge):
                 f"{self.model!r} lacks {', '.join(sorted(report['missing_keys'])[:3])}, which would be random",
                 "use a model that was trained as a sequence classifier",
             )
-        device = self.device if self.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-        return classifier.to(device).eval(), tokenizer
+        return classifier.to(device_of(self.device, "judge_options.device")).eval(), tokenizer
 
 
 def _scored_text(tokenizer: PreTrainedTokenizerBase, response: Response) -> list[int]:

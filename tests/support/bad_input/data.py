@@ -1,0 +1,96 @@
+"""Bad data: files, rows, options of the datamodule, chat templates."""
+
+import json
+
+from tests.support.bad_input.case import ROW, TRAIN, Case, D, messages, rows, text
+
+CASES = [
+    # Files.
+    Case("missing file", {TRAIN: "nowhere.jsonl"}, "nowhere.jsonl", "no such file or directory"),
+    Case("empty file", {TRAIN: text("")}, "pairs.jsonl", "empty"),
+    Case("blank lines alone", {TRAIN: text("\n \n\n")}, "pairs.jsonl", "no rows"),
+    Case("unknown ending", {TRAIN: text("x", "pairs.docx")}, "pairs.docx", "unknown file type"),
+    Case("directory without data", {TRAIN: lambda f, m: f}, "", "data files"),
+    Case("latin-1", {TRAIN: text('{"prompt": "é"}\n'.encode("latin-1"))}, "pairs.jsonl:1", "UTF-8"),
+    Case("utf-16", {TRAIN: text(json.dumps(ROW).encode("utf-16"))}, "pairs.jsonl:1", "UTF-8"),
+    Case("NUL bytes", {TRAIN: text(b"\x00\x00\x00\n")}, "pairs.jsonl:1", "JSON"),
+    Case("broken line", {TRAIN: text(json.dumps(ROW) + "\n{broken\n")}, "pairs.jsonl:2", "JSON"),
+    Case("a list on a line", {TRAIN: text("[1, 2]\n")}, "pairs.jsonl:1", "expected an object"),
+    Case("deep JSON", {TRAIN: text("[" * 100_000 + "\n")}, "pairs.jsonl:1", "JSON"),
+    Case("broken JSON file", {TRAIN: text('[{"prompt": ', "pairs.json")}, "pairs.json", "malformed JSON"),
+    Case("no parquet", {TRAIN: text("nonsense", "pairs.parquet")}, "pairs.parquet", "cannot be read"),
+    Case("no arrow", {TRAIN: text("nonsense", "pairs.arrow")}, "pairs.arrow", "cannot be read"),
+    Case("ragged CSV", {TRAIN: text("prompt,chosen,rejected\na,b\n1,2,3,4,5\n", "pairs.csv")}, "pairs.csv", ""),
+    Case("CSV without a header", {TRAIN: text("a,b,c\nd,e,f\n", "pairs.csv")}, "pairs.csv", "chosen"),
+    Case("split of a file", {TRAIN: None, "data.train.path": rows(), "data.train.split": "x"}, "split", "leave it out"),
+    # Rows.
+    Case("no rejected", {TRAIN: rows({"prompt": "a", "chosen": "b"})}, TRAIN, "rejected"),
+    Case("no chosen", {TRAIN: rows({"prompt": "a", "rejected": "b"})}, "pairs.jsonl", "chosen"),
+    Case(
+        "columns of another shape", {TRAIN: rows({"question": "a", "good": "b", "bad": "c"})}, "pairs.jsonl", "question"
+    ),
+    Case("empty chosen", {TRAIN: rows(chosen="")}, "pairs.jsonl", "empty answer"),
+    Case("white chosen", {TRAIN: rows(chosen="  \n ")}, "pairs.jsonl", ""),
+    Case("empty prompt", {TRAIN: rows(prompt="")}, "pairs.jsonl", "empty prompt"),
+    Case("null chosen", {TRAIN: rows(chosen=None)}, "pairs.jsonl", "missing"),
+    Case("number as chosen", {TRAIN: rows(chosen=3)}, "pairs.jsonl", "expected text"),
+    Case("list of numbers as chosen", {TRAIN: rows(chosen=[1, 2])}, "pairs.jsonl", "messages"),
+    Case("nested object as prompt", {TRAIN: rows(prompt={"a": {"b": 1}})}, "pairs.jsonl", ""),
+    Case("identical answers", {TRAIN: rows(chosen="a b", rejected="a b")}, TRAIN, "chosen equals rejected"),
+    Case("negative weight", {TRAIN: rows(weight=-1.0)}, "pairs.jsonl", "weight"),
+    Case("weight not a number", {TRAIN: rows(weight="much")}, "pairs.jsonl", "weight"),
+    Case("margin NaN", {TRAIN: text(json.dumps({**ROW, "margin": float("nan")}))}, "pairs.jsonl", "margin"),
+    Case("margin infinite", {TRAIN: text(json.dumps({**ROW, "margin": float("inf")}))}, "pairs.jsonl", "margin"),
+    Case(
+        "message without a role",
+        {TRAIN: rows({"chosen": [{"content": "a"}], "rejected": [{"content": "b"}]})},
+        "pairs.jsonl",
+        "role",
+    ),
+    Case("message without content", {TRAIN: rows(messages(content=None))}, "pairs.jsonl", "content"),
+    Case(
+        "no shared prompt",
+        {TRAIN: rows({**messages(), "rejected": messages(content="c d")["rejected"]})},
+        "pairs.jsonl",
+        "no shared prompt",
+    ),
+    Case(
+        "answer of the user",
+        {TRAIN: rows({"chosen": [{"role": "user", "content": "a"}], "rejected": [{"role": "user", "content": "b"}]})},
+        "pairs.jsonl",
+        "",
+    ),
+    Case("tools no JSON", {TRAIN: rows(messages(tools="{"))}, "pairs.jsonl", "tools"),
+    Case(
+        "bad columns mapping",
+        {TRAIN: None, "data.train.path": rows(), "data.train.columns": '{"prompt": "promt"}'},
+        "pairs.jsonl",
+        "promt",
+    ),
+    Case("unknown format", {TRAIN: None, "data.train.path": rows(), "data.train.format": "xml"}, "format", ""),
+    Case("source weight zero", {TRAIN: None, "data.train.path": rows(), "data.train.weight": 0}, "weight", "above 0"),
+    Case("every row dropped", {TRAIN: rows(chosen=""), "data.on_bad_row": "drop"}, "", "no"),
+    Case("everything too long", {TRAIN: rows(), "data.max_length": 3, "data.truncation": "drop"}, "", "max_length"),
+    # Options of the data, chat templates.
+    Case("max_length zero", {D + "max_length": 0}, "data.max_length", "at least 2"),
+    Case("max_length text", {D + "max_length": "long"}, "data.max_length", "int"),
+    Case("prompt as long as all", {D + "max_prompt_length": 40}, "data.max_prompt_length", "max_length"),
+    Case("global batch zero", {D + "global_batch_size": 0}, "data.global_batch_size", "at least 1"),
+    Case("global batch negative", {D + "global_batch_size": -8}, "data.global_batch_size", "at least 1"),
+    Case("micro batch zero", {D + "micro_batch_size": 0}, "data.micro_batch_size", "at least 1"),
+    Case("global no multiple of micro", {D + "micro_batch_size": 3}, "data.global_batch_size", "multiple"),
+    Case("max_tokens too small", {D + "max_tokens": 5}, "data.max_tokens", "tokens"),
+    Case("val_size negative", {D + "val_size": -0.5}, "data.val_size", ""),
+    Case("val_size takes all", {D + "val_size": 100}, "data.val_size", ""),
+    Case("val twice", {D + "val_size": 0.5, D + "val": rows()}, "data.val_size", "leave one"),
+    Case("truncation unknown", {D + "truncation": "middle"}, "data.truncation", "keep_start"),
+    Case("on_bad_row unknown", {D + "on_bad_row": "ignore"}, "data.on_bad_row", "drop"),
+    Case("template is no file", {D + "chat_template": "nowhere.jinja"}, "data.chat_template", "not found"),
+    Case("template does not parse", {D + "chat_template": "{% for %}"}, "pairs.jsonl", "template refused"),
+    Case(
+        "template reaches outside",
+        {D + "chat_template": "{{ ''.__class__.__mro__[1].__subclasses__() }}"},
+        "pairs.jsonl",
+        "template",
+    ),
+]
