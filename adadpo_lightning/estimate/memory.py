@@ -117,17 +117,17 @@ SECOND_MODEL = ("frozen", "path", "synced")
 OFFLOADED = ("weights", "optimizer", "gradients", "reference")
 
 
-def _saved(m: Measured, run: RunShape) -> float:
-    """Bytes that the forward pass keeps for the backward pass, and those of the block that is computed."""
+def _saved(m: Measured, run: RunShape) -> tuple[float, float]:
+    """Bytes that the forward pass keeps for the backward pass, and those that a block recomputes there."""
     if not run.policy.gradient_checkpointing:
-        return m.other_activations + m.blocks * m.block_activations
+        return m.other_activations + m.blocks * m.block_activations, 0.0
     kept = SELECTIVE_SHARE * m.block_activations if run.policy.gradient_checkpointing == "selective" else 0.0
-    return m.other_activations + m.blocks * (m.block_input + kept) + m.block_activations
+    return m.other_activations + m.blocks * (m.block_input + kept), m.block_activations
 
 
 def _whole(m: Measured, run: RunShape) -> dict[str, float]:
     """The peak of a rank with whole weights: the head's backward pass, or the end when all gradients exist."""
-    activations = _saved(m, run)
+    activations = sum(_saved(m, run))
     # Autocast keeps half-precision copies of float32 weights during the forward pass, and until the backward pass
     # if that needs them.
     copies = m.weights // 2 if run.autocast else 0
@@ -141,8 +141,9 @@ def _sharded(m: Measured, run: RunShape) -> list[dict[str, float]]:
     """What a rank holds under FSDP2 at the moments that may be its peak, beside what it always holds.
 
     While a block is computed, its weights and those of the next one are whole. Embedding, norm and head stay whole from
-    their forward pass to the end. Gradients are whole in the dtype of the computation until they are reduced, for which
-    they are copied in that of the reduction.
+    their forward pass to the end. What is received is copied into place, and freed when the next block has been.
+    Gradients are whole in the dtype of the computation until they are reduced, for which they are copied in that of the
+    reduction.
     """
     stored = m.weights / m.parameters
     gathered = 1.0 if run.gathered_dtype is None else run.gathered_dtype.itemsize / stored
@@ -150,9 +151,12 @@ def _sharded(m: Measured, run: RunShape) -> list[dict[str, float]]:
     root, block = m.outside * gathered, (m.weights - m.outside) / m.blocks * gathered
     trained = m.trained / m.weights  # with adapters gradients are few
     copies = 1 + reduced / gathered
-    activations, gradients = _saved(m, run), m.trained / run.shards
+    (kept, recomputed), gradients = _saved(m, run), m.trained / run.shards
+    activations = kept + recomputed
     earlier = gradients if run.accumulation > 1 or run.cpu_offload else 0.0
     moments = [
+        # The first block of the forward pass, where gradients of the step before still are.
+        {"gradients": gradients, "gathered weights": 2 * (root + block)},
         # The backward pass of the head, when the last block is already on its way.
         {"gradients": earlier, "activations": activations, "head": m.head, "gathered weights": root + block},
         # That of the last block; the gradient of the head is still whole.
@@ -166,13 +170,13 @@ def _sharded(m: Measured, run: RunShape) -> list[dict[str, float]]:
         {"gradients": gradients, "gathered weights": root, "whole gradients": trained * copies * root},
     ]
     if run.reference in SECOND_MODEL:
-        # Its forward pass follows the policy's, whose last logits and gradients of the step before are still there.
+        # The same of the reference, which follows the policy's and its last logits.
         moments.append(
             {
                 "gradients": gradients,
-                "activations": activations,
+                "activations": kept,
                 "head": m.logits,
-                "gathered weights": 2 * root + max(2 * block, m.logits),
+                "gathered weights": root + 2 * (root + block),
             }
         )
     return moments

@@ -48,6 +48,7 @@ from adadpo_lightning.strategies.fsdp2 import FSDP2
 from adadpo_lightning.training.optim import build_optimizer
 
 if TYPE_CHECKING:
+    from torch import nn
     from torch.optim import Optimizer
 
     from adadpo_lightning.estimate.architecture import Lengths
@@ -243,11 +244,11 @@ def _batch(module: PreferenceLitModule, lengths: Lengths, accumulation: int) -> 
 
 
 class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped in torch
-    """Writes down each collective, and looks how much is gathered at each operation."""
+    """Writes down each collective, and looks at each operation which blocks are whole and how much is gathered."""
 
     def __init__(self, blocks: list[Any], tracker: Any) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # untyped in torch
-        self.blocks, self.tracker = blocks, tracker
+        self.firsts, self.tracker = [_first_parameter(block) for block in blocks], tracker
         self.sent: list[Sent] = []
         self.whole_blocks = self.gathered = 0
 
@@ -256,10 +257,16 @@ class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped in
             return NotImplemented
         result = func(*args, **(kwargs or {}))
         self.gathered = max(self.gathered, held(self.tracker, "gathered weights"))
+        # A block that is sharded has DTensors in place of its weights.
+        whole = sum(not isinstance(getattr(owner, name), DTensor) for owner, name in self.firsts)
+        self.whole_blocks = max(self.whole_blocks, whole)
         sent = collective(func, args, result)
         if sent is not None:
             self.sent.append(sent)
-            # A block that is sharded has DTensors in place of its weights.
-            whole = sum(not isinstance(next(block.parameters()), DTensor) for block in self.blocks)
-            self.whole_blocks = max(self.whole_blocks, whole)
         return result
+
+
+def _first_parameter(block: nn.Module) -> tuple[nn.Module, str]:
+    """The module that holds a block's first parameter, and its name there."""
+    owner, _, name = next(iter(block.named_parameters()))[0].rpartition(".")
+    return block.get_submodule(owner), name
