@@ -105,6 +105,7 @@ def simulation_report(found: Simulated, result: Estimate, ranks: int, cluster: C
         f"simulated in {found.seconds:.0f} s: an optimizer step of rank 0 of {ranks}",
         "  peak, GiB          simulated  estimated",
         *(f"  {name:<18}{ours:10.2f}{theirs:11.2f}" for name, (ours, theirs) in table.items() if ours or theirs),
+        *(["  (what the reference gathers is among the simulated activations)"] if table["reference"][0] else []),
         f"  between two steps {sum(found.after.values()) / GIB:10.2f}",
         f"  whole blocks: at most {found.whole_blocks} at a time; gathered weights: at most "
         f"{found.gathered / GIB:.2f} GiB",
