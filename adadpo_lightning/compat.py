@@ -189,6 +189,33 @@ def apply_to_tensors(module: nn.Module, change: Callable[[Tensor], Tensor]) -> N
     module._apply(change)  # type: ignore[no-untyped-call]  # untyped upstream
 
 
+def run_with_local_parameters(module: nn.Module, grad_placements: Sequence[Any]) -> None:
+    """Give each forward pass of a module plain tensors in place of its own DTensor parameters.
+
+    Operations cannot mix DTensors and plain tensors, and a module's parameters can be replaced only privately. The
+    public `torch.func.functional_call` would call the module within itself.
+
+    Args:
+        module: The module, of which only its own parameters are replaced.
+        grad_placements: How the gradient of the plain tensors is placed on the mesh.
+    """
+    held: dict[str, Any] = {}
+
+    def replace(module: nn.Module, args: Any) -> None:
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                held[name] = parameter
+                module._parameters[name] = parameter.to_local(grad_placements=grad_placements)  # type: ignore[attr-defined, assignment, unused-ignore]
+
+    def restore(module: nn.Module, args: Any, output: Any) -> None:
+        module._parameters.update(held)
+        held.clear()
+
+    module.register_forward_pre_hook(replace)
+    # Also after an exception, by which the recomputation of a checkpointed block ends.
+    module.register_forward_hook(restore, always_call=True)
+
+
 def start_fsdp_root(module: Any) -> None:
     """Make an FSDP2 module the root of its blocks before its first forward.
 

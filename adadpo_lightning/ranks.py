@@ -1,4 +1,8 @@
-"""What all ranks have together. Without other ranks each function returns its argument's own value."""
+"""What all ranks have together. Without other ranks each function returns its argument's own value.
+
+Ranks of one tensor-parallel group compute the same from the same data. Together they count as one: each function
+combines ranks with different data, and gives the same result on every rank.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,23 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
+    from torch.distributed import ProcessGroup
 
 T = TypeVar("T")
+
+# This rank and those with different data, in their order; None for all ranks.
+_with_own_data: ProcessGroup | None = None
+
+
+def data_group() -> ProcessGroup | None:
+    """The ranks that these functions combine; None for all ranks."""
+    return _with_own_data
+
+
+def set_data_group(group: ProcessGroup | None) -> None:
+    """Set the ranks that these functions combine, for a strategy in which some ranks have the same data."""
+    global _with_own_data  # as the process group of torch, which this narrows
+    _with_own_data = group
 
 
 def is_distributed() -> bool:
@@ -30,8 +49,8 @@ def gather(mine: T) -> list[T]:
 
     if not is_distributed():
         return [mine]
-    parts: list[T] = [mine] * dist.get_world_size()
-    dist.all_gather_object(parts, mine)
+    parts: list[T] = [mine] * dist.get_world_size(_with_own_data)
+    dist.all_gather_object(parts, mine, group=_with_own_data)
     return parts
 
 
@@ -62,5 +81,5 @@ def _reduced(values: Tensor, op: str) -> Tensor:
     if not is_distributed():
         return values
     reduced = values.clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(reduced, op=getattr(dist.ReduceOp, op))
+    dist.all_reduce(reduced, op=getattr(dist.ReduceOp, op), group=_with_own_data)
     return reduced

@@ -486,3 +486,34 @@ def test_keep_equal_weights():
             other.weight[0, 0] += 5
         averaged.update_parameters(other)
         assert torch.equal(averaged.module.weight.detach(), before + torch.tensor([[1.0, 0.0]]))
+
+
+def test_run_with_local_parameters(tmp_path):
+    """A replicated norm, of whose rows each rank has its own: the gradient is the sum over the ranks."""
+    from tests.support.ranks import on_ranks
+
+    rows = torch.arange(6.0, dtype=torch.float64).reshape(2, 3)
+
+    def work(rank):
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.tensor import Partial, Replicate, distribute_tensor
+
+        mesh = init_device_mesh("cpu", (2,))
+        norm = nn.LayerNorm(3, dtype=torch.float64)
+        for name, parameter in list(norm.named_parameters()):
+            norm.register_parameter(name, nn.Parameter(distribute_tensor(parameter.detach(), mesh, [Replicate()])))
+        before = dict(norm.named_parameters())
+        compat.run_with_local_parameters(norm, [Partial()])
+        out = norm(rows[rank])
+        out.square().sum().backward()
+        with pytest.raises(RuntimeError):
+            norm(rows[rank, :2])
+        assert all(parameter is before[name] for name, parameter in norm.named_parameters())
+        return out.detach(), [parameter.grad.full_tensor() for parameter in norm.parameters()]
+
+    norm = nn.LayerNorm(3, dtype=torch.float64)
+    expected = norm(rows)
+    expected.square().sum().backward()
+    for rank, (out, gradients) in enumerate(on_ranks(2, work, tmp_path)):
+        torch.testing.assert_close(out, expected[rank].detach())
+        torch.testing.assert_close(gradients, [parameter.grad for parameter in norm.parameters()])

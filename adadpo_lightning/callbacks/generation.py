@@ -15,6 +15,7 @@ from adadpo_lightning.callbacks.answer_table import write_table
 from adadpo_lightning.compat import steps_logged
 from adadpo_lightning.data.collate import collate
 from adadpo_lightning.data.datamodule import PreferenceDataModule
+from adadpo_lightning.data.position import sharing
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.generation.options import SamplingOptions
 from adadpo_lightning.generation.prompts import Prompt, PromptTokenizer
@@ -169,9 +170,10 @@ class GenerationCallback(Callback):
         if reference is None and self.load_reference:
             reference = build_reference("frozen", policy, module.policy_config, module.tokenizer, sharding)
         with trainer.precision_plugin.forward_context():
-            numbers = range(trainer.global_rank, len(self._encoded), trainer.world_size)
+            ranks, rank = sharing(trainer)
+            numbers = range(rank, len(self._encoded), ranks)
             # If weights are gathered from all ranks, each rank must run the same number of forward passes.
-            missing = -(-len(self._encoded) // trainer.world_size) - len(numbers)
+            missing = -(-len(self._encoded) // ranks) - len(numbers)
             mine = [*numbers, *[0] * missing]
             size = self.options.batch_size
             with policy.plain_attention():

@@ -8,6 +8,7 @@ from lightning.pytorch import Callback
 
 from adadpo_lightning.callbacks.stages import val_stage, val_stages
 from adadpo_lightning.compat import accumulating, ends_logged_step, loss_scale
+from adadpo_lightning.data.position import sharing
 from adadpo_lightning.metrics import names
 from adadpo_lightning.metrics.aggregate import WeightedMeans, summed_over_ranks
 from adadpo_lightning.metrics.gradients import gradient_squares
@@ -59,8 +60,8 @@ class PreferenceMetrics(Callback):
         """Start observing the gradient; restore the sums of a checkpoint."""
         if self._at_last_step:
             means = self._means["train"] = WeightedMeans().to(pl_module.device)
-            # The sums cover all ranks, so only one rank restores them.
-            means.restore(self._at_last_step | ({} if trainer.is_global_zero else {"sums": 0.0, "weights": 0.0}))
+            # The sums cover all ranks, so only the first of those with different data restores them.
+            means.restore(self._at_last_step | ({"sums": 0.0, "weights": 0.0} if sharing(trainer)[1] else {}))
             self._at_last_step = means.snapshot()
         if self.gradient_norms:
             _policy(pl_module).gradient_observer = self._observe
@@ -161,7 +162,7 @@ def _policy(module: LightningModule) -> PolicyModel:
 
 def _gradient_scale(trainer: Trainer) -> Tensor | float:
     """Factor by which the backward pass scales the step's gradient; see `PreferenceLitModule.training_step`."""
-    replicas: int = (trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1)
+    replicas = sharing(trainer)[0]
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     # float16 only. Not `get_scale`, which waits for the device.
     scale = None if scaler is None else loss_scale(scaler)

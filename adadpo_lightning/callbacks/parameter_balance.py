@@ -13,6 +13,7 @@ from torch import nn
 
 from adadpo_lightning import log
 from adadpo_lightning.compat import steps_logged
+from adadpo_lightning.data.position import sharing
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.metrics.parameter_gradients import inner_products, part_norms, part_slopes, token_weights
 from adadpo_lightning.models.sharding import decoder_blocks
@@ -163,7 +164,7 @@ def _gradient(
     weights = weights.to(logps.dtype) * scale
     if shards_parameters(trainer.strategy):
         # Only the hooks of `backward` write the gradients of shards, and they average over ranks.
-        gradients = _by_backward(logps, weights * trainer.world_size, parameters)
+        gradients = _by_backward(logps, weights * sharing(trainer)[0], parameters)
     else:
         # Not `backward`, which would trigger DDP's reducer.
         gradients = list(torch.autograd.grad(logps, parameters, weights, materialize_grads=True))

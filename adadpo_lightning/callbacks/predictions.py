@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.callbacks import BasePredictionWriter
 
+from adadpo_lightning.data.position import sharing
+from adadpo_lightning.strategies.capabilities import first_of_its_data
+
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
 
 class WritePredictions(BasePredictionWriter):
-    """Writes ``<output_dir>/predictions.jsonl``, or one file per rank with several ranks (``predictions-rank0.jsonl``).
+    """Writes ``<output_dir>/predictions.jsonl``, or ``predictions-rank0.jsonl`` etc. with several data-parallel ranks.
 
     Each line has the dataset row, the positions of the answers in its ranked list (0 and 1 for a pair), summed
     log-probabilities (nats) and implicit rewards of both answers, and the margin.
@@ -25,7 +28,10 @@ class WritePredictions(BasePredictionWriter):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Create an empty file."""
-        name = "predictions.jsonl" if trainer.world_size == 1 else f"predictions-rank{trainer.global_rank}.jsonl"
+        ranks, rank = sharing(trainer)
+        if not first_of_its_data(trainer.strategy):
+            return  # another rank writes the same
+        name = "predictions.jsonl" if ranks == 1 else f"predictions-rank{rank}.jsonl"
         self._path = Path(trainer.default_root_dir) / name
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._path.write_text("", encoding="utf-8")

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback
 
 from adadpo_lightning import log
 from adadpo_lightning.data.datamodule import PreferenceDataModule
+from adadpo_lightning.data.position import sharing
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -107,7 +108,7 @@ def describe_data(trainer: Trainer, data: PreferenceDataModule) -> list[tuple[st
     steps = f"{data.optimizer_steps:,} optimizer steps"
     if trainer.global_step:
         steps += f", resumed after {trainer.global_step:,}"
-    ranks = (trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1)
+    ranks, _ = sharing(trainer)
     micro = str(data.micro_batch_size) if data.max_tokens is None else f"as many as fit in {data.max_tokens:,} tokens"
     parts = (_counted(ranks, "rank"), f"{trainer.accumulate_grad_batches} accumulated", f"{micro} a micro-batch")
     return [

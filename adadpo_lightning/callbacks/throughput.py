@@ -10,6 +10,7 @@ from lightning.pytorch import Callback
 
 from adadpo_lightning.compat import ends_logged_step
 from adadpo_lightning.metrics import names
+from adadpo_lightning.ranks import total
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -57,8 +58,8 @@ class Throughput(Callback):
             self._log(trainer, pl_module)
 
     def _log(self, trainer: Trainer, module: LightningModule) -> None:
-        counts: Any = torch.tensor([self._tokens, self._pairs], dtype=torch.float64, device=module.device)
-        tokens, pairs = trainer.strategy.reduce(counts, reduce_op="sum").tolist()
+        counts = torch.tensor([self._tokens, self._pairs], dtype=torch.float64, device=module.device)
+        tokens, pairs = total(counts).tolist()
         now = _now(module.device)
         seconds, self._since = now - self._since, now
         self._tokens, self._pairs = 0, 0

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from adadpo_lightning.ranks import total
+from adadpo_lightning.ranks import data_group, total
 
 
 class WeightedMeans(Metric):
@@ -30,7 +30,7 @@ class WeightedMeans(Metric):
     weights: Tensor
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(process_group=data_group())
         self.names: tuple[str, ...] = ()
         self._allocate(0)
 

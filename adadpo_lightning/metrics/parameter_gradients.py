@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
@@ -107,18 +108,21 @@ def inner_products(a: list[Tensor], b: list[Tensor], groups: Mapping[str, Sequen
 
     pairs = iter(zip(a, b, strict=True))
     totals = torch.stack([torch.stack([_inner(*next(pairs)) for _ in group]).sum() for group in groups.values()])
-    sharded = a[0]
-    if isinstance(sharded, DTensor):  # all on the same mesh: see `models.sharding.shard`
-        for dimension, placement in enumerate(sharded.placements):
-            if placement.is_shard():  # replicas have the same gradient and must not be summed
-                torch.distributed.all_reduce(totals, group=sharded.device_mesh.get_group(dimension))
+    if isinstance(a[0], DTensor):  # all on the same mesh: see `models.sharding.shard`
+        mesh = a[0].device_mesh
+        for dimension in range(mesh.ndim):
+            torch.distributed.all_reduce(totals, group=mesh.get_group(dimension))
     return totals
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
+    """This rank's part of an inner product: the sum over all ranks of the mesh is the whole one."""
     from torch.distributed.tensor import DTensor
 
+    copies = 1
     if isinstance(a, DTensor) and isinstance(b, DTensor):
+        sizes = zip(a.device_mesh.shape, a.placements, strict=True)
+        copies = math.prod(size for size, placement in sizes if placement.is_replicate())
         a, b = a.to_local(), b.to_local()
     wide = torch.promote_types(a.dtype, torch.float32)
-    return torch.sum(a.to(wide) * b.to(wide), dtype=torch.float64)
+    return torch.sum(a.to(wide) * b.to(wide), dtype=torch.float64) / copies

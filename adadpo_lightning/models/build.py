@@ -17,6 +17,7 @@ from adadpo_lightning.models.loading import PolicyConfig, load_model
 from adadpo_lightning.models.policy import PolicyModel
 from adadpo_lightning.models.selfcheck import check_forward
 from adadpo_lightning.models.sharding import Sharding, shard
+from adadpo_lightning.models.tensor_parallel import check_splittable
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -75,7 +76,12 @@ def placed(model: Any, config: PolicyConfig, sharding: Sharding, *, frozen: bool
         config: Config that it was built from.
         sharding: How to shard it.
         frozen: Whether it is a reference, which has no backward pass.
+
+    Raises:
+        UserError: If it cannot be split, where tensor parallelism is wanted.
     """
+    if sharding.tensor is not None:
+        check_splittable(model, config, sharding.tensor.size())
     policy = PolicyModel(model, config)
     shard(policy, sharding, frozen=frozen)
     _place(policy, sharding)

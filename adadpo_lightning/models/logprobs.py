@@ -50,6 +50,67 @@ class TokenStatistics:
                 self.log_collisions[rows] = p.square_().sum(-1).log_()
 
 
+class VocabularyShard(NamedTuple):
+    """Which rows of the head this rank has, where a tensor-parallel group splits it by vocabulary.
+
+    Each rank normalizes over its own tokens. With the logarithm of each rank's normalizer, the results of all ranks are
+    merged exactly, in one collective over a few numbers per target: logits are never gathered.
+
+    Args:
+        start: Token id of this rank's first row.
+        group: The tensor-parallel group, whose ranks have the same hidden states and targets.
+    """
+
+    start: int
+    group: Any
+
+    def columns(self, targets: Tensor, rows: int) -> tuple[Tensor, Tensor]:
+        """Column of each target in this rank's logits, and whether it is this rank's; others get any column."""
+        columns = targets - self.start
+        return columns.clamp(0, rows - 1), (columns >= 0) & (columns < rows)
+
+    def merge(
+        self, logits: Tensor, norms: Tensor, owned: Tensor, statistics: TokenStatistics | None
+    ) -> tuple[Tensor, Tensor]:
+        """Merge what the ranks have found, the same on all of them.
+
+        Args:
+            logits: Logit at each target's column, (N,).
+            norms: Logarithm of the sum of the exponentials of this rank's logits, (N,).
+            owned: Whether the target is this rank's, (N,).
+            statistics: Those of this rank's distribution; replaced by those of the whole one.
+
+        Returns:
+            Log-probabilities of the targets, and the share of this rank's tokens in the probability, each (N,).
+        """
+        found = statistics or TokenStatistics()
+        entropies, collisions = found.entropies, found.log_collisions
+        mine = [norms, logits.where(owned, 0.0), *(x for x in (entropies, collisions) if x is not None)]
+        norm, logit, *rest = self._gathered(torch.stack(mine)).unbind(1)
+        whole = norm.logsumexp(0)
+        log_shares = norm - whole
+        if entropies is not None:
+            entropies.copy_((log_shares.exp() * (rest.pop(0) - log_shares)).sum(0))
+        if collisions is not None:
+            collisions.copy_((2.0 * log_shares + rest.pop(0)).logsumexp(0))
+        return logit.sum(0) - whole, (norms - whole).exp()
+
+    def _gathered(self, mine: Tensor) -> Tensor:
+        """The tensors of all ranks of the group, stacked."""
+        import torch.distributed as dist
+
+        parts = mine.new_empty(dist.get_world_size(self.group), *mine.shape)
+        dist.all_gather(list(parts), mine, group=self.group)
+        return parts
+
+    def sum_(self, gradient: Tensor) -> Tensor:
+        """Add up the gradients of all ranks of the group, in place."""
+        import torch.distributed as dist
+
+        dist.all_reduce(gradient, group=self.group)
+        return gradient
+
+
 class LogitTransform(NamedTuple):
     """Transform that an architecture applies to its logits: ``softcap * tanh(scale * logits / softcap)``.
 
@@ -83,6 +144,7 @@ def token_logps(
     chunk_size: int = 1024,
     transform: LogitTransform | None = None,
     statistics: TokenStatistics | None = None,
+    shard: VocabularyShard | None = None,
 ) -> Tensor:
     """Log-probability of each target under ``softmax(transform(hidden @ weight.T + bias))``.
 
@@ -94,8 +156,9 @@ def token_logps(
     forward pass then forms the unscaled rows, shape (N, D), from logits that it has anyway: the backward pass needs no
     logits, and the head costs two matrix products per chunk instead of three.
 
-    The weight must not be sharded. Under FSDP, call this inside the forward of the module that gathers it, and do not
-    call the head as a module.
+    The weight must be a plain tensor. Under FSDP, call this inside the forward of the module that gathers it, and do
+    not call the head as a module. With tensor parallelism, weight and bias are this rank's rows, as `shard` says; all
+    ranks of the group call this and get the same result, and the gradient at the hidden states is that of all rows.
 
     Args:
         hidden: Hidden states that predict the targets, shape (N, D).
@@ -105,6 +168,7 @@ def token_logps(
         chunk_size: Number of tokens per chunk.
         transform: Transform that the architecture applies to its logits.
         statistics: Statistics of each softmax to write, of the result's dtype.
+        shard: Which rows `weight` and `bias` are; None for all.
 
     Returns:
         Log-probabilities in nats, shape (N,), float32 or, for float64 input, float64.
@@ -120,7 +184,7 @@ def token_logps(
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     result: Tensor = _ChunkedLogps.apply(  # type: ignore[no-untyped-call]  # untyped in torch
-        hidden, weight, bias, targets, chunk_size, transform or LogitTransform(), statistics
+        hidden, weight, bias, targets, chunk_size, transform or LogitTransform(), statistics, shard
     )
     return result
 
@@ -172,16 +236,25 @@ class _ChunkedLogps(torch.autograd.Function):
         chunk_size: int,
         transform: LogitTransform,
         statistics: TokenStatistics | None,
+        shard: VocabularyShard | None,
     ) -> Tensor:
         chunks = _Chunks(hidden, weight, bias, chunk_size, transform)
         logps = hidden.new_empty(len(hidden), dtype=_wide(hidden.dtype))
-        frozen = ctx.needs_input_grad[:3] == (True, False, False)
+        # Not for a shard: the rows need its share of the probability, which only the other ranks determine.
+        frozen = ctx.needs_input_grad[:3] == (True, False, False) and shard is None
+        owned: Any = None
+        share: Tensor | None = None
+        if shard is not None:
+            targets, owned = shard.columns(targets, len(weight))
+        at_targets = torch.empty_like(logps) if shard is not None else None
         rows = torch.empty_like(hidden) if frozen else None
         logits = slope = None
         for part in chunks.parts:
             logits = chunks.logits(part)
             if rows is not None:
                 slope = transform.slope(logits)
+            if at_targets is not None:
+                at_targets[part] = logits.gather(1, targets[part, None]).squeeze(1)
             torch.log_softmax(logits, -1, out=logits)
             logps[part] = logits.gather(1, targets[part, None]).squeeze(1)
             if statistics is not None:
@@ -189,11 +262,13 @@ class _ChunkedLogps(torch.autograd.Function):
             if rows is not None:
                 errors = _errors(logits.exp_(), slope, targets[part, None])
                 torch.mm(errors.to(hidden.dtype), weight, out=rows[part])
-        ctx.chunk_size, ctx.transform, ctx.frozen = chunk_size, transform, frozen
+        if shard is not None and at_targets is not None:
+            logps, share = shard.merge(at_targets, at_targets - logps, owned, statistics)
+        ctx.chunk_size, ctx.transform, ctx.frozen, ctx.shard = chunk_size, transform, frozen, shard
         if rows is not None:
             ctx.save_for_backward(rows)
             return logps
-        ctx.save_for_backward(hidden, weight, bias, targets)
+        ctx.save_for_backward(hidden, weight, bias, targets, owned, share)
         # Keep the last chunk and its buffer: the backward pass starts with this chunk and reuses the buffer.
         ctx.last = logits if transform.softcap is None else None
         ctx.buffer = chunks.buffer
@@ -205,8 +280,8 @@ class _ChunkedLogps(torch.autograd.Function):
         if ctx.frozen:
             (rows,) = ctx.saved_tensors
             factor = grad[:, None] * -ctx.transform.scale
-            return (torch.mul(rows, factor, out=torch.empty_like(rows)), *[None] * 6)
-        hidden, weight, bias, targets = ctx.saved_tensors
+            return (torch.mul(rows, factor, out=torch.empty_like(rows)), *[None] * 7)
+        hidden, weight, bias, targets, owned, share = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         wide = _wide(hidden.dtype)
         chunks = _Chunks(hidden, weight, bias, ctx.chunk_size, ctx.transform)
@@ -218,7 +293,7 @@ class _ChunkedLogps(torch.autograd.Function):
         grad_weight = weight.new_zeros(weight.shape, dtype=wide) if needs_weight else None
         grad_bias = bias.new_zeros(bias.shape, dtype=wide) if needs_bias else None
         for part in reversed(chunks.parts):
-            errors = _recomputed_errors(ctx, chunks, part, targets[part, None])
+            errors = _recomputed_errors(ctx, chunks, part, targets, owned, share)
             if grad_bias is not None:
                 grad_bias.addmv_(errors.T, factor[part, 0])
             errors = errors.to(hidden.dtype)
@@ -230,27 +305,42 @@ class _ChunkedLogps(torch.autograd.Function):
                     grad_weight.addmm_(errors.T, scaled)
                 else:
                     grad_weight += _wide_product(errors.T, scaled)
+        if grad_hidden is not None and ctx.shard is not None:
+            ctx.shard.sum_(grad_hidden)
         return (
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight.dtype),
             None if grad_bias is None else grad_bias.to(bias.dtype),
-            None,
-            None,
-            None,
-            None,
+            *[None] * 5,
         )
 
 
-def _recomputed_errors(ctx: Any, chunks: _Chunks, part: slice, targets: Tensor) -> Tensor:
+def _recomputed_errors(
+    ctx: Any, chunks: _Chunks, part: slice, targets: Tensor, owned: Tensor | None, share: Tensor | None
+) -> Tensor:
     last, ctx.last = ctx.last, None
+    slope = None
     if last is not None:
-        return _errors(last.exp_(), None, targets)
-    logits = chunks.logits(part)
-    slope = ctx.transform.slope(logits)
-    return _errors(torch.softmax(logits, -1, out=logits), slope, targets)
+        softmax = last.exp_()
+    else:
+        logits = chunks.logits(part)
+        slope = ctx.transform.slope(logits)
+        softmax = torch.softmax(logits, -1, out=logits)
+    if share is not None and owned is not None:
+        softmax.mul_(share[part, None])
+        owned = owned[part, None]
+    return _errors(softmax, slope, targets[part, None], owned)
 
 
-def _errors(softmax: Tensor, slope: Tensor | None, targets: Tensor) -> Tensor:
-    """Softmax minus one-hot, times the slope of the soft-capping; overwrites its input."""
-    softmax.scatter_add_(1, targets, softmax.new_full(targets.shape, -1.0))
+def _errors(softmax: Tensor, slope: Tensor | None, targets: Tensor, owned: Tensor | None = None) -> Tensor:
+    """Softmax minus one-hot, times the slope of the soft-capping; overwrites its input.
+
+    Args:
+        softmax: Probabilities of the tokens, (n, V).
+        slope: Of the soft-capping, (n, V).
+        targets: Column of each target, (n, 1).
+        owned: Whether the target is among the columns, (n, 1); None if all are.
+    """
+    ones = torch.ones_like(targets) if owned is None else owned
+    softmax.scatter_add_(1, targets, ones.to(softmax.dtype).neg_())
     return softmax if slope is None else softmax.mul_(slope)

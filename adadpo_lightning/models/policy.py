@@ -21,6 +21,7 @@ from adadpo_lightning.models.attention.layout import PackedLayout
 from adadpo_lightning.models.logprobs import LogitTransform, TokenStatistics, token_logps
 from adadpo_lightning.models.selfcheck import check_forward
 from adadpo_lightning.models.sharding import decoder_blocks
+from adadpo_lightning.models.tensor_parallel import own_rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -151,14 +152,16 @@ class PolicyModel(nn.Module):
             hidden, entropies=self.token_entropy and plain, log_collisions=log_collisions
         )
         if plain:
+            weight, bias, shard = own_rows(head)
             return token_logps(
                 hidden,
-                head.weight,
+                weight,
                 targets,
-                bias=head.bias,
+                bias=bias,
                 chunk_size=self.head_chunk_size,
                 transform=self.transform,
                 statistics=statistics,
+                shard=shard,
             )
         # A head with an adapter is more than one matrix: run the module itself, chunk by chunk.
         logps = []

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from adadpo_lightning.errors import UserError
+from adadpo_lightning.models.tensor_parallel import split
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -26,6 +27,7 @@ class Sharding:
         param_dtype: Data type of the gathered weights and of the computation; None means that of the stored weights.
         reduce_dtype: Data type in which gradients are summed over ranks; None means `param_dtype`.
         cpu_offload: Keep shards, gradients and optimizer state in CPU memory.
+        tensor: The ranks that split each weight of this rank's copy before it is sharded; None for no such split.
     """
 
     mesh: DeviceMesh
@@ -33,6 +35,7 @@ class Sharding:
     param_dtype: torch.dtype | None = None
     reduce_dtype: torch.dtype | None = None
     cpu_offload: bool = False
+    tensor: DeviceMesh | None = None
 
 
 def decoder_blocks(model: nn.Module) -> list[nn.Module]:
@@ -60,7 +63,7 @@ def _parameters(module: nn.Module) -> int:
 
 
 def shard(policy: PolicyModel, sharding: Sharding, *, frozen: bool = False) -> None:
-    """Shard each block, then everything else as one unit: embedding, final norm and head.
+    """Shard each block, then everything else as one unit: embedding, final norm and head; first split, if wanted.
 
     `PolicyModel.forward` reads the head's weight, so it must belong to the root, as must an embedding tied to it.
     Weights on the meta device stay there; other weights are sharded from this rank's copy.
@@ -79,6 +82,8 @@ def shard(policy: PolicyModel, sharding: Sharding, *, frozen: bool = False) -> N
         if sharding.cpu_offload
         else OffloadPolicy(),
     }
+    if sharding.tensor is not None:
+        split(policy.causal_lm, sharding.tensor)
     for block in decoder_blocks(policy.causal_lm):
         fully_shard(block, **options, reshard_after_forward=True)
     # None keeps the root gathered until its backward pass, which directly follows its forward pass.

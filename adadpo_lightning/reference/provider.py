@@ -74,6 +74,8 @@ def provide_cached_reference(
         "torch": torch.__version__,
         "transformers": version("transformers"),
     }
+    if sharding is not None and sharding.tensor is not None:  # sums over ranks round differently
+        depends_on["tensor_parallel"] = sharding.tensor.size()
     caches = {}
     for name, pairs in datasets.items():
         stored = {"token_ids": fingerprint.of_pairs(pairs.pairs)["token_ids"], "answers": int(pairs.answers.max()) + 1}

@@ -25,6 +25,18 @@ def shows_gradients(strategy: Any) -> bool:
     return isinstance(strategy, (SingleDeviceStrategy, DDPStrategy, ModelParallelStrategy))
 
 
+def splits_matrices(strategy: Any) -> bool:
+    """Whether a matrix is split over ranks while it is used (tensor parallelism), for use before ranks connect."""
+    return bool(getattr(strategy, "tensor_parallel_size", 1) > 1)
+
+
+def first_of_its_data(strategy: Any) -> bool:
+    """Whether this rank is the first of those that compute the same from the same data (tensor parallelism)."""
+    if not isinstance(strategy, ModelParallelStrategy):
+        return True
+    return bool(strategy.device_mesh["tensor_parallel"].get_local_rank() == 0)
+
+
 def shards_weights(name: str) -> bool:
     """Whether the strategy named in a config shards weights, for use before the strategy exists.
 
@@ -39,7 +51,7 @@ def sharding_of(strategy: Any, reference_mode: str = "none") -> Sharding | None:
     """How a strategy shards the model; None for strategies that replicate it or wrap it on their own.
 
     Raises:
-        UserError: For tensor parallelism, and for a frozen reference under FSDP1.
+        UserError: For tensor parallelism by Lightning's own strategy, and for a frozen reference under FSDP1.
     """
     if isinstance(strategy, FSDPStrategy) and reference_mode == "frozen":
         raise UserError(
@@ -56,8 +68,8 @@ def sharding_of(strategy: Any, reference_mode: str = "none") -> Sharding | None:
     if mesh["tensor_parallel"].size() > 1:
         raise UserError(
             "trainer.strategy",
-            "ModelParallelStrategy uses tensor parallelism over the ranks of a node by default, which is not supported",
-            "set its data_parallel_size to the number of ranks and tensor_parallel_size to 1, or use "
-            "adadpo_lightning.strategies.FSDP2",
+            "Lightning's ModelParallelStrategy uses tensor parallelism over the ranks of a node by default, and would "
+            "count metrics once for each of them",
+            "use adadpo_lightning.strategies.FSDP2, with its tensor_parallel_size if you want that",
         )
     return Sharding(mesh["data_parallel"], strategy.root_device)

@@ -1,4 +1,4 @@
-"""FSDP2: Lightning's `ModelParallelStrategy` with all ranks data-parallel, and atomic checkpoints."""
+"""FSDP2: Lightning's `ModelParallelStrategy` with this package's sharding, and atomic checkpoints."""
 
 from __future__ import annotations
 
@@ -16,12 +16,17 @@ from adadpo_lightning.checkpoints.shards import is_sharded, stored_weights
 from adadpo_lightning.compat import is_lost_rank
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.models.sharding import Sharding
+from adadpo_lightning.ranks import set_data_group
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 class FSDP2(ModelParallelStrategy):
-    """Fully sharded data parallelism over all ranks: weights, gradients, optimizer state and the frozen reference.
+    """Fully sharded data parallelism: weights, gradients, optimizer state and the frozen reference.
+
+    With tensor parallelism each group of `tensor_parallel_size` neighboring ranks, best within a node, works on the
+    same micro-batch: attention heads, feed-forward layers, embedding and head are split over it (arXiv 1909.08053), and
+    the parts are sharded over the groups.
 
     Args:
         replicas: Number of replicas of the sharded model (HSDP). Each is sharded over ``ranks / replicas`` neighboring
@@ -34,9 +39,13 @@ class FSDP2(ModelParallelStrategy):
             rank zero.
         process_group_backend: Name of a torch backend; null means Lightning's default for the device.
         timeout: Time after which a collective that waits for a lost rank fails.
+        data_parallel_size: Number of groups, each with data of its own; null means all ranks divided by
+            `tensor_parallel_size`.
+        tensor_parallel_size: Number of ranks in a group; 1 for no tensor parallelism.
 
     Raises:
-        UserError: If the number of ranks is not divisible by `replicas`.
+        UserError: If the ranks cannot be divided as the sizes say, or tensor parallelism is combined with `replicas` or
+            `cpu_offload`.
     """
 
     def __init__(
@@ -48,13 +57,17 @@ class FSDP2(ModelParallelStrategy):
         save_distributed_checkpoint: bool = True,
         process_group_backend: str | None = None,
         timeout: timedelta = timedelta(minutes=30),
+        data_parallel_size: int | None = None,
+        tensor_parallel_size: int = 1,
     ) -> None:
         super().__init__(
-            tensor_parallel_size=1,
+            tensor_parallel_size=tensor_parallel_size,
             save_distributed_checkpoint=save_distributed_checkpoint,
             process_group_backend=process_group_backend,
             timeout=timeout,
         )
+        self.data_parallel_size = data_parallel_size
+        self.tensor_parallel_size = tensor_parallel_size
         self.replicas = replicas
         self.param_dtype = param_dtype
         self.reduce_dtype = reduce_dtype
@@ -69,15 +82,12 @@ class FSDP2(ModelParallelStrategy):
         return self._sharding
 
     def setup_environment(self) -> None:
-        """Join the process group and create the device mesh."""
+        """Join the process group, and create the device mesh."""
         from torch.distributed.device_mesh import init_device_mesh
 
         ranks = self.num_nodes * self.num_processes
-        if self.replicas < 1 or ranks % self.replicas:
-            raise UserError(
-                "trainer.strategy.replicas", f"expected a divisor of the {ranks} ranks, got {self.replicas}"
-            )
-        self._data_parallel_size = ranks
+        self._check_sizes(ranks)
+        self._data_parallel_size = ranks // self.tensor_parallel_size
         if self.cpu_offload and self._process_group_backend is None and self.root_device.type == "cuda":
             # The norm of offloaded gradients is reduced over ranks on the CPU.
             self._process_group_backend = "cpu:gloo,cuda:nccl"
@@ -86,13 +96,40 @@ class FSDP2(ModelParallelStrategy):
         if self.replicas > 1:
             shape = (self.replicas, ranks // self.replicas)
             mesh = init_device_mesh(self.root_device.type, shape, mesh_dim_names=("replicate", "shard"))
+        splits = self.tensor_parallel_size > 1
+        set_data_group(mesh.get_group() if splits else None)
         self._sharding = Sharding(
             mesh,
             self.root_device,
             None if self.param_dtype is None else getattr(torch, self.param_dtype),
             None if self.reduce_dtype is None else getattr(torch, self.reduce_dtype),
             self.cpu_offload,
+            self.device_mesh["tensor_parallel"] if splits else None,
         )
+
+    def _check_sizes(self, ranks: int) -> None:
+        field, tensor, data = "trainer.strategy", self.tensor_parallel_size, self.data_parallel_size
+        if tensor < 1 or ranks % tensor:
+            raise UserError(f"{field}.tensor_parallel_size", f"expected a divisor of the {ranks} ranks, got {tensor}")
+        if data not in (None, ranks // tensor):
+            raise UserError(
+                f"{field}.data_parallel_size",
+                f"expected {ranks} ranks / tensor_parallel_size {tensor} = {ranks // tensor}, got {data}",
+                "set it to null",
+            )
+        if self.replicas < 1 or ranks % self.replicas:
+            raise UserError(f"{field}.replicas", f"expected a divisor of the {ranks} ranks, got {self.replicas}")
+        if tensor > 1 and (self.replicas > 1 or self.cpu_offload):
+            raise UserError(
+                f"{field}.tensor_parallel_size",
+                "tensor parallelism is not supported with replicas above 1 or cpu_offload",
+                "set replicas to 1 and cpu_offload to false, or tensor_parallel_size to 1",
+            )
+
+    def teardown(self) -> None:
+        """Forget which ranks have data of their own: the next strategy of this process may differ."""
+        set_data_group(None)
+        super().teardown()
 
     def model_to_device(self) -> None:
         """Do nothing: sharding already placed weights and buffers, and offloaded ones must stay on the CPU."""

@@ -15,6 +15,7 @@ from adadpo_lightning.callbacks.refused import refuse_rounded_average, refuse_un
 from adadpo_lightning.checkpoints.export import check_base
 from adadpo_lightning.checkpoints.parts import CURRENT_WEIGHTS, KEY
 from adadpo_lightning.checkpoints.record import RunRecord
+from adadpo_lightning.data.position import sharing
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.losses import PreferenceLoss
 from adadpo_lightning.metrics.functional import kl_terms
@@ -24,10 +25,11 @@ from adadpo_lightning.models.loading import PolicyConfig
 from adadpo_lightning.reference.cache import default_folder
 from adadpo_lightning.reference.modes import AskedMode, resolve_reference
 from adadpo_lightning.reference.sync import SyncOptions, sync
-from adadpo_lightning.strategies.capabilities import shards_parameters
+from adadpo_lightning.strategies.capabilities import shards_parameters, splits_matrices
 from adadpo_lightning.training import rebuild
 from adadpo_lightning.training.dropout import masks_of_this_micro_batch
 from adadpo_lightning.training.optim import (
+    OptimizerConfig,
     SchedulerConfig,
     as_config,
     build_optimizer,
@@ -120,7 +122,8 @@ class PreferenceLitModule(PolicyModule):
         """Refuse a precision that would spoil the model without a word.
 
         Raises:
-            UserError: For ``bf16-true`` and ``16-true``, for inference mode under FSDP2, and for averages in 16 bits.
+            UserError: For ``bf16-true`` and ``16-true``, for inference mode under FSDP2, for averages in 16 bits, and
+                for another optimizer than AdamW with tensor parallelism.
         """
         refuse_rounded_average(self.trainer, self)
         if shards_parameters(self.trainer.strategy) and self.trainer.validate_loop.inference_mode:
@@ -128,6 +131,12 @@ class PreferenceLitModule(PolicyModule):
                 "trainer.inference_mode",
                 "weights that are gathered in inference mode cannot be trained afterwards",
                 "set it to false, as configs/strategy/fsdp2.yaml does",
+            )
+        if splits_matrices(self.trainer.strategy) and not isinstance(self.optimizer_config, OptimizerConfig):
+            raise UserError(
+                "model.optimizer",
+                f"{self.optimizer_config.class_path} has not been compared with one process under tensor parallelism",
+                "use AdamW, without class_path, or set trainer.strategy.tensor_parallel_size to 1",
             )
         if isinstance(self.trainer.precision_plugin, HalfPrecision):
             raise UserError(
@@ -258,8 +267,8 @@ class PreferenceLitModule(PolicyModule):
         because the share is already normalised by the global counts of the step.
         """
         share, output = self.step(batch)
-        replicas = (self.trainer.distributed_sampler_kwargs or {}).get("num_replicas", 1)
-        return {"loss": share * (self.trainer.accumulate_grad_batches * replicas), "step": output}
+        ranks, _ = sharing(self.trainer)
+        return {"loss": share * (self.trainer.accumulate_grad_batches * ranks), "step": output}
 
     def validation_step(self, batch: PreferenceBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
         """Everything that callbacks make metrics of; they know the validation set by the number of its loader."""

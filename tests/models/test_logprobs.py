@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adadpo_lightning.models.logprobs import LogitTransform, token_logps
+from adadpo_lightning.models.logprobs import LogitTransform, TokenStatistics, VocabularyShard, token_logps
+from tests.support.ranks import on_ranks
 
 TRANSFORMS = [LogitTransform(), LogitTransform(0.3), LogitTransform(softcap=2.0), LogitTransform(3.0, 1.5)]
 
@@ -183,3 +184,49 @@ def test_never_more_than_a_chunk_of_logits():
     with Watch():
         token_logps(hidden, weight, targets, chunk_size=8).sum().backward()
     assert largest == 8 * 100
+
+
+@pytest.mark.distributed
+def test_a_head_split_by_vocabulary_equals_the_whole_one(tmp_path):
+    """11 tokens over two ranks, 6 and 5, in chunks: values, gradients and statistics against torch's log-softmax."""
+    cases = [(transform, bias, chunk) for transform in TRANSFORMS for bias in (True, False) for chunk in (3, 64)]
+    upstream = torch.randn(13, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    starts = (0, 6, 11)
+
+    def on_one(rank):
+        results = []
+        for transform, bias, chunk in cases:
+            hidden, weight, b, targets = make(13, bias=bias)
+            mine = slice(starts[rank], starts[rank + 1])
+            inputs = [hidden, *(x.detach()[mine].requires_grad_() for x in (weight, b) if x is not None)]
+            statistics = TokenStatistics.empty(hidden, entropies=True, log_collisions=True)
+            logps = token_logps(
+                inputs[0],
+                inputs[1],
+                targets,
+                bias=inputs[2] if bias else None,
+                chunk_size=chunk,
+                transform=transform,
+                statistics=statistics,
+                shard=VocabularyShard(mine.start, torch.distributed.group.WORLD),
+            )
+            gradients = torch.autograd.grad(logps, inputs, upstream)
+            results.append((logps.detach(), gradients, statistics.entropies, statistics.log_collisions))
+        return results
+
+    ranks = on_ranks(2, on_one, tmp_path)
+    for (transform, bias, _), *results in zip(cases, *ranks, strict=True):
+        hidden, weight, b, targets = make(13, bias=bias)
+        logps, grads = logps_and_grads(
+            lambda h=hidden, w=weight, b=b, t=targets, how=transform: plain(h, w, b, t, how),
+            (hidden, weight, b),
+            upstream,
+        )
+        every = torch.stack([plain(hidden, weight, b, torch.full((13,), v), transform) for v in range(11)], 1).detach()
+        for rank, (own, gradients, entropies, collisions) in enumerate(results):
+            mine = slice(starts[rank], starts[rank + 1])
+            torch.testing.assert_close(own, logps, rtol=1e-12, atol=1e-12)
+            expected = (grads[0], *(x[mine] for x in grads[1:]))
+            torch.testing.assert_close(gradients, expected, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(entropies, -(every.exp() * every).sum(1), rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(collisions, every.exp().square().sum(1).log(), rtol=1e-12, atol=1e-12)

@@ -1,20 +1,24 @@
-"""Runs that `test_fsdp` compares: in its own process on one rank, and by torchrun on several.
+"""Runs that `test_fsdp` and `test_tensor_parallel` compare: in their process on one rank, and by torchrun on several.
 
 ``python -m tests.support.fsdp_worker FOLDER CASE...`` writes what each case comes to into ``FOLDER/CASE-RANKS.pt``.
 """
 
 import os
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.distributed.tensor import DTensor
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from adadpo_lightning.callbacks import PreferenceMetrics
+from adadpo_lightning.callbacks import GenerationCallback, ParameterGradientBalance, PreferenceMetrics
 from adadpo_lightning.checkpoints.export import export_policy
 from adadpo_lightning.data.datamodule import PreferenceDataModule
 from adadpo_lightning.data.lists import ListOptions
@@ -47,6 +51,14 @@ class Case:
     data: str = "pairs"
     optimizer: Any = None
     sets: tuple[str, ...] = ()
+    exact: bool = False
+    probed: bool = False
+
+
+def split(loss, replicas, parts, model="plain", policy=None, **options):
+    """A run in float64 on a mesh of data-parallel x tensor-parallel ranks."""
+    strategy = {"data_parallel_size": replicas, "tensor_parallel_size": parts, "reduce_dtype": None}
+    return Case(loss, model, {"dtype": "float64", **(policy or {})}, strategy, exact=True, **options)
 
 
 SGD = ClassOptimizerConfig("torch.optim.SGD", {"lr": 1e-1, "momentum": 0.9, "weight_decay": 0.1})
@@ -73,14 +85,47 @@ CASES = {
     "wpo": Case("wpo", policy={"lora": LoraOptions(r=2)}),
     "unclipped": Case("dpo", clip=None),
     "dies": Case("simpo", save=True, dies=True),
-    "dpo-resumed": Case("dpo", resume="dpo"),
-    "synced-resumed": Case("dpo", reference="synced", resume="synced"),
+    "dpo-resumed": Case("dpo", resume="dpo-2/step=3.ckpt"),
+    "synced-resumed": Case("dpo", reference="synced", resume="synced-2/step=3.ckpt"),
     "sgd": Case("dpo", optimizer=SGD, save=True),
-    "sgd-resumed": Case("dpo", optimizer=SGD, resume="sgd"),
+    "sgd-resumed": Case("dpo", optimizer=SGD, resume="sgd-2/step=3.ckpt"),
     "muon": Case("adadpo", optimizer=MUON, save=True),
-    "muon-resumed": Case("adadpo", optimizer=MUON, resume="muon"),
-    "lora-resumed": Case("adadpo", policy={"lora": LoraOptions(r=2)}, resume="lora"),
+    "muon-resumed": Case("adadpo", optimizer=MUON, resume="muon-2/step=3.ckpt"),
+    "lora-resumed": Case("adadpo", policy={"lora": LoraOptions(r=2)}, resume="lora-2/step=3.ckpt"),
 }
+# Cases that are started together, and by what they end: the mesh of data-parallel x tensor-parallel ranks.
+SPLIT_GROUPS = [
+    {
+        f"{loss}-{model}-{data}x{parts}": split(loss, data, parts, model, save=(loss, model) == ("dpo", "plain"))
+        for loss in ("dpo", "adacpo")
+        for data, parts in ((2, 2), (2, 1), (1, 2))
+    }
+    for model in ("plain", "qwen3")
+]
+SPLIT_GROUPS[0]["resumed-4x1"] = split("dpo", 4, 1, resume="dpo-plain-2x2-4/step=3.ckpt", save=True)
+SPLIT_GROUPS += [
+    {
+        "tied-2x2": split("adadpo", 2, 2, "tied", {"gradient_checkpointing": True}),
+        "saving-2x2": split(
+            "adacpo", 2, 2, policy={"gradient_checkpointing": "selective", "offload_activations": True}
+        ),
+        "padded-2x2": split("ipo", 2, 2, policy={"layout": "padded"}),
+        "wpo-2x2": split("wpo", 2, 2, policy={"token_entropy": True}),
+        "lddpo-2x2": split("adalddpo", 2, 2),
+        "grouped-2x2": split("adadpo", 2, 2, data="lists"),
+    },
+    {
+        "cached-2x2": split("adadpo", 2, 2, reference="cached"),
+        "path-2x2": split("dpo", 2, 2, reference_model="other"),
+        "synced-2x2": split("dpo", 2, 2, reference="synced"),
+        "probed-2x2": split("adacpo", 2, 2, probed=True),
+        "random-2x2": split("dpo", 2, 2, "plain/config.json"),
+    },
+]
+SPLIT_CASES = {name: case for group in SPLIT_GROUPS for name, case in group.items()}
+CASES |= SPLIT_CASES
+# One process resumes what four have saved.
+CASES["resumed-1x1"] = split("dpo", 1, 1, resume="resumed-4x1-4/step=4.ckpt")
 
 
 class Recorder(Callback):
@@ -99,11 +144,25 @@ def whole(tensor):
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
 
 
+def exact(norm, x):
+    """An RMS norm in the dtype of its input, where transformers' own rounds to float32."""
+    return norm.weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + norm.variance_epsilon))
+
+
 def run(folder: Path, name: str, ranks: int, strategy=None) -> dict[str, Any]:
     """Train five steps of 8, 8, 8, 8 and 5 pairs, clipped, with validation before and after."""
+    with ExitStack() as stack:
+        for norm in (LlamaRMSNorm, Qwen3RMSNorm) if CASES[name].exact else ():
+            stack.enter_context(patch.object(norm, "forward", exact))
+        return _run(folder, name, ranks, strategy)
+
+
+def _run(folder, name, ranks, strategy):
     case = CASES[name]
     seed_everything(int(os.environ.get("RANK", 0)) if case.policy.get("lora") is None else 0)
-    policy = PolicyConfig(path=str(folder / case.model), **{"dtype": "float32", **case.policy})
+    model = str(folder / case.model)
+    source = {"config": model, "tokenizer": str(folder / "plain")} if model.endswith("json") else {"path": model}
+    policy = PolicyConfig(**source, **{"dtype": "float32", **case.policy})
     if case.adapter:
         policy.lora = LoraOptions(adapter=str(folder / "adapter"))
     module = PreferenceLitModule(
@@ -121,12 +180,14 @@ def run(folder: Path, name: str, ranks: int, strategy=None) -> dict[str, Any]:
         val={name: str(folder / f"{name}.jsonl") for name in case.sets} or str(folder / "pairs.jsonl"),
         lists=ListOptions(pairs="all"),
         global_batch_size=8,
-        micro_batch_size=2,
+        # What is probed is the first micro-batch of all ranks: here all of the step.
+        micro_batch_size=8 // (ranks // case.strategy.get("tensor_parallel_size", 1) or 1) if case.probed else 2,
         eval_batch_size=3,
         max_length=case.max_length,
     )
     recorder = Recorder()
-    callbacks = [PreferenceMetrics(), recorder]
+    probes = [ParameterGradientBalance(2), GenerationCallback(3, max_new_tokens=5)] if case.probed else []
+    callbacks = [PreferenceMetrics(), *probes, recorder]
     if case.save:
         target = folder / f"{name}-{ranks}"
         callbacks.append(ModelCheckpoint(target, "{step}", every_n_train_steps=1, save_top_k=-1, save_last=True))
@@ -146,7 +207,7 @@ def run(folder: Path, name: str, ranks: int, strategy=None) -> dict[str, Any]:
         inference_mode=strategy is None,
         default_root_dir=folder,
     )
-    checkpoint = folder / f"{case.resume}-2" / "step=3.ckpt" if case.resume else None
+    checkpoint = folder / case.resume if case.resume else None
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
     export_policy(
         module.built_policy,
