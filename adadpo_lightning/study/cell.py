@@ -16,10 +16,13 @@ from adadpo_lightning.metrics import names
 from adadpo_lightning.runs.lock import lock_directory
 from adadpo_lightning.runs.logs import last_metrics, read_metrics, val_stages_of
 from adadpo_lightning.study.commands import (
+    annotate_command,
+    evaluate_arguments,
     fit_arguments,
-    judge_arguments,
+    generate_arguments,
     quiet_trainer,
     run_in_a_process,
+    run_program,
     seed_folder,
 )
 from adadpo_lightning.study.directory import fingerprint_of, result_path
@@ -33,7 +36,8 @@ if TYPE_CHECKING:
 
 COEFFICIENT = names.train(names.BALANCE_COEFFICIENT)
 FITTED = "fitted.json"  # marks finished training and export
-OF_AN_EARLIER_POLICY = (FITTED, "responses.jsonl", "responses.jsonl.settings.json", "evaluation.json")
+ANSWERS = tuple(f"responses.{kind}{record}" for kind in ("json", "jsonl") for record in ("", ".settings.json"))
+OF_AN_EARLIER_POLICY = (FITTED, *ANSWERS, "evaluation.json")
 
 
 def run_job(study: StudyConfig, job: Job) -> Generator[list[str], None, None]:
@@ -215,12 +219,13 @@ def judge_embedded(study: StudyConfig, cell: Cell, folder: Path) -> dict[str, fl
 
 
 def judge_responses(study: StudyConfig, cell: Cell, folder: Path) -> dict[str, float]:
-    """Win rates of answers to the prompts of the study, from ``generate`` and ``evaluate``."""
-    report = folder / "evaluation.json"
-    commands = judge_arguments(study, cell, folder / "run" / "export", folder / "responses.jsonl", report)
-    for arguments in commands:
-        run_in_a_process(arguments)  # its own process, so that the memory of the trained model is released
-    if not commands:
+    """Win rates of answers to the study's prompts, from ``generate``, the annotator if any, and ``evaluate``."""
+    if (how := study.evaluation) is None:
         return {}
+    report = folder / "evaluation.json"
+    run_in_a_process(generate_arguments(how, cell, folder))  # its own process: the trained model's memory is released
+    if how.annotate:
+        run_program(annotate_command(how, folder))
+    run_in_a_process(evaluate_arguments(how, folder, report))
     found: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
     return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}

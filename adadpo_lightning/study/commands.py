@@ -3,26 +3,45 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adadpo_lightning.errors import UserError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from adadpo_lightning.study.grid import Cell, StudyConfig
+    from adadpo_lightning.study.grid import Cell, JudgedPrompts, StudyConfig
 
 
 def run_in_a_process(arguments: Sequence[str]) -> None:
-    """Print a command as a user would type it, and run it in its own process.
+    """Print a command of this package, and run it in its own process.
 
     Raises:
         SystemExit: With its status, if it failed.
     """
-    print(f"python -m adadpo_lightning {' '.join(arguments)}", flush=True)
-    command = [sys.executable, "-m", "adadpo_lightning", *arguments]
-    if status := subprocess.run(command, check=False).returncode:  # noqa: S603  # our own command line, no shell
+    run_program([sys.executable, "-m", "adadpo_lightning", *arguments])
+
+
+def run_program(command: Sequence[str]) -> None:
+    """Print a command and run it.
+
+    Raises:
+        SystemExit: With its status, if it failed.
+        UserError: If there is no such program.
+    """
+    print(shlex.join(command), flush=True)
+    try:
+        # Our own command line, or the one that the user's config names; no shell.
+        status = subprocess.run(command, check=False).returncode  # noqa: S603
+    except OSError as error:
+        raise UserError(
+            "evaluation.annotate", f"{command[0]}: {error.strerror}", "install it, or give its path"
+        ) from error
+    if status:
         raise SystemExit(status)
 
 
@@ -79,21 +98,36 @@ def quiet_trainer(output_dir: Path) -> list[str]:
     ]
 
 
-def judge_arguments(study: StudyConfig, cell: Cell, model: Path, responses: Path, report: Path) -> list[list[str]]:
-    """The commands that judge a policy: ``generate`` and ``evaluate``; none without `StudyConfig.evaluation`."""
-    if (how := study.evaluation) is None:
-        return []
-    generate = {"model": model, "prompts": how.prompts, "output": responses, "seed": cell.seed, **how.generate}
-    evaluate = {
-        "judge": how.judge,
-        "responses": responses,
-        "baseline": how.baseline,
-        "output": report,
-        **{f"judge_options.{name}": value for name, value in how.judge_options.items()},
-        **how.evaluate,
-    }
-    commands = (("generate", generate), ("evaluate", evaluate))
-    return [[command, *(f"--{name}={option_value(v)}" for name, v in options.items())] for command, options in commands]
+def generate_arguments(how: JudgedPrompts, cell: Cell, folder: Path) -> list[str]:
+    """The ``generate`` command of a trained cell."""
+    options = {"model": folder / "run" / "export", "prompts": how.prompts, "output": how.responses(folder)}
+    options |= {"seed": cell.seed, **how.generate}
+    if options.get("format") == "alpaca_eval":
+        options.setdefault("generator", cell.name)
+    return ["generate", *(f"--{name}={option_value(value)}" for name, value in options.items())]
+
+
+def annotate_command(how: JudgedPrompts, folder: Path) -> list[str]:
+    """The program that annotates the responses of a cell; empty without one."""
+    return [_placed(word, how, folder) for word in how.annotate]
+
+
+def evaluate_arguments(how: JudgedPrompts, folder: Path, report: Path) -> list[str]:
+    """The ``evaluate`` command of a cell that has responses."""
+    pair = {} if how.baseline is None else {"responses": how.responses(folder), "baseline": how.baseline}
+    judge = {f"judge_options.{name}": value for name, value in how.judge_options.items()}
+    further = {name: _placed(value, how, folder) for name, value in how.evaluate.items()}
+    options = {"judge": how.judge, **pair, "output": report, **judge, **further}
+    return ["evaluate", *(f"--{name}={option_value(value)}" for name, value in options.items())]
+
+
+def _placed(value: Any, how: JudgedPrompts, folder: Path) -> Any:
+    if not isinstance(value, str):
+        return value
+    places = {"{folder}": str(folder), "{responses}": str(how.responses(folder)), "{python}": sys.executable}
+    for name, place in places.items():
+        value = value.replace(name, place)
+    return value
 
 
 def seed_folder(study: StudyConfig, seed: int) -> Path:

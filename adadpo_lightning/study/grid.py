@@ -69,21 +69,42 @@ class EmbeddedTaskConfig:
 class JudgedPrompts:
     """How a trained policy of a study on your own data is judged, by the subcommands ``generate`` and ``evaluate``.
 
+    In `annotate` and `evaluate`, ``{folder}`` is the directory of the cell, ``{responses}`` its file of responses, and
+    ``{python}`` the interpreter.
+
     Args:
         prompts: As ``--prompts`` of ``generate``.
-        baseline: Responses of the opponent, as ``--baseline`` of ``evaluate``.
         judge: As ``--judge``.
+        baseline: Responses of the opponent, as ``--baseline`` of ``evaluate``; null for the judge annotations, whose
+            file has them.
         judge_options: As ``--judge_options``.
         generate: Further options of ``generate``, such as temperature.
+        annotate: A program and its arguments that run between the two, such as AlpacaEval's own annotator; it writes
+            the annotations that ``evaluate`` reads.
         evaluate: Further options of ``evaluate``, such as difficulty.
+
+    Raises:
+        UserError: If the opponent is missing.
     """
 
     prompts: str
-    baseline: str
     judge: str
+    baseline: str | None = None
     judge_options: dict[str, Any] = field(default_factory=dict)
     generate: dict[str, Any] = field(default_factory=dict)
+    annotate: list[str] = field(default_factory=list)
     evaluate: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check that there is an opponent."""
+        if self.baseline is None and "annotations" not in self.evaluate:
+            raise UserError(
+                "evaluation.baseline", "got null", "name the responses of the opponent, or take annotations"
+            )
+
+    def responses(self, folder: Path) -> Path:
+        """The file of responses, which ``generate`` writes as JSON lines, or as one list."""
+        return folder / f"responses.{'json' if self.generate.get('format') in ('json', 'alpaca_eval') else 'jsonl'}"
 
 
 @dataclass(frozen=True)

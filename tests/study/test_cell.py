@@ -1,6 +1,7 @@
 """A whole small study: seeds prepared, cells trained by `fit`, judged, and not run again."""
 
 import json
+import sys
 
 import pytest
 import yaml
@@ -8,8 +9,8 @@ import yaml
 from adadpo_lightning.cli import main
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.runs.logs import read_metrics
-from adadpo_lightning.study.cell import COEFFICIENT, last_values, run_job
-from adadpo_lightning.study.commands import fit_arguments
+from adadpo_lightning.study.cell import COEFFICIENT, judge_responses, last_values, run_job
+from adadpo_lightning.study.commands import fit_arguments, run_program
 from adadpo_lightning.study.directory import status_of
 from adadpo_lightning.study.grid import Arm, Cell, EmbeddedTaskConfig, JudgedPrompts, StudyConfig, jobs_of
 from tests.evaluation.test_judges import classifier_dir
@@ -122,6 +123,57 @@ def test_a_study_reads_the_validation_set_that_it_names(tmp_path):
     for name in (None, "c"):
         with pytest.raises(UserError, match=r"validation_set: .*the validation sets of .* are: a, b"):
             last_values(tmp_path, name)
+
+
+def test_an_annotator_runs_between_answers_and_win_rates(tmp_path, monkeypatch):
+    evaluation = JudgedPrompts(
+        prompts="alpaca_eval.json",
+        judge="annotations",
+        generate={"format": "alpaca_eval", "temperature": 0.9},
+        annotate=["{python}", "annotator", "{responses}", "--into", "{folder}/judged"],
+        evaluate={"annotations": "{folder}/judged/annotations.json", "penalty": "l1_cv", "bootstrap": 0},
+    )
+    study = StudyConfig(
+        output_dir=str(tmp_path),
+        task="preference",
+        fit_configs=["base.yaml"],
+        evaluation=evaluation,
+        learning_rates=[1e-3],
+        betas=[0.1],
+        seeds=[7],
+        arms={"adadpo": Arm("adadpo")},
+    )
+    (job,) = jobs_of(study)
+    folder, calls = tmp_path / "cells" / job.name, []
+
+    def run(arguments):
+        calls.append(arguments)
+        (folder / "evaluation.json").write_text('{"length_controlled_win_rate": 0.5, "judge": "annotations"}')
+
+    folder.mkdir(parents=True)
+    monkeypatch.setattr("adadpo_lightning.study.cell.run_in_a_process", run)
+    monkeypatch.setattr("adadpo_lightning.study.cell.run_program", run)
+    assert judge_responses(study, job.cell, folder) == {"length_controlled_win_rate": 0.5}
+    generate, annotate, evaluate = calls
+    answers = folder / "responses.json"  # AlpacaEval reads a list only from a file of this kind
+    assert {f"--output={answers}", f"--generator={job.name}", "--seed=7", "--temperature=0.9"} <= set(generate)
+    assert annotate == [sys.executable, "annotator", str(answers), "--into", f"{folder}/judged"]
+    assert evaluate[1:] == [
+        "--judge=annotations",
+        f"--output={folder / 'evaluation.json'}",
+        f"--annotations={folder}/judged/annotations.json",
+        "--penalty=l1_cv",
+        "--bootstrap=0",
+    ]
+
+
+def test_a_missing_annotator_and_a_missing_opponent_are_user_errors(tmp_path):
+    with pytest.raises(UserError, match=r"evaluation.annotate: /no/such/program: No such file"):
+        run_program(["/no/such/program"])
+    with pytest.raises(SystemExit, match="3"):
+        run_program([sys.executable, "-c", "raise SystemExit(3)"])
+    with pytest.raises(UserError, match=r"evaluation.baseline: got null; name the responses"):
+        JudgedPrompts(prompts="p", judge="length")
 
 
 def test_a_preference_study_trains_answers_and_is_judged(tmp_path, model_dir, monkeypatch):
