@@ -351,7 +351,7 @@ def template_renderer(
         return None
     try:
         template = _compile_jinja_template(tokenizer.get_chat_template(None, None))
-    except TemplateError:
+    except (TemplateError, SyntaxError):
         return None  # `apply_chat_template` says what is wrong, where its errors are expected
     variables = {"tools": None, "documents": None, **tokenizer.special_tokens_map, **kwargs}
 

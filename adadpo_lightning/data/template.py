@@ -28,7 +28,16 @@ RENDER_CHARACTERS = 20_000_000
 # Memory that the first rendering may take beyond what the process has.
 RENDER_BYTES = 1 << 30
 # What a template can raise, beside Jinja's own errors, when it is given a conversation that it was not written for.
-TEMPLATE_ERRORS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, MemoryError)
+TEMPLATE_ERRORS = (
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+    MemoryError,
+    SyntaxError,  # of the Python that Jinja makes of it: ``{% break %}`` outside of a loop
+)
 
 
 # Where messages hold what the assistant writes: its answer, and its thoughts by the names that templates use.
@@ -76,7 +85,7 @@ def render(
                 messages, tools=tools, add_generation_prompt=add_generation_prompt, tokenize=False, **kwargs
             )
         )
-    return _of_bearable_length(text)
+    return _bearable(text)
 
 
 def writer(
@@ -96,7 +105,7 @@ def writer(
 
     def write(messages: list[Message], asks: bool) -> str:
         if quick is not None and tools is None and _only_text(messages):
-            return _of_bearable_length(quick(messages, asks))
+            return _bearable(quick(messages, asks))
         return render(tokenizer, messages, tools, kwargs, add_generation_prompt=asks)
 
     return write
@@ -133,7 +142,7 @@ def render_marked(
     """
     with limits():
         text, marks = render_with_marks(tokenizer, messages, tools, kwargs)
-    return _of_bearable_length(text), marks
+    return _bearable(text), marks
 
 
 class Written(NamedTuple):
@@ -180,9 +189,14 @@ def _without_blanks(text: str) -> str:
     return "".join(text.split())
 
 
-def _of_bearable_length(text: str) -> str:
+def _bearable(text: str) -> str:
     if len(text) > RENDER_CHARACTERS:
         raise BadRow("chat template refused", f"it wrote {len(text):,} characters, more than {RENDER_CHARACTERS:,}")
+    if not text.isascii():
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise BadRow("chat template refused", "it wrote half of a surrogate pair") from error
     return text
 
 

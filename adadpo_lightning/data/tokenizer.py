@@ -93,7 +93,7 @@ def template_text(template: str) -> str:
     """
     if "{" in template:
         return template
-    if not Path(template).is_file():
+    if not _is_file(template):
         raise UserError(
             "data.chat_template", f"is no template, and the file {template!r} was not found", "give one of the two"
         )
@@ -103,3 +103,11 @@ def template_text(template: str) -> str:
         raise UserError(
             "data.chat_template", f"{template} cannot be read: {one_line(error)}", "save it as UTF-8"
         ) from error
+
+
+def _is_file(name: str) -> bool:
+    """Whether a text is the path of a file; it may be too long for one, or hold a null character."""
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):
+        return False

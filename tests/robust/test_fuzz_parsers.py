@@ -1,0 +1,45 @@
+"""A few examples of each target of ``scripts/fuzz.py``, and the inputs that it has found."""
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from tests.support.fuzz_targets import TARGETS, holds
+
+EXAMPLES = 25
+SLOW = {
+    "index": 8,
+    "model_config": 8,
+    "tokenizer": 8,
+    "fit_config": 6,
+    "study_config": 6,
+    "shard": 8,
+    "checkpoint": 8,
+    "template": 15,
+}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_reads_it_or_says_what_is_wrong(name):
+    target = TARGETS[name]
+
+    @settings(
+        max_examples=SLOW.get(name, EXAMPLES), deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    )
+    @given(target.inputs)
+    def check(value):
+        holds(target, value)
+
+    check()
+
+
+FOUND = {
+    "a template that is no Python": ("template", "{% break %}{% break %}"),
+    "a template with half of a surrogate pair": ("template", "\ud800{{ bos_token }}"),
+    "a template that is too long for a path": ("template", "a" * 3000),
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_what_was_found_stays_repaired(name):
+    target, value = FOUND[name]
+    holds(TARGETS[target], value)
