@@ -23,7 +23,11 @@ def test_reads_it_or_says_what_is_wrong(name):
     target = TARGETS[name]
 
     @settings(
-        max_examples=SLOW.get(name, EXAMPLES), deadline=None, database=None, suppress_health_check=list(HealthCheck)
+        max_examples=SLOW.get(name, EXAMPLES),
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
     )
     @given(target.inputs)
     def check(value):
