@@ -74,7 +74,7 @@ def test_a_file_name_stays_inside_the_directory(model_dir, pairs_file, tmp_path,
 )
 def test_a_checkpoint_with_missing_or_odd_parts_is_named(change, problem):
     whole = {"state_dict": {}, "global_step": 1, "epoch": 0, "pytorch-lightning_version": "2.6", "callbacks": {}}
-    whole |= {"loops": {"fit_loop": {}}, "lr_schedulers": [], "optimizer_states": []}
+    whole |= {"loops": {"fit_loop": {}}, "lr_schedulers": [{}], "optimizer_states": [{}]}
     check_parts(whole, resume=True)
     change(whole)
     with pytest.raises(UserError, match=problem):
