@@ -181,17 +181,6 @@ def test_a_resumed_run_equals_the_uninterrupted_one(model_dir, pairs_file, tmp_p
     check_resume(model_dir, pairs_file, tmp_path, CASES[name])
 
 
-@pytest.mark.slow
-def test_a_resumed_run_with_8_bit_moments_equals_the_uninterrupted_one(pairs_file, tmp_path):
-    pytest.importorskip("torchao")
-    from tests.support.tiny import make_model_dir
-
-    path = make_model_dir(tmp_path / "model", hidden=64)  # torchao keeps moments of fewer than 4,096 numbers in full
-    config = ClassOptimizerConfig("torchao.optim.AdamW8bit", {"lr": 1e-3, "weight_decay": 0.1})
-    states = check_resume(path, pairs_file, tmp_path, config)
-    assert any(type(value).__name__ == "OptimState8bit" for state in states.values() for value in state.values())
-
-
 def check_resume(model_dir, pairs_file, tmp_path, optimizer):
     options = {"max_epochs": 1, "enable_checkpointing": True}
     saver = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=2, save_top_k=-1)
