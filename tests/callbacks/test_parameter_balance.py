@@ -308,6 +308,7 @@ def check(folder, name):
             assert probed["last"] == pytest.approx(expected["last"], rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_two_ranks_equal_one_process(model_dir, pairs_file, tmp_path):
     """One test for all runs: starting two processes takes longer than they do."""

@@ -37,7 +37,7 @@ def run(data, module, trainer, ckpt=None):
     "length", [{"max_epochs": 3}, {"max_steps": 3 * STEPS, "max_epochs": -1}], ids=["epochs", "steps"]
 )
 @pytest.mark.parametrize("limit_val", [0, 1], ids=["no_val", "val"])
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_resumed_run_sees_what_the_uninterrupted_one_sees(
     data, recorder, make_trainer, tmp_path, length, limit_val, workers
 ):

@@ -147,7 +147,7 @@ def llama_8b(tmp_path):
         (["--config", "configs/strategy/fsdp2.yaml", "--ranks", "4"], True),
         (["--config", "configs/model/lora.yaml", "--model.policy.dtype", "bfloat16", "--ranks", "1"], True),
         (["--ranks", "1"], False),
-        (["--config", "configs/strategy/ddp.yaml", "--ranks", "8"], False),
+        pytest.param(["--config", "configs/strategy/ddp.yaml", "--ranks", "8"], False, marks=pytest.mark.slow),
     ],
 )
 def test_an_8b_model_on_80_gib(llama_8b, capsys, options, fits, tmp_path):

@@ -90,7 +90,9 @@ def options(kind, out):
 # Micro-batches: 4 make an optimizer step, 12 an epoch; validation comes after the 6th and the 12th of each.
 @pytest.mark.parametrize(
     ("kind", "at"),
-    [("adadpo", at) for at in (0, 5, 7, 11, 21)] + [(kind, 9) for kind in KINDS if kind != "adadpo"],
+    [("adadpo", 0), ("adadpo", 7), ("lora", 9), ("cached", 9)]
+    + [pytest.param("adadpo", at, marks=pytest.mark.slow) for at in (5, 11, 21)]
+    + [pytest.param(kind, 9, marks=pytest.mark.slow) for kind in KINDS if kind not in ("adadpo", "lora", "cached")],
 )
 def test_resumed_equals_uninterrupted(tmp_path, model_dir, pairs, whole, interrupted, capsys, kind, at):
     expected = whole(kind)
@@ -112,6 +114,7 @@ def test_a_signal_during_validation_waits_for_its_end(tmp_path, model_dir, pairs
     assert_same(tmp_path, expected)
 
 
+@pytest.mark.slow
 def test_interrupted_many_times(tmp_path, model_dir, pairs, whole, interrupted):
     expected = whole("adadpo")
     args = arguments(model_dir, pairs, tmp_path, *options("adadpo", expected), "--auto_resume=true")

@@ -48,7 +48,13 @@ def column(rows, name):
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize(("loss", "sets"), [("dpo", {"many": 7, "one": 1}), ("adacpo", {})], ids=["dpo", "adacpo"])
+@pytest.mark.parametrize(
+    ("loss", "sets"),
+    [
+        pytest.param("dpo", {"many": 7, "one": 1}, id="dpo", marks=pytest.mark.slow),
+        pytest.param("adacpo", {}, id="adacpo"),
+    ],
+)
 def test_two_processes_equal_one(tmp_path, model_dir, pairs_file, loss, sets):
     # Named sets of an odd number of pairs, and of fewer pairs than processes.
     files = {name: str(write_rows(tmp_path / f"{name}.jsonl", make_rows(n, seed=n))) for name, n in sets.items()}

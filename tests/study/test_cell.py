@@ -176,6 +176,7 @@ def test_a_missing_annotator_and_a_missing_opponent_are_user_errors(tmp_path):
         JudgedPrompts(prompts="p", judge="length")
 
 
+@pytest.mark.slow
 def test_a_preference_study_trains_answers_and_is_judged(tmp_path, model_dir, monkeypatch):
     """Your own model and data: fit, then `generate` and `evaluate` in processes of their own."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

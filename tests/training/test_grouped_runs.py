@@ -70,7 +70,7 @@ def validated(model_dir, lists, folder, reference, **options):
     return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
 
 
-@pytest.mark.parametrize("reference", ["frozen", "cached"])
+@pytest.mark.parametrize("reference", ["frozen", pytest.param("cached", marks=pytest.mark.slow)])
 def test_validation_metrics_do_not_depend_on_batches_or_groups(model_dir, lists, tmp_path, reference):
     results = [
         validated(model_dir, lists, tmp_path, reference, **options)

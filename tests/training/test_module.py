@@ -50,7 +50,13 @@ def weights(lit):
     return {name: p.detach().clone() for name, p in lit.named_parameters()}
 
 
-@pytest.mark.parametrize("loss", [*loss_keys(), "mixture"])
+# The gradient of every loss is compared in `tests/robust/test_invariance.py`.
+FAST = {"dpo", "adadpo", "cpo", "adasimpo"}
+
+
+@pytest.mark.parametrize(
+    "loss", ["mixture", *(pytest.param(k, marks=() if k in FAST else pytest.mark.slow) for k in loss_keys())]
+)
 def test_accumulation_does_not_change_training(model_dir, pairs_file, loss):
     """1 x 8, 8 x 1 and 4 x 2 accumulation: the same weights after an epoch whose last step is not full."""
     loss = Mixture([build_loss("adadpo"), SFT()], [0.9, 0.1]) if loss == "mixture" else build_loss(loss)
@@ -103,7 +109,7 @@ def test_a_loss_that_needs_a_reference_says_so(model_dir):
         PreferenceLitModule(PolicyConfig(path=str(model_dir)), build_loss("dpo"), reference="adapter_off")
 
 
-@pytest.mark.parametrize("save_at", [1, 3, 5, 7])
+@pytest.mark.parametrize("save_at", [*(pytest.param(at, marks=pytest.mark.slow) for at in (1, 3, 7)), 5])
 @pytest.mark.parametrize("policy", [{}, {"lora": LoraOptions(r=2)}], ids=["full", "lora"])
 def test_resumed_run_equals_the_uninterrupted_one(model_dir, pairs_file, tmp_path, save_at, policy):
     """Two epochs of five steps, saved in the middle, at the end of the first (5) and in the second."""

@@ -115,17 +115,17 @@ def test_a_checkpoint_knows_the_step_of_its_loss(finished, capsys):
     assert "first values" in capsys.readouterr().err
 
 
-def test_validate_test_and_predict_have_the_numbers_of_the_checkpoint(finished, pairs):
+def test_validate_test_and_predict_have_the_numbers_of_the_checkpoint(finished, pairs, tmp_path):
     path = checkpoint_of_step_4(finished[0])
     lit = PreferenceLitModule.load_from_checkpoint(path)
     for name in ("validate", "test"):
         seen = Validated()
-        trainer = Trainer(accelerator="cpu", logger=False, callbacks=[seen])
+        trainer = Trainer(accelerator="cpu", logger=False, callbacks=[seen], default_root_dir=tmp_path)
         getattr(trainer, name)(lit, data(pairs, **{name.removesuffix("idate"): str(pairs)}), ckpt_path=path)
         assert seen.seen
         for _, options in seen.seen:
             assert options == pytest.approx({"beta": beta_at(4), "ceiling": ceiling_at(4)})
-    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
     scheduled = trainer.predict(lit, data(pairs, predict=str(pairs)), ckpt_path=path)
     lit.loss = AdaDPO(beta=1.0)
     constant = trainer.predict(lit, data(pairs, predict=str(pairs)))
