@@ -263,7 +263,7 @@ CASES = [
     ),
     Case("validate without data", {}, "data.val", "validate' needs it, got null", command="validate"),
     Case("val_size NaN", {D + "val_size": "nan"}, "data.val_size", ""),
-    Case("eval batch zero", {D + "eval_batch_size": 0}, "data.eval_batch_size", "expected at least 1, got 0"),
+    Case("eval batch zero", {D + "eval_batch_size": 0}, "data.eval_batch_size", "expected at least 1, and less"),
     Case("global batch huge", {D + "global_batch_size": 10**30}, "data.global_batch_size", "less than 2**31"),
     Case("workers negative", {D + "num_workers": -1}, "data.num_workers", "expected 0 or more, got -1"),
     Case("processes zero", {D + "num_proc": 0}, "data.num_proc", "expected at least 1, got 0"),

@@ -69,12 +69,11 @@ def model(name, change, names, says):
 
 
 def value(key, found, says):
-    """A value in config.json that is of no use; the error names the key."""
+    """A value in config.json that is of no use; transformers' own words do not always have the key."""
     shown = json.dumps(found)
     given = NULL if found is None else found
-    return model(
-        f"{key} {shown if len(shown) < 30 else shown[:30]}", edit_json("config.json", **{key: given}), key, says
-    )
+    name = f"{key} {shown if len(shown) < 30 else shown[:30]}"
+    return model(name, edit_json("config.json", **{key: given}), "model.policy", says)
 
 
 CASES = [
