@@ -111,12 +111,21 @@ def run_shape(
         trainer: Parsed Trainer options.
         ranks: Number of devices.
         lengths: Pairs of the largest micro-batch.
+
+    Raises:
+        UserError: For tensor parallelism, which the estimate does not count.
     """
     strategy = trainer.get("strategy", "auto")
     options: dict[str, Any] = {}
     name = strategy
     if not isinstance(strategy, str):
         name, options = strategy["class_path"], dict(strategy.get("init_args") or {})
+    if (tensor := int(options.get("tensor_parallel_size") or 1)) > 1:
+        raise UserError(
+            "trainer.strategy.tensor_parallel_size",
+            f"got {tensor}, and tensor parallelism is not estimated",
+            "estimate with 1: the same shards, with whole layers and activations on each rank",
+        )
     sharded = shards_weights(str(name))
     dtype, reduced = options.get("param_dtype"), options.get("reduce_dtype", "float32")
     pairs = len(lengths)

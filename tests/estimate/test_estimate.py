@@ -194,3 +194,9 @@ def test_the_default_config_takes_the_devices_of_this_machine(model_dir, pairs_f
     assert ranks_of({"devices": "auto", "accelerator": "cpu"}) == 1
     with pytest.raises(UserError, match="or give --ranks"):
         ranks_of({"devices": "many"})
+
+
+def test_tensor_parallelism_is_not_estimated(model_dir, capsys):
+    options = ["--config", "configs/strategy/tp_fsdp2.yaml", "--ranks", "8", "--lengths", "10,10,10"]
+    assert main(["estimate", f"--model.policy.path={model_dir}", "--model.loss=dpo", *options]) == 2
+    assert "tensor_parallel_size: got 2" in capsys.readouterr().err
