@@ -10,6 +10,7 @@ import torch
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.estimate.memory import RunShape
 from adadpo_lightning.strategies.capabilities import shards_weights
+from adadpo_lightning.training.optimizer_class import ClassOptimizerConfig
 
 if TYPE_CHECKING:
     from adadpo_lightning.data.datamodule import PreferenceDataModule
@@ -51,6 +52,14 @@ def assumptions(trainer: dict[str, Any]) -> list[str]:
     kind = "GPU(s)" if torch.cuda.is_available() and trainer.get("accelerator") != "cpu" else "CPU"
     here = f"{devices_here(trainer)} {kind} of this machine"
     return [f"assumed: trainer.devices is {devices}, so the {here}; give --ranks N for another number"]
+
+
+def optimizer_assumption(module: PreferenceLitModule) -> list[str]:
+    """What the estimate assumes of an optimizer other than AdamW, as a sentence."""
+    config = module.optimizer_config
+    if not isinstance(config, ClassOptimizerConfig):
+        return []
+    return [f"assumed: {config.class_path} keeps two values for each trained weight, as AdamW does"]
 
 
 def longest_pairs(

@@ -200,3 +200,11 @@ def test_tensor_parallelism_is_not_estimated(model_dir, capsys):
     options = ["--config", "configs/strategy/tp_fsdp2.yaml", "--ranks", "8", "--lengths", "10,10,10"]
     assert main(["estimate", f"--model.policy.path={model_dir}", "--model.loss=dpo", *options]) == 2
     assert "tensor_parallel_size: got 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("optimizer", ["torch.optim.SGD", None])
+def test_what_is_assumed_of_another_optimizer_is_said(model_dir, capsys, optimizer):
+    named = [] if optimizer is None else [f"--model.optimizer={optimizer}", "--model.optimizer.lr=0.1"]
+    options = [f"--model.policy.path={model_dir}", "--model.loss=dpo", "--ranks", "1", "--lengths", "10,10,10", *named]
+    assert main(["estimate", *options]) == 0
+    assert ("keeps two values for each trained weight" in capsys.readouterr().out) is (optimizer is not None)

@@ -16,7 +16,14 @@ from adadpo_lightning.errors import UserError
 from adadpo_lightning.estimate.memory import estimate
 from adadpo_lightning.estimate.mesh import mesh_report
 from adadpo_lightning.estimate.report import report, simulation_report
-from adadpo_lightning.estimate.shape import assumptions, longest_pairs, ranks_of, run_shape, strategy_options
+from adadpo_lightning.estimate.shape import (
+    assumptions,
+    longest_pairs,
+    optimizer_assumption,
+    ranks_of,
+    run_shape,
+    strategy_options,
+)
 from adadpo_lightning.estimate.simulate import simulate
 from adadpo_lightning.estimate.traffic import Cluster
 
@@ -97,7 +104,7 @@ def print_estimate(
     shape = run_shape(built.model, built.data, trainer, ranks or ranks_of(trainer), pairs)
     if simulated:
         options = strategy_options(trainer)  # before any time is spent
-    notes = [] if ranks else assumptions(trainer)
+    notes = [*([] if ranks else assumptions(trainer)), *optimizer_assumption(built.model)]
     result = estimate(shape)
     print("\n".join(report(shape, result, source, device_gib, built.data.global_batch_size, epoch, notes)))
     if cluster is not None:
