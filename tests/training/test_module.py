@@ -50,13 +50,7 @@ def weights(lit):
     return {name: p.detach().clone() for name, p in lit.named_parameters()}
 
 
-# The gradient of every loss is compared in `tests/robust/test_invariance.py`.
-FAST = {"dpo", "adadpo", "cpo", "adasimpo"}
-
-
-@pytest.mark.parametrize(
-    "loss", ["mixture", *(pytest.param(k, marks=() if k in FAST else pytest.mark.slow) for k in loss_keys())]
-)
+@pytest.mark.parametrize("loss", [*loss_keys(), "mixture"])
 def test_accumulation_does_not_change_training(model_dir, pairs_file, loss):
     """1 x 8, 8 x 1 and 4 x 2 accumulation: the same weights after an epoch whose last step is not full."""
     loss = Mixture([build_loss("adadpo"), SFT()], [0.9, 0.1]) if loss == "mixture" else build_loss(loss)
