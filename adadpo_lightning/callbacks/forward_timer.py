@@ -81,7 +81,7 @@ class ForwardTimer:
     def _mark(self) -> Mark:
         if not self._on_cuda:
             return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call, unused-ignore]  # untyped upstream
         event.record()
         return event
 
