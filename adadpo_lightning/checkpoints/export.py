@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from adadpo_lightning import log
 from adadpo_lightning.checkpoints.directory import check_free, new_directory
 from adadpo_lightning.checkpoints.integrity import damage
 from adadpo_lightning.checkpoints.parts import KEY, check_record, read_checkpoint
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 POLICY_PREFIX = "policy.model."
 MADE_OF = "training.json"
 # What an export says of its run; paths of the machine stay in the checkpoint.
-RECORDED = ("format", "version", "run", "loss", "reference", "hub", "fingerprint")
+RECORDED = ("format", "version", "run", "loss", "reference", "fingerprint")
 
 
 def export_model(
@@ -60,12 +61,41 @@ def export_model(
     if not replace:
         check_free(target)
     if merge and hasattr(model, "merge_and_unload"):
-        model = model.merge_and_unload()
+        model = _merged(model)
+    elif _reads_wrongly(model):
+        log.warn(
+            f"{target}: transformers' own from_pretrained and load_adapter drop DoRA's magnitudes (with a table of "
+            "missing keys); load it by peft's PeftModel.from_pretrained, or export it merged"
+        )
     with new_directory(target, replace=replace) as partial:
         # A reference adapter beside the trained one stays where it is.
         only = {"selected_adapters": [TRAINED]} if hasattr(model, "peft_config") else {}
         model.save_pretrained(partial, safe_serialization=True, **only)
         _write_beside(tokenizer, made_of, partial)
+
+
+def _merged(model: Any) -> Any:
+    """The base model with the adapter in its weights.
+
+    Raises:
+        UserError: If the adapter has biases where the base model has none.
+    """
+    base = model.get_base_model()
+    ends = [base.get_input_embeddings(), base.get_output_embeddings()]
+    if base.config.tie_word_embeddings and any(hasattr(end, "get_base_layer") for end in ends):
+        # Embedding and head are one matrix, and an adapter of one of them would be merged into both.
+        head = ends[1].get_base_layer() if hasattr(ends[1], "get_base_layer") else ends[1]
+        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+        base.config.tie_word_embeddings = False
+    try:
+        return model.merge_and_unload()
+    except RuntimeError as error:
+        raise UserError("export", one_line(error), "export the adapter without --merge") from error
+
+
+def _reads_wrongly(model: Any) -> bool:
+    """Whether transformers would read the adapter wrongly: peft 0.21 gives it wrong names for DoRA's magnitudes."""
+    return any(getattr(config, "use_dora", False) for config in getattr(model, "peft_config", {}).values())
 
 
 def _write_beside(tokenizer: Any, made_of: Mapping[str, Any] | None, folder: Path) -> None:
@@ -137,9 +167,9 @@ def export_module(module: PreferenceLitModule, path: str | Path, *, merge: bool 
     """
     record = module.run_record.content(module)
     tokenizer = with_template(module.tokenizer, record["chat_template"])
-    described = {name: record[name] for name in RECORDED} | {"step": module.trainer.global_step}
+    made_of = {name: record[name] for name in RECORDED} | {"step": module.trainer.global_step}
     write = module.trainer.is_global_zero
-    export_policy(module.built_policy, tokenizer, path, merge=merge, write=write, replace=replace, made_of=described)
+    export_policy(module.built_policy, tokenizer, path, merge=merge, write=write, replace=replace, made_of=made_of)
 
 
 def with_template(tokenizer: Any, template: Any) -> Any:
@@ -153,16 +183,11 @@ def with_template(tokenizer: Any, template: Any) -> Any:
 
 def exported_by(path: Path) -> str | None:
     """The run that wrote an export; None if nothing says so."""
-    return made_of(path).get("run")
-
-
-def made_of(path: Path) -> dict[str, Any]:
-    """What an export says that it was made of; empty if it does not."""
     try:
-        found = json.loads((path / MADE_OF).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        run: str | None = json.loads((path / MADE_OF).read_text(encoding="utf-8")).get("run")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return run
 
 
 def export_checkpoint(checkpoint: str, output: str, *, merge: bool = False, base: str | None = None) -> None:
@@ -190,18 +215,18 @@ def export_checkpoint(checkpoint: str, output: str, *, merge: bool = False, base
         config = replace(config, path=base, revision=None, gguf_file=file)
     check_base(record, config)
     tokenizer = with_template(load_tokenizer(config), record.get("chat_template"))
-    described = {name: record[name] for name in RECORDED if name in record} | {"step": content.get("global_step")}
+    made_of = {name: record[name] for name in RECORDED if name in record} | {"step": content.get("global_step")}
     sharded = is_sharded(source)
     if sharded and config.lora is None and not config.trust_remote_code:
         empty = load_model(config, tokenizer, empty=True)
         if not converts_weights(empty):
             with new_directory(target) as partial:
                 export_shards(source, empty, POLICY_PREFIX, partial)
-                _write_beside(tokenizer, described, partial)
+                _write_beside(tokenizer, made_of, partial)
             return
     model = load_model(config, tokenizer)
     load_policy_weights(model, read_weights(source) if sharded else content["state_dict"])
-    export_model(model, tokenizer, output, merge=merge, made_of=described)
+    export_model(model, tokenizer, output, merge=merge, made_of=made_of)
 
 
 def _content(source: Path) -> Any:

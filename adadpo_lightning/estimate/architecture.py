@@ -79,13 +79,14 @@ def measure(policy: PolicyConfig, lengths: Lengths, autocast: bool, compute: tor
     blocks = config.num_hidden_layers
     stored = one.hidden_bytes
     scored = sum(chosen + rejected for _, chosen, rejected in lengths)
+    half = autocast or (compute or _weights_dtype(whole)).itemsize == 2
     return Measured(
         **sizes,
         blocks=blocks,
         block_activations=two.saved - one.saved,
         other_activations=2 * one.saved - two.saved,
         block_input=stored,
-        head=_head_bytes(policy, config, scored, half=autocast or (compute or _weights_dtype(whole)).itemsize == 2),
+        head=_head_bytes(policy, config, scored, trained=_trains_head(whole), half=half),
         logits=4 * min(policy.head_chunk_size, scored) * config.vocab_size,
         flops=_forward_flops(whole, config, lengths, scored),
     )
@@ -148,15 +149,24 @@ def _scored_states(policy: Any, batch: PreferenceBatch) -> torch.Tensor:
     return states
 
 
-def _head_bytes(policy: PolicyConfig, config: Any, scored: int, *, half: bool) -> int:
+def _head_bytes(policy: PolicyConfig, config: Any, scored: int, *, trained: bool, half: bool) -> int:
     """Logits of a chunk in float32, their copy in half precision, and the gradient of the head's weight in float32.
 
     In half precision a chunk's part of the gradient is a tensor of its own before it is added, when the logits in
     float32 are gone.
     """
     logits: int = min(policy.head_chunk_size, scored) * config.vocab_size
-    gradient: int = config.vocab_size * config.hidden_size * 4 if policy.lora is None else 0
+    gradient: int = config.vocab_size * config.hidden_size * 4 if trained else 0
     return gradient + (max(6 * logits, 2 * logits + gradient) if half else 4 * logits)
+
+
+def _trains_head(model: Any) -> bool:
+    """Whether the head's whole matrix is trained: without adapters, or with a copy of it in ``modules_to_save``."""
+    from adadpo_lightning.models.adapters import in_use
+
+    base = model.get_base_model() if hasattr(model, "peft_config") else model
+    weight = getattr(in_use(base.get_output_embeddings()), "weight", None)
+    return weight is not None and bool(weight.requires_grad)
 
 
 def _forward_flops(model: nn.Module, config: Any, lengths: Lengths, scored: int) -> float:

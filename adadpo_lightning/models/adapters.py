@@ -5,14 +5,13 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from torch import nn
 
 from adadpo_lightning.models.meta import stand_ins
-
-if TYPE_CHECKING:
-    from torch import nn
+from adadpo_lightning.models.shards import assign_, local, whole
 
 TRAINED, REFERENCE = "default", "reference"
 
@@ -35,6 +34,44 @@ def add_reference_adapter(model: Any) -> None:
     with torch.no_grad():
         for own, reference in paired_adapters(model):
             reference.copy_(own)
+
+
+def start_from_base(model: Any) -> None:
+    """Give a new adapter the values that it takes from the base model, so that it changes nothing.
+
+    These are copies of whole modules (``modules_to_save``) and the magnitudes of DoRA (arXiv 2402.09353). Peft takes
+    them when it creates the adapter, where a base model that is read shard by shard has no values yet, and computes
+    magnitudes in the dtype of the base model, which differs from that of the adapter's computation.
+
+    Args:
+        model: A peft model, sharded or not, with the weights of its base model; modified in place.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    with torch.no_grad():
+        for module in model.modules():
+            if is_copied(module):
+                for copied in module.modules_to_save.values():
+                    for value, start in zip(copied.parameters(), module.original_module.parameters(), strict=True):
+                        local(value).copy_(local(start))
+            for magnitude in getattr(module, "lora_magnitude_vector", {}).values():
+                base = module.get_base_layer()
+                if type(base) in (nn.Linear, nn.Embedding, Conv1D):  # peft dequantizes others
+                    weight = whole(base.weight).to(magnitude.weight.dtype)
+                    weight = weight if type(base) is nn.Linear else weight.T
+                    assign_(magnitude.weight, torch.linalg.norm(weight, dim=1))
+
+
+def is_copied(module: nn.Module) -> bool:
+    """Whether a module is one of ``modules_to_save``: the base model's beside its trained copy."""
+    return hasattr(module, "modules_to_save") and hasattr(module, "original_module")
+
+
+def in_use(module: Any) -> Any:
+    """The module that computes: of ``modules_to_save`` the one that is switched on, others as they are."""
+    if not is_copied(module):
+        return module
+    return module.original_module if module.disable_adapters else module.modules_to_save[module.active_adapters[0]]
 
 
 def paired_adapters(model: nn.Module) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:

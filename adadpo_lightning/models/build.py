@@ -11,7 +11,7 @@ import torch
 from adadpo_lightning import hub, log
 from adadpo_lightning.compat import apply_to_tensors
 from adadpo_lightning.errors import UserError, first_line
-from adadpo_lightning.models.adapters import add_reference_adapter, is_adapter
+from adadpo_lightning.models.adapters import add_reference_adapter, is_adapter, start_from_base
 from adadpo_lightning.models.attention.registry import SERVED
 from adadpo_lightning.models.loading import PolicyConfig, load_model
 from adadpo_lightning.models.policy import PolicyModel
@@ -50,10 +50,12 @@ def build_policy(
             add_reference_adapter(model)
         return PolicyModel(model, config)
     folder = weights_folder(config)
+    state = torch.get_rng_state()
     model = None if folder is None else load_model(config, tokenizer, empty=True)
     reason = _no_folder_reason(config) if folder is None else unstreamable_reason(model, folder)
     if reason is not None:
         log.warn(f"model.policy: {reason}; each rank builds the full model before it is sharded")
+        torch.set_rng_state(state)  # a new adapter is the one that a single process draws
         model = load_model(config, tokenizer)
     if config.lora is not None:
         _same_on_all_ranks(model)
@@ -62,6 +64,8 @@ def build_policy(
     policy = placed(model, config, sharding, frozen=frozen)
     if reason is None:
         _read(policy, str(folder))
+        if config.lora is not None and config.lora.adapter is None:
+            start_from_base(policy.model)
         if policy.causal_lm.config.model_type not in SERVED:
             with policy.gathered():
                 check_forward(policy)
@@ -135,7 +139,7 @@ def base_name(name: str) -> str:
         >>> base_name("base_model.model.model.layers.0.mlp.up_proj.base_layer.weight")
         'model.layers.0.mlp.up_proj.weight'
     """
-    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".original_module.", ".")
 
 
 def unstreamable_reason(model: Any, folder: Path) -> str | None:
@@ -144,6 +148,8 @@ def unstreamable_reason(model: Any, folder: Path) -> str | None:
     base = model.get_base_model() if hasattr(model, "peft_config") else model
     if getattr(base.config, "quantization_config", None):
         return "its weights are quantized"
+    if any(hasattr(module, "trainable_tokens_delta") for module in model.modules()):
+        return "the rows of single tokens (trainable_token_indices) are taken from the full embedding"
     wanted = {base_name(name): tuple(p.shape) for name, p in model.named_parameters() if p.is_meta}
     odd = [name for name, shape in wanted.items() if stored.get(name) != shape]
     if odd:
@@ -155,7 +161,8 @@ def _same_on_all_ranks(model: nn.Module) -> None:
     """Broadcast the adapters of rank zero, because each rank initializes new ones from its own random state."""
     import torch.distributed as dist
 
-    adapters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    trained = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+    adapters = {name: p for name, p in trained if ".modules_to_save." not in name}
     drawn: list[Mapping[str, Tensor]] = [{name: p.detach() for name, p in adapters.items()}]
     dist.broadcast_object_list(drawn, src=0)
     with torch.no_grad():

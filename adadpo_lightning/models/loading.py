@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from adadpo_lightning import gguf
 from adadpo_lightning.data.tokenizer import check_exists, read_tokenizer
 from adadpo_lightning.errors import UserError
+from adadpo_lightning.models import peft_options
 from adadpo_lightning.models.activations import enable_checkpointing
+from adadpo_lightning.models.adapters import start_from_base
 from adadpo_lightning.models.checks import check_blocks, check_vocabulary, disable_dropout
 from adadpo_lightning.models.lora import check_whole, with_adapter
 from adadpo_lightning.models.meta import parameters_on_meta
@@ -28,6 +30,8 @@ class LoraOptions:
         alpha: Scale; the update is multiplied by alpha / r.
         dropout: Dropout on the input of the adapters. Above 0, rewards are noisy, because the reference has no dropout.
         target_modules: Names of the modules to adapt, or ``all-linear``.
+        peft: Other options of peft's ``LoraConfig`` for a new adapter, under peft's names, such as
+            ``{use_rslora: true, use_dora: true, modules_to_save: [lm_head], rank_pattern: {q_proj: 32}}``.
         adapter: Directory of a trained adapter to continue from; null starts a new one.
         quantize: ``nf4`` stores the frozen base model in 4 bits (QLoRA, arXiv 2305.14314); requires CUDA and the extra
             ``qlora``. null keeps the policy's dtype.
@@ -37,6 +41,7 @@ class LoraOptions:
     alpha: int = 32
     dropout: float = 0.0
     target_modules: str | list[str] = "all-linear"
+    peft: dict[str, Any] | None = None
     adapter: str | None = field(default=None, metadata={"resume": "by_content"})
     quantize: Literal["nf4"] | None = None
 
@@ -47,6 +52,13 @@ class LoraOptions:
                 raise UserError(f"model.policy.lora.{name}", f"expected at least 1, got {getattr(self, name)}")
         if not 0 <= self.dropout < 1:
             raise UserError("model.policy.lora.dropout", f"expected a number in [0, 1), got {self.dropout}")
+        peft_options.check(self.peft or {})
+        if self.peft and self.adapter is not None:
+            raise UserError(
+                peft_options.FIELD,
+                "is for a new adapter, and lora.adapter names a trained one",
+                "leave one of them out",
+            )
 
 
 @dataclass
@@ -205,6 +217,8 @@ def load_model(
     disable_dropout(model)
     if config.lora is not None:
         model = with_adapter(model, config.lora)
+        if config.lora.adapter is None and not empty:
+            start_from_base(model)
         if config.lora.dropout == 0:
             disable_dropout(model)  # dropout of an adapter loaded from a directory
     if config.gradient_checkpointing:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import re
+from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +12,8 @@ import torch
 
 from adadpo_lightning import hub
 from adadpo_lightning.errors import UserError, first_line, one_line
+from adadpo_lightning.models import peft_options
+from adadpo_lightning.models.adapters import TRAINED
 from adadpo_lightning.models.meta import stand_ins
 
 if TYPE_CHECKING:
@@ -34,18 +39,48 @@ def with_adapter(model: PreTrainedModel, options: LoraOptions) -> Any:
     if options.adapter is not None:
         with stand_ins(model):
             return _trained_adapter(model, options.adapter)
-    lora = LoraConfig(
-        r=options.r,
-        lora_alpha=options.alpha,
-        lora_dropout=options.dropout,
-        target_modules=options.target_modules,
-        task_type="CAUSAL_LM",
-    )
+    others = {name: value for name, value in copy.deepcopy(options.peft or {}).items() if value is not None}
     try:
+        lora = LoraConfig(
+            r=options.r,
+            lora_alpha=options.alpha,
+            lora_dropout=options.dropout,
+            target_modules=options.target_modules,
+            task_type="CAUSAL_LM",
+            **others,
+        )
         with stand_ins(model):
-            return get_peft_model(model, lora)
-    except ValueError as error:
-        raise UserError("model.policy.lora.target_modules", first_line(error)) from error
+            adapted = get_peft_model(model, lora)
+    except (ValueError, TypeError) as error:
+        field = peft_options.FIELD if others else "model.policy.lora.target_modules"
+        raise UserError(field, first_line(error)) from error
+    _check_matches(adapted, others)
+    return adapted
+
+
+def _check_matches(model: Any, options: Mapping[str, Any]) -> None:
+    """Stop at a name of a module that does not exist: peft would leave the option out of account.
+
+    Raises:
+        UserError: Naming the option.
+    """
+    names = [name for name, _ in model.get_base_model().named_modules()]
+    names = [name.replace(".base_layer", "").replace(".original_module", "") for name in names]
+
+    def are_some(wanted: str, *, pattern: bool) -> bool:
+        if pattern:
+            return any(re.match(rf"(.*\.)?({wanted})$", name) for name in names)
+        return any(name == wanted or name.endswith(f".{wanted}") for name in names)
+
+    for option in ("rank_pattern", "alpha_pattern", "modules_to_save", "exclude_modules", "trainable_token_indices"):
+        wanted = options.get(option, ())
+        wanted = [wanted] if isinstance(wanted, str) else wanted
+        pattern = option.endswith("pattern") or isinstance(options.get(option), str)
+        for name in wanted:
+            if isinstance(name, str) and not are_some(name, pattern=pattern):
+                raise UserError(
+                    f"{peft_options.FIELD}.{option}", f"{name!r} is the name of no module of the model", "correct it"
+                )
 
 
 def _trained_adapter(model: PreTrainedModel, path: str) -> Any:
@@ -53,13 +88,17 @@ def _trained_adapter(model: PreTrainedModel, path: str) -> Any:
 
     try:
         with hub.loading(path):
-            return PeftModel.from_pretrained(model, path, is_trainable=True)
+            loaded = PeftModel.from_pretrained(model, path, is_trainable=True)
     except Exception as error:  # files of strangers make peft raise errors of many types
         raise UserError(
             "model.policy.lora.adapter",
             f"cannot load an adapter from {path!r}: {one_line(error)}",
             "use a directory with adapter_config.json and LoRA weights that match the model",
         ) from error
+    config = loaded.peft_config[TRAINED]
+    if config.peft_type == "LORA":
+        peft_options.check_loaded(path, config)
+    return loaded
 
 
 def quantization_config(config: PolicyConfig) -> Any:

@@ -58,4 +58,5 @@ def replace_parameters(
                 if parameter not in changed:
                     changed[parameter] = nn.Parameter(change(parameter.detach()), parameter.requires_grad)
                 setattr(module, name, changed[parameter])
+                changed[parameter] = getattr(module, name)  # within `parameters_on_meta` that is another one
     return set(changed.values())

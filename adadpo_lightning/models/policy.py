@@ -15,7 +15,7 @@ from adadpo_lightning import log
 from adadpo_lightning.compat import adapter_in_use, attention_of, start_fsdp_root
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.models.activations import offloading
-from adadpo_lightning.models.adapters import REFERENCE
+from adadpo_lightning.models.adapters import REFERENCE, in_use
 from adadpo_lightning.models.attention import registry as attention
 from adadpo_lightning.models.attention.layout import PackedLayout
 from adadpo_lightning.models.logprobs import LogitTransform, TokenStatistics, token_logps
@@ -146,7 +146,7 @@ class PolicyModel(nn.Module):
         return hidden
 
     def _logps(self, hidden: Tensor, targets: Tensor, log_collisions: bool) -> Tensor:
-        head = self.causal_lm.get_output_embeddings()
+        head = in_use(self.causal_lm.get_output_embeddings())
         plain = type(head) is nn.Linear
         statistics = self._statistics = TokenStatistics.empty(
             hidden, entropies=self.token_entropy and plain, log_collisions=log_collisions

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.distributed.tensor import DTensor
 
 from adadpo_lightning import fingerprint, log
 from adadpo_lightning.compat import attention_of
 from adadpo_lightning.models.adapters import is_adapter, is_reference
+from adadpo_lightning.models.build import base_name
+from adadpo_lightning.models.shards import whole
 from adadpo_lightning.reference.cache import ReferenceCache, fill, locked
 from adadpo_lightning.reference.live import AdapterReference, FrozenReference, build_reference
 from adadpo_lightning.reference.modes import source_of
@@ -22,7 +23,6 @@ from adadpo_lightning.strategies.capabilities import sharding_of
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
-    from torch import Tensor
 
     from adadpo_lightning.data.loader import PairsToScore
     from adadpo_lightning.models.loading import PolicyConfig
@@ -102,17 +102,12 @@ def reference_fingerprint(reference: Any) -> dict[str, Any]:
     named = ((name, p) for name, p in model.named_parameters() if used(name))
     return {
         "config": fingerprint.of_config(json.loads(model.config.to_json_string(use_diff=False))),
-        "weights": fingerprint.of_weights((name.replace(".base_layer.", "."), _whole(p)) for name, p in named),
+        "weights": fingerprint.of_weights((base_name(name), whole(p)) for name, p in named),
         "layout": policy.layout,
         "attention": policy.packed_attention if policy.layout == "packed" else attention_of(model.config),
         "head_chunk_size": policy.head_chunk_size,
         "compiled": policy.compiled,
     }
-
-
-def _whole(parameter: Tensor) -> Tensor:
-    """Gather a sharded parameter; all ranks must call this for the same parameters in the same order."""
-    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 
 
 def _complete(

@@ -9,10 +9,9 @@ import torch
 
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.models.adapters import paired_adapters
+from adadpo_lightning.models.shards import local
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from adadpo_lightning.models.loading import PolicyConfig
     from adadpo_lightning.models.policy import PolicyModel
 
@@ -70,11 +69,4 @@ def sync(policy: PolicyModel, reference: PolicyModel | None, alpha: float) -> No
     )
     with torch.no_grad():
         for new, old in pairs:
-            _local(old).lerp_(_local(new).to(old.device), alpha)
-
-
-def _local(parameter: Tensor) -> Tensor:
-    """This rank's shard; policy and reference are sharded identically."""
-    from torch.distributed.tensor import DTensor
-
-    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
+            local(old).lerp_(local(new).to(old.device), alpha)

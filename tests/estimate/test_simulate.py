@@ -72,8 +72,8 @@ def check(found, run):
     outside = sizes.outside / sizes.weights * 2 * sizes.parameters
     assert found.whole_blocks == 1
     assert found.gathered <= 1.01 * 2 * (outside + block)  # each of them once as it is received, and once in place
-    # The norm of the gradient is a number per parameter, 3 kB for 80 blocks.
-    sent = {(one.kind, one.ranks): one.size for one in found.sent if one.size > 10_000}
+    # The norm of the gradient is a number per rank, and large only beside a small model.
+    sent = {(one.kind, one.ranks): one.size for one in found.sent if one.size > 1000}
     expected = {(one.kind, one.ranks): one.size for one in traffic(sizes, run)}
     assert sent.keys() == expected.keys()
     for key, size in expected.items():
@@ -97,10 +97,12 @@ def test_a_step_on_8_ranks_is_what_was_estimated():
         ({"loss": "simpo", "reference": "auto"}, replace(POLICY, gradient_checkpointing=False)),
         ({"loss": "simpo", "reference": "auto"}, replace(POLICY, gradient_checkpointing="selective")),
         ({"reference": "auto"}, replace(POLICY, lora=LoraOptions(r=8))),
+        ({"reference": "auto"}, replace(POLICY, lora=LoraOptions(r=8, peft={"use_dora": True}))),
+        ({"reference": "auto"}, replace(POLICY, lora=LoraOptions(r=8, peft={"modules_to_save": ["lm_head"]}))),
         ({"accumulation": 2}, replace(POLICY, config={**SMALL, "tie_word_embeddings": True})),
         ({"lengths": [(400, 900, 700)] * 3, "reference": "cached"}, POLICY),
     ],
-    ids=["accumulated", "hsdp", "plain", "selective", "lora", "tied", "long"],
+    ids=["accumulated", "hsdp", "plain", "selective", "lora", "dora", "head", "tied", "long"],
 )
 def test_other_steps_on_8_ranks(options, policy):
     check(*both(policy, 8, **options))

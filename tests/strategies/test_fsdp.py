@@ -15,7 +15,9 @@ from tests.support.tiny import make_adapter_dir, make_lists, make_model_dir, mak
 pytestmark = pytest.mark.distributed
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "USE_LIBUV": "0"}
 WHOLE_RUNS = ["dpo", "adadpo", "cpo", "lora", "cached", "adapter", "adapter-cached", "path", "synced"]
-WHOLE_RUNS += ["hsdp", "offload", "saving", "padded", "grouped", "sets", "gguf", "lddpo", "wpo"]
+WHOLE_RUNS += ["peft", "hsdp", "offload", "saving", "padded", "grouped", "sets", "gguf", "lddpo", "wpo"]
+PEFT_RUNS = ["peft-checkpointing", "peft-cached", "peft-synced", "peft-adapter", "peft-offload", "peft-hsdp"]
+PEFT_RUNS += ["peft-tied", "peft-tokens", "peft-bias"]
 RESUMED_RUNS = ["dpo-resumed", "lora-resumed", "synced-resumed"]
 
 
@@ -37,6 +39,7 @@ def folder(tmp_path_factory):
     make_adapter_dir(folder / "plain", folder / "adapter")
     tie_embeddings(make_model_dir(folder / "tied"))
     make_gguf(folder)
+    make_adapter_dir(folder / "plain", folder / "peft-adapter", peft=fsdp_worker.PEFT)
     write_rows(folder / "pairs.jsonl", make_rows(37))
     write_rows(folder / "lists.jsonl", make_lists(6))
     for name, count in (("many", 7), ("one", 1)):
@@ -105,6 +108,31 @@ def test_checkpoint_of_two_ranks_resumes_on_two_and_on_one(folder, single, one_r
     assert len(two["steps"]) == len(one["steps"]) == 2
     check_same(two, expected)
     check_same(one, expected)
+
+
+@pytest.fixture(scope="module")
+def peft_folder(folder):
+    on_two_ranks(folder, *PEFT_RUNS, "peft-resumed")
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PEFT_RUNS)
+def test_options_of_peft_on_two_ranks(peft_folder, single, name):
+    from safetensors.torch import load_file
+
+    check_same(torch.load(peft_folder / f"{name}-2.pt"), single(name))
+    two, one = (load_file(peft_folder / f"{name}-{ranks}-live" / "adapter_model.safetensors") for ranks in (2, 1))
+    assert two.keys() == one.keys()
+    for weight in one:
+        torch.testing.assert_close(two[weight], one[weight], rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_options_of_peft_resume_on_two_ranks_and_on_one(peft_folder, single, one_rank):
+    two, one = torch.load(peft_folder / "peft-resumed-2.pt"), one_rank("peft-resumed")
+    check_same(two, single("peft"))
+    check_same(one, single("peft"))
 
 
 @pytest.mark.slow

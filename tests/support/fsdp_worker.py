@@ -42,7 +42,7 @@ class Case:
     strategy: dict[str, Any] = field(default_factory=dict)
     reference: str = "auto"
     reference_model: str | None = None
-    adapter: bool = False
+    adapter: str | None = None
     save: bool = False
     resume: str | None = None
     clip: float | None = 0.5
@@ -63,14 +63,40 @@ def split(loss, replicas, parts, model="plain", policy=None, **options):
 
 SGD = ClassOptimizerConfig("torch.optim.SGD", {"lr": 1e-1, "momentum": 0.9, "weight_decay": 0.1})
 MUON = ClassOptimizerConfig("adadpo_lightning.MuonWithAdamW", {"lr": 1e-2, "eps": 1e-5, "weight_decay": 0.1})
+# Adapters whose first values are those of the base model, which each rank reads a part of.
+PEFT = {
+    "use_rslora": True,
+    "use_dora": True,
+    "modules_to_save": ["lm_head", "embed_tokens"],
+    "rank_pattern": {"q_proj": 4},
+}
+
+
+def peft(**options):
+    return {"dtype": "float64", "lora": LoraOptions(r=2, peft=options)}
+
+
 CASES = {
+    "peft": Case("adadpo", policy=peft(**PEFT), save=True, exact=True),
+    "peft-resumed": Case("adadpo", policy=peft(**PEFT), exact=True, resume="peft-2/step=3.ckpt"),
+    "peft-checkpointing": Case("dpo", policy={**peft(**PEFT), "gradient_checkpointing": True}, exact=True),
+    "peft-cached": Case("dpo", policy=peft(**PEFT), reference="cached", exact=True),
+    "peft-synced": Case("dpo", policy=peft(**PEFT), reference="synced", save=True, exact=True),
+    "peft-adapter": Case("dpo", policy={"dtype": "float64"}, adapter="peft-adapter", exact=True),
+    "peft-offload": Case("dpo", policy=peft(**PEFT), strategy={"cpu_offload": True}, exact=True),
+    "peft-hsdp": Case("dpo", policy=peft(**PEFT), strategy={"replicas": 2}, exact=True),
+    "peft-tied": Case(
+        "dpo", "tied", peft(modules_to_save=["embed_tokens"], ensure_weight_tying=True), save=True, exact=True
+    ),
+    "peft-tokens": Case("dpo", "tied", peft(trainable_token_indices=[3, 5]), exact=True),
+    "peft-bias": Case("dpo", policy=peft(lora_bias=True, modules_to_save=["input_layernorm"]), exact=True),
     "dpo": Case("dpo", save=True),
     "adadpo": Case("adadpo", model="tied", policy={"gradient_checkpointing": True}),
     "cpo": Case("cpo"),
     "lora": Case("adadpo", policy={"lora": LoraOptions(r=2)}, save=True),
     "cached": Case("adadpo", reference="cached"),
-    "adapter": Case("adadpo", policy={"dtype": "float64"}, adapter=True),
-    "adapter-cached": Case("dpo", policy={"dtype": "float64"}, adapter=True, reference="cached"),
+    "adapter": Case("adadpo", policy={"dtype": "float64"}, adapter="adapter"),
+    "adapter-cached": Case("dpo", policy={"dtype": "float64"}, adapter="adapter", reference="cached"),
     "path": Case("dpo", reference_model="other"),
     "synced": Case("dpo", reference="synced", save=True),
     "hsdp": Case("dpo", strategy={"replicas": 2}),
@@ -164,7 +190,7 @@ def _run(folder, name, ranks, strategy):
     source = {"config": model, "tokenizer": str(folder / "plain")} if model.endswith("json") else {"path": model}
     policy = PolicyConfig(**source, **{"dtype": "float32", **case.policy})
     if case.adapter:
-        policy.lora = LoraOptions(adapter=str(folder / "adapter"))
+        policy.lora = LoraOptions(adapter=str(folder / case.adapter))
     module = PreferenceLitModule(
         policy,
         build_loss(case.loss),
@@ -173,7 +199,7 @@ def _run(folder, name, ranks, strategy):
         reference=case.reference,
         reference_cache=str(folder / f"cache-{ranks}"),
         reference_path=str(folder / case.reference_model) if case.reference_model else None,
-        sync=SyncOptions(alpha=0.5, every_n_steps=2),
+        sync=SyncOptions(alpha=0.5 if policy.lora is None else 1, every_n_steps=2),
     )
     data = PreferenceDataModule(
         train=str(folder / f"{case.data}.jsonl"),

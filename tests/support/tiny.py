@@ -84,11 +84,11 @@ def write_rows(path: Path, rows) -> Path:
     return path
 
 
-def make_adapter_dir(model_dir: Path, path: Path) -> Path:
+def make_adapter_dir(model_dir: Path, path: Path, **options) -> Path:
     """A LoRA adapter that changes what a model says, as a trained one does."""
     from adadpo_lightning.models.loading import LoraOptions, PolicyConfig, load_model
 
-    model = load_model(PolicyConfig(path=str(model_dir), lora=LoraOptions(r=2)))
+    model = load_model(PolicyConfig(path=str(model_dir), lora=LoraOptions(r=2, **options)))
     torch.manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
