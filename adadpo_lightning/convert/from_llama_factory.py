@@ -159,6 +159,8 @@ def _adapter(values: dict[str, Any], out: Converted) -> None:
         )
     names = [name.strip() for name in target.split(",")] if isinstance(target, str) else list(target)
     out.put("model.policy.lora.target_modules", "all-linear" if names == ["all"] else names)
+    if values.get("adapter_name_or_path") is None:
+        _peft(values, out)
     _trained_adapter(values, out)
     bits = values.get("quantization_bit")
     if bits == 4:
@@ -167,6 +169,15 @@ def _adapter(values: dict[str, Any], out: Converted) -> None:
             out.dropped["quantization_type"] = f"{kind}: replaced by nf4"
     elif bits:
         out.dropped["quantization_bit"] = f"{bits}: the base model is not quantized; needs more memory"
+
+
+def _peft(values: dict[str, Any], out: Converted) -> None:
+    for name in ("use_rslora", "use_dora"):
+        if values.get(name):
+            out.put(f"model.policy.lora.peft.{name}", True)
+    if saved := values.get("additional_target"):
+        names = [name.strip() for name in saved.split(",")] if isinstance(saved, str) else list(saved)
+        out.put("model.policy.lora.peft.modules_to_save", names)
 
 
 def _trained_adapter(values: dict[str, Any], out: Converted) -> None:

@@ -75,6 +75,9 @@ BY_RULE: dict[str, str] = {
     "lora_alpha": "model.policy.lora.alpha; null is twice the rank",
     "lora_dropout": "model.policy.lora.dropout: 0, since LLaMA-Factory's trainer switches dropout off",
     "lora_target": "model.policy.lora.target_modules; all is all-linear",
+    "use_rslora": "model.policy.lora.peft.use_rslora",
+    "use_dora": "model.policy.lora.peft.use_dora",
+    "additional_target": "model.policy.lora.peft.modules_to_save",
     "adapter_name_or_path": "model.policy.lora.adapter and model.reference: adapter_off",
     "create_new_adapter": "an error with adapter_name_or_path: merge that adapter first",
     "quantization_bit": "4 is model.policy.lora.quantize: nf4",
@@ -131,11 +134,8 @@ NEEDLESS: dict[str, str] = {
 }
 NEUTRAL: dict[str, Any] = {
     **training_arguments.NEUTRAL,
-    "use_rslora": False,
-    "use_dora": False,
     "pissa_init": False,
     "loraplus_lr_ratio": None,
-    "additional_target": None,
     "rope_scaling": None,
     "shift_attn": False,
     "streaming": False,

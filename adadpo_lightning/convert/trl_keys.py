@@ -150,6 +150,9 @@ BY_RULE: dict[str, str] = {
     "lora_alpha": "model.policy.lora.alpha",
     "lora_dropout": "model.policy.lora.dropout: 0, unless disable_dropout is false",
     "lora_target_modules": "model.policy.lora.target_modules",
+    "use_rslora": "model.policy.lora.peft.use_rslora",
+    "use_dora": "model.policy.lora.peft.use_dora",
+    "lora_modules_to_save": "model.policy.lora.peft.modules_to_save",
     "load_in_4bit": "model.policy.lora.quantize: nf4",
     "bnb_4bit_quant_type": "model.policy.lora.quantize",
     "dtype": "model.policy.dtype",
@@ -180,8 +183,6 @@ NEEDLESS: dict[str, str] = {
 # Values for which a TRL key has no effect; other values are reported as having no counterpart.
 NEUTRAL: dict[str, Any] = {
     **training_arguments.NEUTRAL,
-    "use_rslora": False,
-    "use_dora": False,
     "load_in_8bit": False,
     "dataset_streaming": False,
     "generate_during_eval": False,

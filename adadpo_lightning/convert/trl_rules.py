@@ -65,6 +65,10 @@ def _adapter(values: dict[str, Any], out: Converted) -> None:
     if not values.get("lora_target_modules"):
         out.differs.append("lora_target_modules: all-linear; TRL takes peft's choice, often only q_proj and v_proj")
     out.put("model.policy.lora.target_modules", values.get("lora_target_modules") or "all-linear")
+    names = {"use_rslora": "use_rslora", "use_dora": "use_dora", "lora_modules_to_save": "modules_to_save"}
+    for key, name in names.items():
+        if values.get(key):
+            out.put(f"model.policy.lora.peft.{name}", values[key])
     if values.get("load_in_4bit"):
         out.put("model.policy.lora.quantize", "nf4")
         if (kind := values.get("bnb_4bit_quant_type", "nf4")) != "nf4":

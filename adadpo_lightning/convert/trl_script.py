@@ -13,6 +13,7 @@ TRAINERS = ("DPOTrainer", "CPOTrainer", "ORPOTrainer", "SimPOTrainer")
 # peft's names and defaults of the options of an adapter, and TRL's names for them.
 LORA = {"r": ("lora_r", 8), "lora_alpha": ("lora_alpha", 8), "lora_dropout": ("lora_dropout", 0.0)}
 LORA_OTHERS = {"target_modules": "lora_target_modules", "use_rslora": "use_rslora", "use_dora": "use_dora"}
+LORA_OTHERS["modules_to_save"] = "lora_modules_to_save"
 
 
 @dataclass

@@ -93,6 +93,12 @@ def test_orpo_differs_in_its_mean_and_says_so():
         ({"finetuning_type": "lora"}, "model.policy.lora", {"r": 8, "alpha": 16, "dropout": 0.0}),
         ({"finetuning_type": "lora", "lora_rank": 4, "lora_alpha": 5}, "model.policy.lora.alpha", 5),
         ({"finetuning_type": "lora"}, "model.policy.lora.target_modules", "all-linear"),
+        ({"finetuning_type": "lora", "use_rslora": True}, "model.policy.lora.peft", {"use_rslora": True}),
+        (
+            {"finetuning_type": "lora", "additional_target": "embed_tokens,lm_head"},
+            "model.policy.lora.peft.modules_to_save",
+            ["embed_tokens", "lm_head"],
+        ),
         ({"finetuning_type": "lora", "lora_target": "q, v"}, "model.policy.lora.target_modules", ["q", "v"]),
         ({"finetuning_type": "lora", "lora_dropout": 0.1}, "model.policy.lora.dropout", 0.0),
         ({"finetuning_type": "lora", "quantization_bit": 4}, "model.policy.lora.quantize", "nf4"),
@@ -142,7 +148,7 @@ def test_what_is_refused(given, message):
     ("given", "key"),
     [
         ({}, "template"),
-        ({"use_dora": True}, "use_dora"),
+        ({"pissa_init": True}, "pissa_init"),
         ({"use_badam": True}, "use_badam"),
         ({"deepspeed": "ds_z3.json"}, "deepspeed"),
         ({"moe_aux_loss_coef": 0.01}, "moe_aux_loss_coef"),

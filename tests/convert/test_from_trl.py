@@ -34,7 +34,7 @@ def test_every_key_that_dpo_adds_is_spoken_for():
         assert set(own_fields(config)) - known_keys() == set(), config
     # What has no rule is reported as left out; these are the ones that we know of.
     model = {field.name for field in dataclasses.fields(trl.ModelConfig)} - known_keys()
-    assert model == {"lora_target_parameters", "lora_modules_to_save", "use_bnb_nested_quant", "bnb_4bit_quant_storage"}
+    assert model == {"lora_target_parameters", "use_bnb_nested_quant", "bnb_4bit_quant_storage"}
     script = {field.name for field in dataclasses.fields(trl.ScriptArguments)} - known_keys()
     assert script == {"ignore_bias_buffers"}
 
@@ -173,6 +173,12 @@ def at(config, name):
         ({"warmup_steps": 0, "warmup_ratio": 0.2}, "model.scheduler.warmup_ratio", 0.2),
         ({"use_peft": True, "lora_dropout": 0}, "model.policy.lora.dropout", 0.0),
         ({"use_peft": True, "disable_dropout": False}, "model.policy.lora.dropout", 0.05),
+        ({"use_peft": True, "use_dora": True}, "model.policy.lora.peft", {"use_dora": True}),
+        (
+            {"use_peft": True, "lora_modules_to_save": ["a"]},
+            "model.policy.lora.peft.modules_to_save",
+            ["a"],
+        ),
         ({"torch_dtype": "bfloat16"}, "model.policy.dtype", "bfloat16"),
         ({"model_init_kwargs": {"dtype": "bfloat16", "revision": "v2"}}, "model.policy.revision", "v2"),
         ({"sync_ref_model": True}, "model.reference", "synced"),
