@@ -176,10 +176,10 @@ class PolicyModel(nn.Module):
     ) -> Tensor:
         logits = head(hidden)
         logits = self.transform.apply_(logits.double() if logits.dtype == torch.float64 else logits.float().clone())
-        logps = logits.log_softmax(-1)
+        norm = logits.logsumexp(-1, keepdim=True)
         if statistics is not None:
-            statistics.write(part, logps.detach())
-        return logps.gather(1, targets[:, None]).squeeze(1)
+            statistics.write(part, (logits - norm).detach().exp_())
+        return (logits.gather(1, targets[:, None]) - norm).squeeze(1)
 
 
 def choose_layout(asked: Literal["auto", "packed", "padded"], model: Any) -> Literal["packed", "padded"]:

@@ -138,6 +138,21 @@ def test_backward_twice_over_one_graph(frozen):
     torch.testing.assert_close(first, second, rtol=1e-12, atol=1e-12)
 
 
+def test_a_large_vocabulary_is_summed_without_losing_digits():
+    """Torch's own float32 kernel on the CPU is off by 6e-7 and 5e-6 of the norm here."""
+    torch.manual_seed(0)
+    hidden, weight, targets = 1.5 * torch.randn(5, 4), torch.randn(131072, 4), torch.arange(5)
+
+    def run(dtype):
+        head = weight.to(dtype, copy=True).requires_grad_()
+        logps = token_logps(hidden.to(dtype), head, targets, chunk_size=2)
+        logps.sum().backward()
+        return logps.detach(), head.grad
+
+    for found, exact in zip(run(torch.float32), run(torch.float64), strict=True):
+        assert (found - exact).norm() < 3e-7 * exact.norm()
+
+
 def test_no_tokens():
     hidden, weight, bias, targets = make(0)
     logps = token_logps(hidden, weight, targets, bias=bias)
