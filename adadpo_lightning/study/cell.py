@@ -197,7 +197,7 @@ def reported_stage(validation_set: str | None, stages: Sequence[str], where: str
     """
     stage = "val" if validation_set is None else f"val/{validation_set}"
     if stage not in stages:
-        named = ", ".join(name.removeprefix("val").removeprefix("/") or "without a name" for name in stages)
+        named = ", ".join(name.removeprefix("val").removeprefix("/") or "without a name" for name in stages) or "none"
         given = "null" if validation_set is None else repr(validation_set)
         raise UserError("validation_set", f"got {given}; the validation sets of {where} are: {named}", "name one")
     return stage

@@ -234,6 +234,9 @@ def test_cells_of_changed_configs_or_data_are_not_mixed(tmp_path):
         ("{helpful: a.jsonl, safety: b.jsonl}", "", "validation_set: got null; .* of data.val are: helpful, safety"),
         ("{helpful: a.jsonl}", "validation_set: safety", "validation_set: got 'safety'; .* of data.val are: helpful"),
         ("a.jsonl", "validation_set: safety", "validation_set: got 'safety'; .* of data.val are: without a name"),
+        ("null", "", "fit_options: the cells have neither validation pairs nor an evaluation"),
+        ("a.jsonl", "fit_options: {trainer.limit_val_batches: 0}", "neither validation pairs nor an evaluation"),
+        ("null", "validation_set: safety", "validation_set: got 'safety'; the validation sets of data.val are: none"),
         ("a.jsonl", "fit_options: {data.max_lenght: 8}", "max_lenght.*did you mean --data.max_length"),
     ],
 )

@@ -62,7 +62,17 @@ def check_fit(study: StudyConfig) -> None:
     with readable_errors("fit"):
         config = parse(parser, fit_arguments(study, cell, cell.options, study.root)[1:])
     if config is not None:
-        reported_stage(study.validation_set, [*validation_sources(config.data.val)], "data.val")
+        unused = config.trainer.limit_val_batches == 0
+        sources = {} if unused else validation_sources(config.data.val)
+        stages = [stage for stage, listed in sources.items() if listed or config.data.val_size]
+        if stages or study.validation_set is not None:
+            reported_stage(study.validation_set, stages, "data.val")
+        elif study.evaluation is None and study.task == "preference":
+            raise UserError(
+                "fit_options",
+                "the cells have neither validation pairs nor an evaluation, so that nothing could be reported",
+                "set data.val or data.val_size, or the study's evaluation",
+            )
         with readable_errors("fit"):
             instantiate(parser, config)  # options check their ranges; no model and no data are read
 
