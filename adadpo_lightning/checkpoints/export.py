@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 POLICY_PREFIX = "policy.model."
 MADE_OF = "training.json"
 # What an export says of its run; paths of the machine stay in the checkpoint.
-RECORDED = ("format", "version", "run", "loss", "reference", "fingerprint")
+RECORDED = ("format", "version", "run", "loss", "reference", "hub", "fingerprint")
 
 
 def export_model(
@@ -167,9 +167,9 @@ def export_module(module: PreferenceLitModule, path: str | Path, *, merge: bool 
     """
     record = module.run_record.content(module)
     tokenizer = with_template(module.tokenizer, record["chat_template"])
-    made_of = {name: record[name] for name in RECORDED} | {"step": module.trainer.global_step}
+    described = {name: record[name] for name in RECORDED} | {"step": module.trainer.global_step}
     write = module.trainer.is_global_zero
-    export_policy(module.built_policy, tokenizer, path, merge=merge, write=write, replace=replace, made_of=made_of)
+    export_policy(module.built_policy, tokenizer, path, merge=merge, write=write, replace=replace, made_of=described)
 
 
 def with_template(tokenizer: Any, template: Any) -> Any:
@@ -183,11 +183,16 @@ def with_template(tokenizer: Any, template: Any) -> Any:
 
 def exported_by(path: Path) -> str | None:
     """The run that wrote an export; None if nothing says so."""
+    return made_of(path).get("run")
+
+
+def made_of(path: Path) -> dict[str, Any]:
+    """What an export says that it was made of; empty if it does not."""
     try:
-        run: str | None = json.loads((path / MADE_OF).read_text(encoding="utf-8")).get("run")
-    except (OSError, ValueError, AttributeError):
-        return None
-    return run
+        found = json.loads((path / MADE_OF).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def export_checkpoint(checkpoint: str, output: str, *, merge: bool = False, base: str | None = None) -> None:
@@ -215,18 +220,18 @@ def export_checkpoint(checkpoint: str, output: str, *, merge: bool = False, base
         config = replace(config, path=base, revision=None, gguf_file=file)
     check_base(record, config)
     tokenizer = with_template(load_tokenizer(config), record.get("chat_template"))
-    made_of = {name: record[name] for name in RECORDED if name in record} | {"step": content.get("global_step")}
+    described = {name: record[name] for name in RECORDED if name in record} | {"step": content.get("global_step")}
     sharded = is_sharded(source)
     if sharded and config.lora is None and not config.trust_remote_code:
         empty = load_model(config, tokenizer, empty=True)
         if not converts_weights(empty):
             with new_directory(target) as partial:
                 export_shards(source, empty, POLICY_PREFIX, partial)
-                _write_beside(tokenizer, made_of, partial)
+                _write_beside(tokenizer, described, partial)
             return
     model = load_model(config, tokenizer)
     load_policy_weights(model, read_weights(source) if sharded else content["state_dict"])
-    export_model(model, tokenizer, output, merge=merge, made_of=made_of)
+    export_model(model, tokenizer, output, merge=merge, made_of=described)
 
 
 def _content(source: Path) -> Any:

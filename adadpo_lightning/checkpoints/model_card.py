@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import yaml
 
 from adadpo_lightning import log
 from adadpo_lightning._version import __version__
+from adadpo_lightning.checkpoints.export import made_of
 from adadpo_lightning.checkpoints.history import CONFIG, read_config
 from adadpo_lightning.errors import UserError, one_line
+from adadpo_lightning.hub import is_hub_id
 from adadpo_lightning.metrics import names
 from adadpo_lightning.runs.logs import last_metrics, val_stages_of
 
@@ -55,7 +58,7 @@ def write_card(folder: Path, run_dir: Path | None) -> Path:
     except UserError as error:
         log.warn(f"{path}: the card has no metrics, because {error}")
     try:
-        text = card(config, metrics)
+        text = card(config, metrics, recorded_hub_ids(folder))
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         log.warn(f"{path}: the card does not describe the run, whose {CONFIG} is odd: {one_line(error)}")
         text = card({}, metrics)
@@ -63,12 +66,19 @@ def write_card(folder: Path, run_dir: Path | None) -> Path:
     return path
 
 
-def card(config: dict[str, Any], metrics: dict[str, float]) -> str:
+def recorded_hub_ids(folder: Path) -> list[str] | None:
+    """The names of hub repositories that the run used, as the export says; None if it does not."""
+    found = made_of(folder).get("hub")
+    return found if isinstance(found, list) else None
+
+
+def card(config: dict[str, Any], metrics: dict[str, float], hub: Sequence[str] | None = None) -> str:
     """The card's text.
 
     Args:
         config: The run's config as ``config.yaml`` holds it; may be empty.
         metrics: Last values of logged metrics by name.
+        hub: Which of the config's names are hub ids; None takes those that look like one and are no path here.
 
     Returns:
         Markdown with the YAML header of the Hugging Face hub.
@@ -77,20 +87,22 @@ def card(config: dict[str, Any], metrics: dict[str, float]) -> str:
     policy = model.get("policy") or {}
     base, file = policy.get("path"), policy.get("gguf_file")
     trained = _sources(data.get("train"))
+    if hub is None:
+        hub = [name for name in (base, *trained) if name and is_hub_id(name)]
     header: dict[str, Any] = {"library_name": "transformers", "tags": ["preference-optimization", "adadpo-lightning"]}
-    if base and is_hub_id(base):
+    if base in hub:
         header["base_model"] = base
-    if hubs := [name for name in trained if is_hub_id(name)]:
+    if hubs := [name for name in trained if name in hub]:
         header["datasets"] = hubs
     lines = [
         "---",
         yaml.safe_dump(header, sort_keys=False).strip(),
         "---",
         "",
-        f"# {public_name(base) if base else 'Model'}, trained with adadpo_lightning",
+        f"# {public_name(base, hub) if base else 'Model'}, trained with adadpo_lightning",
         "",
-        f"- Base model: {public_name(base) if base else 'not recorded'}" + (f", file `{file}`" if file else ""),
-        f"- Training data: {', '.join(map(public_name, trained)) or 'not recorded'}",
+        f"- Base model: {public_name(base, hub) if base else 'not recorded'}" + (f", file `{file}`" if file else ""),
+        f"- Training data: {', '.join(public_name(name, hub) for name in trained) or 'not recorded'}",
         f"- Loss: {_loss(model.get('loss'))}",
         "- Licence: not stated by the run; base model and data have their own.",
         "",
@@ -109,19 +121,9 @@ def card(config: dict[str, Any], metrics: dict[str, float]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def is_hub_id(name: str) -> bool:
-    """Whether a path is that of a repository on the hub: one slash, and no file or directory here.
-
-    Example:
-        >>> is_hub_id("meta-llama/Meta-Llama-3-8B-Instruct"), is_hub_id("/data/pairs.jsonl"), is_hub_id("pairs.jsonl")
-        (True, False, False)
-    """
-    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
-
-
-def public_name(name: str) -> str:
+def public_name(name: str, hub: Sequence[str]) -> str:
     """A hub id as it is; of a local path only the last part, because the rest is private."""
-    return f"`{name if is_hub_id(name) else Path(name).name}`"
+    return f"`{name if name in hub else Path(name).name}`"
 
 
 def _sources(train: Any) -> list[str]:

@@ -16,6 +16,7 @@ from adadpo_lightning._version import __version__
 from adadpo_lightning.checkpoints.parts import KEY, check_parts, read_checkpoint
 from adadpo_lightning.checkpoints.settings import plain, settings
 from adadpo_lightning.errors import UserError
+from adadpo_lightning.hub import is_hub_id
 from adadpo_lightning.models.weights import config_values
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class RunRecord:
             "policy": portable(module.policy_config),
             "loss": repr(module.loss),
             "reference": module.reference_mode,
+            "hub": hub_ids(module),
             "chat_template": plain(training_tokenizer(module).chat_template),
             "fingerprint": self.fingerprint(module),
         }
@@ -184,6 +186,13 @@ def portable(config: PolicyConfig) -> dict[str, Any]:
     if values["lora"] is not None:
         values["lora"]["adapter"] = absolute(values["lora"]["adapter"])
     return values
+
+
+def hub_ids(module: PreferenceLitModule) -> list[str]:
+    """Names of policy and training data that are hub ids; a local name may look like one from another directory."""
+    train = getattr(getattr(module.trainer, "datamodule", None), "sources", {}).get("train", [])
+    names = (module.policy_config.path, *(source.path for source in train))
+    return [name for name in names if name and is_hub_id(name)]
 
 
 def training_tokenizer(module: PolicyModule) -> Any:

@@ -35,12 +35,12 @@ class Reference(Protocol):
 class FrozenReference:
     """A second model: a copy of the policy at step 0, or a different model.
 
-    It moves to the policy's device on first use. A copy is loaded with the policy's config, so that rewards are
-    exactly 0 at step 0.
+    On first use it moves to the policy's device, and to float64 if the policy was converted to it. A copy is loaded
+    with the policy's config, so that rewards are exactly 0 at step 0.
 
     Args:
         model: The second model; its parameters are frozen.
-        policy: The policy, whose device is used.
+        policy: The policy, whose device and float64 are used.
     """
 
     def __init__(self, model: PolicyModel, policy: PolicyModel) -> None:
@@ -51,8 +51,11 @@ class FrozenReference:
     def __call__(self, batch: PreferenceBatch) -> Tensor:
         """See `Reference`."""
         if not self._placed:
+            first = next(self.policy.parameters())
             # Not the dtype: `to` would round the buffers of rotary embeddings, which must stay float32.
-            self.model.to(next(self.policy.parameters()).device)
+            self.model.to(first.device)
+            if first.dtype == torch.float64:  # `trainer.precision: 64-true` converts the policy, which is not loaded so
+                self.model.double()
             self._placed = True
         with torch.no_grad():
             logps: Tensor = self.model(batch)

@@ -50,7 +50,24 @@ def test_an_empty_run_says_so():
     text = card({}, {})
     assert "Base model: not recorded" in text
     assert "None was logged." in text
-    assert public_name("/home/me/model") == "`model`"
+    assert public_name("/home/me/model", []) == "`model`"
+
+
+def test_a_local_name_stays_local_in_another_directory(tmp_path, model_dir, monkeypatch):
+    """`models/tiny` looks like a hub id where it is no directory."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/tiny").symlink_to(model_dir)
+    (tmp_path / "data/rows").mkdir(parents=True)
+    write_rows(tmp_path / "data/rows/pairs.jsonl", make_rows(12))
+    assert run(arguments("models/tiny", "data/rows", "out")) == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["export", "--checkpoint=../out/checkpoints/last.ckpt", "--output=export"]) == 0
+    found = ModelCard.load("export/README.md")
+    assert "base_model" not in found.data.to_dict()
+    assert "datasets" not in found.data.to_dict()
+    assert "- Base model: `tiny`\n- Training data: `rows`" in found.text
 
 
 @pytest.mark.parametrize(
