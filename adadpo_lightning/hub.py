@@ -20,6 +20,16 @@ TIMEOUT = float(os.environ.get("HF_HUB_ETAG_TIMEOUT", "4"))
 SWITCH = "HF_HUB_OFFLINE"
 
 
+def is_hub_id(name: str) -> bool:
+    """Whether a path is that of a repository on the hub: one slash, and no file or directory here.
+
+    Example:
+        >>> is_hub_id("meta-llama/Meta-Llama-3-8B-Instruct"), is_hub_id("/data/pairs.jsonl"), is_hub_id("pairs.jsonl")
+        (True, False, False)
+    """
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
+
+
 @contextmanager
 def loading(path: str) -> Iterator[None]:
     """Within this context something is loaded that is a local path or on the hub.

@@ -34,7 +34,7 @@ def other_dir(model_dir, tmp_path_factory):
     return make_model_dir(folder, seed=7)
 
 
-def train(model_dir, pairs_file, tmp_path, lora=None, checkpoint=None, callbacks=(), **options):
+def train(model_dir, pairs_file, tmp_path, lora=None, checkpoint=None, callbacks=(), precision="32-true", **options):
     """Two epochs; returns the module, the chosen rewards of each micro-batch, and the trainer."""
     module = PreferenceLitModule(
         PolicyConfig(path=str(model_dir), lora=lora),
@@ -54,7 +54,8 @@ def train(model_dir, pairs_file, tmp_path, lora=None, checkpoint=None, callbacks
     module.step = watched
     data = PreferenceDataModule(train=str(pairs_file), global_batch_size=8, micro_batch_size=4, max_length=40)
     seed_everything(0)
-    trainer = Trainer(**QUIET, max_epochs=2, callbacks=list(callbacks), enable_checkpointing=bool(callbacks))
+    saves = bool(callbacks)
+    trainer = Trainer(**QUIET, max_epochs=2, callbacks=list(callbacks), enable_checkpointing=saves, precision=precision)
     trainer.fit(module, data, ckpt_path=checkpoint)
     return module, rewards, trainer
 
@@ -76,6 +77,13 @@ def test_rewards_are_zero_at_step_zero(model_dir, pairs_file, adapter_dir, tmp_p
     assert starts_at_zero(module.reference_mode, module.policy_config)
     assert torch.equal(rewards[0], torch.zeros_like(rewards[0]))
     assert any(not torch.equal(r, torch.zeros_like(r)) for r in rewards)  # and it does train
+
+
+@pytest.mark.parametrize("mode", ["frozen", "synced", "cached"])
+def test_a_run_in_float64_has_a_reference_in_float64(model_dir, pairs_file, tmp_path, mode):
+    _, rewards, _ = train(model_dir, pairs_file, tmp_path, reference=mode, precision="64-true")
+    assert rewards[0].dtype == torch.float64
+    assert torch.equal(rewards[0], torch.zeros_like(rewards[0]))
 
 
 def test_a_trained_adapter_gets_itself_as_reference_and_the_base_only_when_asked(
