@@ -1,7 +1,8 @@
 """What all ranks have together. Without other ranks each function returns its argument's own value.
 
-Ranks of one tensor-parallel group compute the same from the same data. Together they count as one: each function
-combines ranks with different data, and gives the same result on every rank.
+Ranks of one tensor-parallel group compute the same from the same data. Together they count as one: each other function
+combines ranks with different data, and gives the same result on every rank. `gather_all` and `of_every_rank` are
+about the ranks as processes, and combine all of them.
 """
 
 from __future__ import annotations
@@ -52,6 +53,34 @@ def gather(mine: T) -> list[T]:
     parts: list[T] = [mine] * dist.get_world_size(_with_own_data)
     dist.all_gather_object(parts, mine, group=_with_own_data)
     return parts
+
+
+def gather_all(mine: T) -> list[T]:
+    """The object of each rank, of those with the same data too; every rank must call it.
+
+    Example:
+        >>> gather_all("gpu-7")
+        ['gpu-7']
+    """
+    import torch.distributed as dist
+
+    if not is_distributed():
+        return [mine]
+    parts: list[T] = [mine] * dist.get_world_size()
+    dist.all_gather_object(parts, mine)
+    return parts
+
+
+def of_every_rank(values: Tensor) -> Tensor:
+    """A tensor (N,) of each rank, of those with the same data too: (ranks, N); every rank must call it."""
+    import torch
+    import torch.distributed as dist
+
+    if not is_distributed():
+        return values[None]
+    parts = [torch.empty_like(values) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, values)
+    return torch.stack(parts)
 
 
 def gather_items(mine: Sequence[T]) -> list[T]:

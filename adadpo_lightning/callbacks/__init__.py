@@ -11,6 +11,7 @@ from adadpo_lightning.callbacks.non_finite import NonFiniteError, NonFiniteGuard
 from adadpo_lightning.callbacks.parameter_balance import ParameterGradientBalance
 from adadpo_lightning.callbacks.predictions import WritePredictions
 from adadpo_lightning.callbacks.progress import PreferenceProgressBar, ProgressLines
+from adadpo_lightning.callbacks.stragglers import Stragglers
 from adadpo_lightning.callbacks.summary import RunSummary
 from adadpo_lightning.callbacks.tensorboard import TensorBoardDashboard
 from adadpo_lightning.callbacks.throughput import Throughput
@@ -30,6 +31,7 @@ __all__ = [
     "ProgressLines",
     "RunCheckpoint",
     "RunSummary",
+    "Stragglers",
     "TensorBoardDashboard",
     "Throughput",
     "ValidationTable",

@@ -18,6 +18,7 @@ from adadpo_lightning.callbacks.metrics import PreferenceMetrics
 from adadpo_lightning.callbacks.non_finite import NonFiniteGuard
 from adadpo_lightning.callbacks.predictions import WritePredictions
 from adadpo_lightning.callbacks.progress import progress_bar
+from adadpo_lightning.callbacks.stragglers import Stragglers
 from adadpo_lightning.callbacks.summary import RunSummary
 from adadpo_lightning.callbacks.tensorboard import TensorBoardDashboard
 from adadpo_lightning.callbacks.throughput import Throughput
@@ -30,6 +31,7 @@ ALWAYS: tuple[type[Callback], ...] = (
     LikelihoodDisplacement,
     GradientNorm,
     Throughput,
+    Stragglers,
     TensorBoardDashboard,
     ValidationTable,
 )

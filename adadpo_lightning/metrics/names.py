@@ -65,6 +65,7 @@ SKIPPED_STEPS = "skipped_steps"
 TOKENS_PER_SECOND = "tokens_per_second"
 PAIRS_PER_SECOND = "pairs_per_second"
 MEMORY_GIB = "memory_gib"
+SLOWEST_RANK_OVER_MEDIAN = "slowest_rank_over_median"
 
 
 def loss_option(name: str) -> str:

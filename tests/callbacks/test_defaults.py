@@ -17,7 +17,7 @@ from adadpo_lightning.callbacks.defaults import complete
 
 ORDER = (
     "ConnectData NonFiniteGuard PreferenceMetrics LikelihoodDisplacement GradientNorm Throughput "
-    "TensorBoardDashboard ValidationTable ProgressLines RunSummary GracefulStop RunCheckpoint"
+    "Stragglers TensorBoardDashboard ValidationTable ProgressLines RunSummary GracefulStop RunCheckpoint"
 ).split()
 
 
@@ -62,6 +62,7 @@ def test_a_callback_of_the_user_replaces_its_default(tmp_path):
         "NonFiniteGuard",
         "GradientNorm",
         "Throughput",
+        "Stragglers",
         "TensorBoardDashboard",
         "ValidationTable",
         "RunSummary",

@@ -10,7 +10,7 @@ import torch
 from adadpo_lightning.cli import main
 
 # What the clock decides, and what Lightning counts.
-UNCOMPARED = ("tokens_per_second", "pairs_per_second", "memory_gib", "epoch")
+UNCOMPARED = ("tokens_per_second", "pairs_per_second", "memory_gib", "slowest_rank_over_median", "epoch")
 PAIRS, STEP, MICRO = 23, 8, 2  # an epoch is 4, 4 and 4 micro-batches, the last step has 7 pairs
 
 
