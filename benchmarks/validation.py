@@ -106,7 +106,7 @@ def main() -> None:
         save_model(folder / "model", args.model)
         pairs = folder / "pairs.jsonl"
         text = [
-            {side: " ".join(f"t{token}" for token in tokens) for side, tokens in pair.items()}
+            {side: "".join(f"t{token} " for token in tokens) for side, tokens in pair.items()}
             for pair in draw_pairs("real", args.pairs, MODELS[args.model]["vocab_size"])
         ]
         pairs.write_text("".join(json.dumps(row) + "\n" for row in text), encoding="utf-8")

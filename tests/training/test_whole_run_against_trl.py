@@ -11,13 +11,10 @@ from adadpo_lightning.cli import main
 pytestmark = [pytest.mark.slow, pytest.mark.real_model]
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 # Largest differences over the steps in float32, relative where the value is above 1.
-TOLERANCES = {
-    "loss": 1e-5,
-    "rewards/chosen": 2e-5,
-    "rewards/rejected": 2e-5,
-    "rewards/margins": 2e-5,
-    "grad_norm": 2e-5,
-}
+REWARDS = ("rewards/chosen", "rewards/rejected", "rewards/margins")
+TOLERANCES = {"loss": 1e-5, **dict.fromkeys(REWARDS, 2e-5), "grad_norm": 2e-5}
+# In float32 rewards over a thousand tokens are off by up to 4e-5 of those in float64, on either side.
+AT_REAL_LENGTHS = {**TOLERANCES, "loss": 5e-5, **dict.fromkeys(REWARDS, 1e-4)}
 # Prompt and answers of at most so many tokens each, and one run over the lengths of judged pairs. TRL smooths no labels
 # of its `sigmoid` loss; `robust` is the one that does.
 SHORT = {"longest": 12, "steps": 4, "step_pairs": 2, "micro_pairs": 2}
@@ -62,4 +59,5 @@ def test_each_step_is_that_of_trl(case, end_to_end, real_model_dir, tmp_path):
     if options.get("loss") == "ipo":  # whose rewards are per token here, and sums in TRL
         found = {name: found[name] for name in ("loss", "grad_norm")}
     assert len({round(row["loss"], 3) for row in ours}) == steps  # there is something to compare
-    assert {name: value for name, value in found.items() if value > TOLERANCES[name]} == {}
+    limits = TOLERANCES if longest else AT_REAL_LENGTHS
+    assert {name: value for name, value in found.items() if value > limits[name]} == {}
