@@ -270,6 +270,10 @@ class StepOutput:
         entropy: Per answer the sum over tokens of the policy's entropy, nats, shape (2B,), chosen answers first; None
             if it was not requested.
         loss_options: The numbers that the loss's schedules had in this step, by option; empty without schedules.
+        aux_loss: Load-balancing loss of the micro-batch's routers, a scalar, without its coefficient; None for a model
+            without routers. So for `expert_tokens`.
+        aux_coefficient: Coefficient of `aux_loss` in `share`.
+        expert_tokens: Tokens that each expert of each layer with a router got, (layers, experts).
     """
 
     pairs: PairLogps
@@ -278,6 +282,9 @@ class StepOutput:
     kl: Tensor | None = None
     entropy: Tensor | None = None
     loss_options: Mapping[str, float] = field(default_factory=dict)
+    aux_loss: Tensor | None = None
+    aux_coefficient: float = 0.0
+    expert_tokens: Tensor | None = None
 
 
 @dataclass(frozen=True)

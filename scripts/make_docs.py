@@ -188,8 +188,11 @@ def from_trl() -> str:
         "the gradient depends on how a batch is split.\n\n"
         "`CPOConfig`: `sigmoid` becomes `cpo`, `simpo` `simpo` (a `Mixture` with `sft` unless `cpo_alpha` is 0) and "
         "`alphapo` `alphapo`; `hinge` and `ipo` without a reference are errors. `ORPOConfig` becomes `orpo`.\n\n"
-        "Two things to know. TRL adds the load-balancing loss of a mixture-of-experts model by itself, with the "
-        "coefficient of the model's config; this package does not. Likelihood terms are means over the tokens of the "
+        "Two things to know. TRL's `DPOTrainer` adds the load-balancing loss of a mixture-of-experts model by itself, "
+        "with the `router_aux_loss_coef` of the model's `config.json` where its own is not set (transformers' default "
+        "is 0.001 for Mixtral and Qwen3-MoE, 0.01 for OLMoE); here it is "
+        "[an option](losses.md#mixtures-of-experts), 0 unless set. "
+        "Likelihood terms are means over the tokens of the "
         "global batch here, and over those of each rank's micro-batch there.\n\n" + key_table() + "\n"
     )
 

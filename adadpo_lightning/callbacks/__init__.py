@@ -2,6 +2,7 @@
 
 from adadpo_lightning.callbacks.checkpoint import RunCheckpoint
 from adadpo_lightning.callbacks.displacement import LikelihoodDisplacement
+from adadpo_lightning.callbacks.expert_load import ExpertLoad
 from adadpo_lightning.callbacks.export import ExportHF
 from adadpo_lightning.callbacks.generation import GenerationCallback
 from adadpo_lightning.callbacks.graceful_stop import GracefulStop
@@ -18,6 +19,7 @@ from adadpo_lightning.callbacks.throughput import Throughput
 from adadpo_lightning.callbacks.validation_table import ValidationTable
 
 __all__ = [
+    "ExpertLoad",
     "ExportHF",
     "GenerationCallback",
     "GracefulStop",

@@ -14,10 +14,14 @@ Layout = dict[str, dict[str, list[Any]]]
 _BOTH = "(train|val(/[^/]+)?)/"  # named validation sets too
 
 
-def dashboard(loss: PreferenceLoss) -> Layout:
+def dashboard(loss: PreferenceLoss, *, experts: bool = False) -> Layout:
     """The custom scalars page for a loss, in the form that `SummaryWriter.add_custom_scalars` expects.
 
     Charts without data for this loss are omitted. Tags are regular expressions, matched from the start of a tag.
+
+    Args:
+        loss: The loss.
+        experts: Whether the model is a mixture of experts.
 
     Example:
         >>> from adadpo_lightning.losses import SFT, SimPO
@@ -72,6 +76,14 @@ def dashboard(loss: PreferenceLoss) -> Layout:
             "Tokens per second": names.TOKENS_PER_SECOND,
         }
     )
+    if experts:
+        page["Experts"] = _charts(
+            {
+                "Load of the busiest expert over the mean, by layer": "moe/layer_[0-9]+/max_load",
+                "Entropy of the experts' load, by layer": "moe/layer_[0-9]+/entropy",
+                "Load-balancing loss": names.AUX_LOSS,
+            }
+        )
     return page
 
 

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks.rich_model_summary import RichModelSummary
 from adadpo_lightning.callbacks.checkpoint import RunCheckpoint
 from adadpo_lightning.callbacks.connect import ConnectData
 from adadpo_lightning.callbacks.displacement import LikelihoodDisplacement
+from adadpo_lightning.callbacks.expert_load import ExpertLoad
 from adadpo_lightning.callbacks.graceful_stop import GracefulStop
 from adadpo_lightning.callbacks.gradient_norm import GradientNorm
 from adadpo_lightning.callbacks.metrics import PreferenceMetrics
@@ -28,6 +29,7 @@ ALWAYS: tuple[type[Callback], ...] = (
     ConnectData,
     NonFiniteGuard,
     PreferenceMetrics,
+    ExpertLoad,
     LikelihoodDisplacement,
     GradientNorm,
     Throughput,
@@ -69,7 +71,7 @@ def default_callbacks(given: Sequence[Callback] = (), *, predict: bool = False) 
 
     Example:
         >>> [type(callback).__name__ for callback in default_callbacks([PreferenceMetrics()])][:3]
-        ['ConnectData', 'NonFiniteGuard', 'LikelihoodDisplacement']
+        ['ConnectData', 'NonFiniteGuard', 'ExpertLoad']
     """
     wanted = [*ALWAYS, *([WritePredictions] if predict else []), GracefulStop]
     return [make() for make in wanted if not _holds(given, make)]

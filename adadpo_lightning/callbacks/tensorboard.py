@@ -57,7 +57,7 @@ class TensorBoardDashboard(Callback):
         values = hyperparameters(trainer, module)
         stages = val_stages(trainer) if trainer.enable_validation else []
         for writer in _writers(trainer):
-            writer.add_custom_scalars(dashboard(module.loss))
+            writer.add_custom_scalars(dashboard(module.loss, experts=bool(module.built_policy.routed_blocks)))
             write_hyperparameters(writer, values, module.loss, stages or ["train"])
         for logger in trainer.loggers:
             if not isinstance(logger, TensorBoardLogger):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,6 @@ from adadpo_lightning.losses.registry import loss_class
 
 # Stands for null, "never truncate": no text has that many tokens.
 NO_LIMIT = 2**31 - 1
-MIXTURE_OF_EXPERTS = re.compile(r"moe|mixtral|-a\d+b\b|deepseek-v[23]|gpt-oss", re.IGNORECASE)
 
 
 @dataclass
@@ -130,24 +128,6 @@ def _number(key: str, value: Any) -> int | float:
     if type(value) not in (int, float):
         raise UserError(key, f"expected a number, got {value!r}")
     return value  # type: ignore[no-any-return]  # the type was checked above
-
-
-def router_loss(key: str, values: dict[str, Any], out: Converted) -> None:
-    """The load-balancing loss of mixture-of-experts models, which is not computed here: say what is lost.
-
-    Args:
-        key: The coefficient's name; null takes the model's own, 0 switches the loss off.
-        values: The source's values.
-        out: Where to report it.
-    """
-    coefficient = values.get(key)
-    if coefficient:
-        out.dropped[key] = f"{coefficient}: the load-balancing loss of the routers is not computed here"
-    elif coefficient is None and MIXTURE_OF_EXPERTS.search(str(values.get("model_name_or_path"))):
-        out.differs.append(
-            f"{key} is not set and the model's name says mixture of experts: the load-balancing loss of the routers, "
-            "with the coefficient of the model's config, is not computed here"
-        )
 
 
 def deliver(text: str, converted: Converted, output: str | None) -> None:

@@ -17,7 +17,6 @@ from adadpo_lightning.convert.converted import (
     mapping_of,
     mixture,
     read_text,
-    router_loss,
     spec,
 )
 from adadpo_lightning.convert.llama_factory_keys import (
@@ -139,7 +138,6 @@ def _model(values: dict[str, Any], out: Converted) -> None:
         out.put("model.policy.attn_implementation", ATTENTION[attention])
     elif attention != "auto":
         out.dropped["flash_attn"] = f"{attention}: left to the package, which packs pairs by itself"
-    router_loss("moe_aux_loss_coef", values, out)
     if reference := values.get("ref_model"):
         out.put("model.reference_path", reference)
     if kind == "lora":

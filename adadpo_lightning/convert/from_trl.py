@@ -70,7 +70,7 @@ def convert(given: dict[str, Any], ranks: int = 1, trainer: Trainer = "dpo") -> 
     out.put("model.loss", LOSS_OF[trainer](values, out))
     training_arguments.optimization(values, ranks, out)
     training_arguments.duration(values, out)
-    trl_rules.model(values, out)
+    trl_rules.model(values, trainer, out)
     trl_rules.data(values, out)
     for key, value in given.items():
         if key in NEEDLESS:

@@ -87,7 +87,6 @@ BY_RULE: dict[str, str] = {
     "pure_bf16": "model.policy.dtype: bfloat16 and trainer.precision: bf16-true",
     "bf16": "trainer.precision: bf16-mixed; with LoRA, model.policy.dtype: bfloat16",
     "fp16": "trainer.precision: 16-mixed; with LoRA, model.policy.dtype: float16",
-    "moe_aux_loss_coef": "none: the load-balancing loss of routers is not computed here; 0 is the same",
     "dataset": "data.train; names are looked up in dataset_info.json",
     "eval_dataset": "data.val",
     "dataset_dir": "where dataset_info.json is",
@@ -129,6 +128,7 @@ NEEDLESS: dict[str, str] = {
     "double_quantization": "always, with quantize",
     "low_cpu_mem_usage": "always",
     "split_special_tokens": "data.special_tokens",
+    "moe_aux_loss_coef": "without effect on DPO there; here model.router_aux_loss_coef",
     "use_swanlab": "other loggers with trainer.logger",
     "compute_accuracy": "logged as rewards/accuracies",
 }

@@ -119,7 +119,7 @@ BY_RULE: dict[str, str] = {
     "sync_ref_model": "model.reference: synced",
     "ref_model_mixup_alpha": "model.sync.alpha",
     "ref_model_sync_steps": "model.sync.every_n_steps",
-    "router_aux_loss_coef": "none: the load-balancing loss of routers is not computed here; 0 is the same",
+    "router_aux_loss_coef": "model.router_aux_loss_coef; null, which is the model config's own number there, is said",
     "model_init_kwargs": "its keys, as if they were given themselves",
     "optim": "AdamW; said if it was another",
     "precompute_ref_log_probs": "model.reference: cached",

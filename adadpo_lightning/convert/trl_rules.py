@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
-from adadpo_lightning.convert.converted import NO_LIMIT, Converted, router_loss
+from adadpo_lightning.convert.converted import NO_LIMIT, Converted
 from adadpo_lightning.convert.training_arguments import strategy_of, validation
+from adadpo_lightning.convert.trl_keys import Trainer
 from adadpo_lightning.errors import UserError
+
+MIXTURE_OF_EXPERTS = re.compile(r"moe|mixtral|-a\d+b\b|deepseek-v[23]|gpt-oss", re.IGNORECASE)
 
 
 def with_model_options(given: dict[str, Any]) -> dict[str, Any]:
@@ -20,8 +24,8 @@ def with_model_options(given: dict[str, Any]) -> dict[str, Any]:
     return {names.get(key, str(key)): value for key, value in options.items()} | rest
 
 
-def model(values: dict[str, Any], out: Converted) -> None:
-    """Weights' type, reference and adapters.
+def model(values: dict[str, Any], trainer: Trainer, out: Converted) -> None:
+    """Weights' type, routers, reference and adapters.
 
     Raises:
         UserError: For a reference that TRL refuses as well.
@@ -30,12 +34,30 @@ def model(values: dict[str, Any], out: Converted) -> None:
     if (attention := values.get("attn_implementation")) not in (None, "sdpa", "eager", "flash_attention_2"):
         out.config["model"]["policy"].pop("attn_implementation")
         out.dropped["attn_implementation"] = f"{attention}: left to the package, which packs pairs by itself"
-    router_loss("router_aux_loss_coef", values, out)
+    _router_loss(values, trainer, out)
     _reference(values, out)
     if values.get("use_peft"):
         _adapter(values, out)
     elif values.get("load_in_4bit"):
         out.dropped["load_in_4bit"] = "only for LoRA"
+
+
+def _router_loss(values: dict[str, Any], trainer: Trainer, out: Converted) -> None:
+    """The load-balancing loss of a mixture of experts, whose coefficient DPOConfig may leave to the model's config."""
+    coefficient = values.get("router_aux_loss_coef")
+    if coefficient:
+        out.put("model.router_aux_loss_coef", coefficient)
+        out.differs.append(
+            "router_aux_loss_coef: a prompt counts once for all of its answers here, and with each of them in TRL, as "
+            "here with model.policy.layout: padded"
+        )
+    elif coefficient is None and MIXTURE_OF_EXPERTS.search(str(values.get("model_name_or_path"))):
+        when = "" if trainer == "dpo" else ", where output_router_logits in it is true"
+        out.differs.append(
+            "router_aux_loss_coef is not set and the model's name says mixture of experts: TRL adds the load-balancing "
+            f"loss of the routers with the router_aux_loss_coef of the model's config.json{when}; set "
+            "model.router_aux_loss_coef to that number for the same here, where it is 0"
+        )
 
 
 def _reference(values: dict[str, Any], out: Converted) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 # The objective.
 LOSS = "loss"
 NLL_LOSS = "nll_loss"
+# Load-balancing loss of the routers of a mixture of experts, without its coefficient.
+AUX_LOSS = "aux_loss"
 
 # Log-probabilities per answer and per token, nats.
 LOGPS_CHOSEN = "logps/chosen"
@@ -66,6 +68,16 @@ TOKENS_PER_SECOND = "tokens_per_second"
 PAIRS_PER_SECOND = "pairs_per_second"
 MEMORY_GIB = "memory_gib"
 SLOWEST_RANK_OVER_MEDIAN = "slowest_rank_over_median"
+
+
+def expert_load(layer: int, measure: str) -> str:
+    """The name of a measure of how evenly a router spreads tokens over its experts.
+
+    Example:
+        >>> train(expert_load(3, "max_load"))
+        'train/moe/layer_03/max_load'
+    """
+    return f"moe/layer_{layer:02d}/{measure}"
 
 
 def loss_option(name: str) -> str:

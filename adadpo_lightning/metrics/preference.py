@@ -27,8 +27,9 @@ Statistics = dict[str, "tuple[Tensor, Tensor | float]"]
 _GEOMETRIC = (names.BALANCE_RATIO, names.BALANCE_RATIO_POLICY)
 # Averaged as squares over optimizer steps, reported as root mean squares.
 _SQUARES = (names.GRAD_NORM_CHOSEN, names.GRAD_NORM_REJECTED, names.GRAD_NORM_PROMPT)
-# Over a full set, the loss is the sum of a contrastive term (mean over pairs) and an NLL term (mean over tokens).
-_TERMS = ("loss/contrast", "loss/nll")
+# Over a full set, the loss is the sum of a contrastive term (mean over pairs), an NLL term (mean over tokens) and the
+# routers' term (mean over pairs of each micro-batch's own).
+_TERMS = ("loss/contrast", "loss/nll", "loss/aux")
 # Moments of margin and length difference; reported as their correlation.
 _MOMENTS = tuple(f"length/moment_{name}" for name in ("m", "d", "mm", "dd", "md"))
 
@@ -57,8 +58,12 @@ def step_statistics(step: StepOutput, batch: PreferenceBatch, beta: float = 1.0,
         statistics = {_TERMS[0]: (loss.per_pair.sum(), count)}
         if loss.nll is not None:
             statistics[_TERMS[1]] = (loss.nll.sum(), pairs.chosen_len.sum())
+        if step.aux_loss is not None and step.aux_coefficient:
+            statistics[_TERMS[2]] = (step.aux_coefficient * step.aux_loss * count, count)
     if loss.nll is not None:
         statistics[names.NLL_LOSS] = (-pairs.chosen.sum(), pairs.chosen_len.sum())
+    if step.aux_loss is not None:
+        statistics[names.AUX_LOSS] = (step.aux_loss * count, count)
     statistics[names.LOGPS_CHOSEN] = (pairs.chosen.sum(), count)
     statistics[names.LOGPS_CHOSEN_PER_TOKEN] = (pairs.chosen.sum(), pairs.chosen_len.sum())
     if loss.log_balance is not None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
+
 from adadpo_lightning import gguf
 from adadpo_lightning.data.tokenizer import check_exists, read_tokenizer
 from adadpo_lightning.errors import UserError
@@ -212,6 +214,8 @@ def load_model(
     else:
         model = random_model(config) if config.path is None else pretrained_model(config)
     check_blocks(model.config)
+    if model.dtype == torch.float64:
+        model.set_experts_implementation("eager")  # the grouped products of transformers have no float64
     if tokenizer is not None:
         check_vocabulary(len(tokenizer), model.get_input_embeddings().num_embeddings)
     disable_dropout(model)

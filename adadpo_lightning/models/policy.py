@@ -19,6 +19,7 @@ from adadpo_lightning.models.adapters import REFERENCE, in_use
 from adadpo_lightning.models.attention import registry as attention
 from adadpo_lightning.models.attention.layout import PackedLayout
 from adadpo_lightning.models.logprobs import LogitTransform, TokenStatistics, token_logps
+from adadpo_lightning.models.routing import Routing, routed_blocks, routing
 from adadpo_lightning.models.selfcheck import check_forward
 from adadpo_lightning.models.sharding import decoder_blocks
 from adadpo_lightning.models.tensor_parallel import own_rows
@@ -55,6 +56,9 @@ class PolicyModel(nn.Module):
         self.gradient_observer: Callable[[PreferenceBatch, Tensor], None] | None = None
         self.token_entropy = config.token_entropy
         self._statistics: TokenStatistics | None = None
+        # Whether compiled code calls the hooks that record a router depends on what was compiled first.
+        self.routed_blocks = () if config.compile else routed_blocks(self.causal_lm)
+        self._routing: Routing | None = None
         self._plain_attention = attention_of(self.causal_lm.config)
         if self.layout == "packed":
             attention.register(opaque=config.compile)
@@ -114,14 +118,15 @@ class PolicyModel(nn.Module):
         finally:
             self.causal_lm.set_attn_implementation(current)
 
-    def forward(self, batch: PreferenceBatch, *, log_collisions: bool = False) -> Tensor:
+    def forward(self, batch: PreferenceBatch, *, log_collisions: bool = False, routes: bool = False) -> Tensor:
         """Log-probability of each scored token in the batch's flat order, nats, shape (N,), float32 or wider.
 
         Args:
             batch: The micro-batch.
             log_collisions: Whether `take_statistics` shall have them; they cost a pass over all logits.
+            routes: Whether `take_routing` shall have what the routers of a mixture of experts did.
         """
-        hidden = self.hidden_states(batch).flatten(0, 1).index_select(0, batch.predict)
+        hidden = self.hidden_states(batch, routes=routes).flatten(0, 1).index_select(0, batch.predict)
         if self.gradient_observer is not None and hidden.requires_grad:
             hook = partial(self.gradient_observer, batch)
             hidden.register_hook(hook)  # type: ignore[no-untyped-call]  # untyped in torch
@@ -132,18 +137,33 @@ class PolicyModel(nn.Module):
         statistics, self._statistics = self._statistics, None
         return statistics or TokenStatistics()
 
-    def hidden_states(self, batch: PreferenceBatch) -> Tensor:
+    def take_routing(self) -> Routing | None:
+        """Return and clear what the routers did in the last forward pass with ``routes``; None without routers."""
+        done, self._routing = self._routing, None
+        return done
+
+    def hidden_states(self, batch: PreferenceBatch, *, routes: bool = False) -> Tensor:
         """Last hidden states of the backbone, shape (rows, length, D)."""
+        options: dict[str, Any]
         if batch.packed:
             layout = PackedLayout(batch.segments, self.packed_attention, batch.input_ids.device)
             options = {"position_ids": batch.position_ids, "packed": layout}
         else:
             # No position ids: models compute these positions themselves, and some architectures do not accept any.
             options = {"attention_mask": batch.attention_mask}
+        if routes and self.routed_blocks:
+            options["output_router_logits"] = True
         with offloading(self.offload_activations, batch.input_ids.device):
             output = self.causal_lm.base_model(input_ids=batch.input_ids, use_cache=False, **options)
+        if routes and self.routed_blocks:
+            self._routing = self._summed_routing(output.router_logits, batch.attention_mask)
         hidden: Tensor = output.last_hidden_state
         return hidden
+
+    def _summed_routing(self, logits: tuple[Tensor, ...], mask: Tensor | None) -> Routing:
+        if len(logits) != len(self.routed_blocks):
+            raise RuntimeError(f"expected logits of {len(self.routed_blocks)} routers, got those of {len(logits)}")
+        return routing(logits, self.causal_lm.num_experts_per_tok, mask)
 
     def _logps(self, hidden: Tensor, targets: Tensor, log_collisions: bool) -> Tensor:
         head = in_use(self.causal_lm.get_output_embeddings())

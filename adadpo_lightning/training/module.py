@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,6 +23,7 @@ from adadpo_lightning.metrics.functional import kl_terms
 from adadpo_lightning.models.adapters import is_reference
 from adadpo_lightning.models.checks import note_slow_bfloat16
 from adadpo_lightning.models.loading import PolicyConfig
+from adadpo_lightning.models.routing import check_router_loss
 from adadpo_lightning.reference.cache import default_folder
 from adadpo_lightning.reference.modes import AskedMode, resolve_reference
 from adadpo_lightning.reference.sync import SyncOptions, sync
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from adadpo_lightning.checkpoints.settings import Treatment
+    from adadpo_lightning.models.sharding import Sharding
 
 
 class PreferenceLitModule(PolicyModule):
@@ -71,9 +74,14 @@ class PreferenceLitModule(PolicyModule):
         reference_path: Directory or hub id of the reference, of the policy's vocabulary; for ``path`` and ``cached``.
         sync: How a ``synced`` reference follows the policy.
         reference_cache: Folder of the caches; null takes ``$XDG_CACHE_HOME/adadpo_lightning/reference``.
+        router_aux_loss_coef: Coefficient of the load-balancing loss of a mixture of experts, which is added to the
+            policy's loss: the mean over a step's pairs of each micro-batch's own, over all tokens that it computes. A
+            shared prompt counts as often as it is computed: once in the packed layout. Not with ``policy.compile``. 0
+            adds none.
 
     Raises:
-        UserError: If the loss needs a reference and `reference` is ``none``, or ``adapter_off`` without an adapter.
+        UserError: If the loss needs a reference and `reference` is ``none``, or ``adapter_off`` without an adapter, or
+            `router_aux_loss_coef` is negative or not finite.
     """
 
     RESUME: ClassVar[dict[str, Treatment]] = {"reference_cache": "ignored", "reference_path": "by_content"}
@@ -88,7 +96,10 @@ class PreferenceLitModule(PolicyModule):
         reference_cache: str | None = None,
         reference_path: str | None = None,
         sync: SyncOptions | None = None,
+        router_aux_loss_coef: float = 0.0,
     ) -> None:
+        if not 0 <= router_aux_loss_coef < math.inf:
+            raise UserError("model.router_aux_loss_coef", f"expected a number from 0 up, got {router_aux_loss_coef}")
         super().__init__(policy, resolve_reference(reference, loss, policy, reference_path), reference_path)
         self.loss = loss
         self.optimizer_config = as_config(optimizer)
@@ -97,6 +108,7 @@ class PreferenceLitModule(PolicyModule):
         if self.reference_mode == "synced":
             self.sync.check(policy)
         self.reference_cache = Path(reference_cache) if reference_cache is not None else default_folder()
+        self.router_aux_loss_coef = router_aux_loss_coef
         self.run_record = RunRecord()
         self._saved_position: Position | None = None
 
@@ -185,6 +197,11 @@ class PreferenceLitModule(PolicyModule):
         module._saved_position = position_of(content, record)
         return module if map_location is None else module.to(map_location)
 
+    def _build_policy(self, sharding: Sharding | None = None) -> None:
+        super()._build_policy(sharding)
+        policy = self.built_policy
+        check_router_loss(self.router_aux_loss_coef, policy.causal_lm, compiled=policy.compiled)
+
     def on_train_start(self) -> None:
         """Let the config decide what a restored optimizer would remember: its rate and other numbers."""
         for optimizer, scheduler in zip(self.trainer.optimizers, self.trainer.lr_scheduler_configs, strict=False):
@@ -206,10 +223,10 @@ class PreferenceLitModule(PolicyModule):
         if self.reference_mode == "synced" and self.sync.due(self.trainer.global_step + 1):
             sync(self.built_policy, getattr(self, "synced_reference", None), self.sync.alpha)
 
-    def forward(self, batch: PreferenceBatch, *, log_collisions: bool = False) -> Tensor:
+    def forward(self, batch: PreferenceBatch, *, log_collisions: bool = False, routes: bool = False) -> Tensor:
         """Log-probability of each scored token of the batch, nats, shape (N,); see `PolicyModel.forward`."""
         with masks_of_this_micro_batch(self):
-            logps: Tensor = self.built_policy(batch, log_collisions=log_collisions)
+            logps: Tensor = self.built_policy(batch, log_collisions=log_collisions, routes=routes)
         return logps
 
     @property
@@ -241,8 +258,8 @@ class PreferenceLitModule(PolicyModule):
                 "this loss needs whole ranked lists, and the batch does not say which pairs are one",
                 "use PreferenceDataModule, connected to this module, or set PreferenceBatch.list_rest",
             )
-        logps = self(batch, log_collisions=self.loss.needs_collisions)
-        statistics = self.built_policy.take_statistics()
+        logps = self(batch, log_collisions=self.loss.needs_collisions, routes=True)
+        statistics, routing = self.built_policy.take_statistics(), self.built_policy.take_routing()
         reference = batch.ref_logps
         if reference is None and self._reference is not None:
             # Outside `inference_mode` tensors of either mode mix freely, and no graph is wanted.
@@ -253,12 +270,25 @@ class PreferenceLitModule(PolicyModule):
         )
         output = self.current_loss()(pairs)
         share = output.reduce(batch.step_pairs, batch.step_chosen_tokens)
+        aux_loss = None if routing is None else routing.aux_loss()
+        if aux_loss is not None and self.router_aux_loss_coef:
+            share = share + self.router_aux_loss_coef * aux_loss * (len(batch) / batch.step_pairs)
         if batch.filler:
             share = share * 0.0
         kl = None if reference is None else sum_by_answer(kl_terms(logps.detach() - reference), batch)
         entropy = None if statistics.entropies is None else sum_by_answer(statistics.entropies, batch)
         options = self.loss.scheduled_values(*self.position()) if self.loss.scheduled else {}
-        return share, StepOutput(detached(pairs), detached(output), share.detach(), kl, entropy, options)
+        return share, StepOutput(
+            detached(pairs),
+            detached(output),
+            share.detach(),
+            kl,
+            entropy,
+            options,
+            aux_loss=None if aux_loss is None else aux_loss.detach(),
+            aux_coefficient=self.router_aux_loss_coef,
+            expert_tokens=None if routing is None else routing.assigned,
+        )
 
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> dict[str, Any]:
         """Loss for the backward pass, scaled so that the gradient is that of the global batch.

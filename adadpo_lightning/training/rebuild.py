@@ -98,6 +98,7 @@ def describe(module: PreferenceLitModule) -> Plain:
         "reference": module.reference_mode,
         "reference_path": module.reference_path,
         "sync": asdict(module.sync),
+        "router_aux_loss_coef": module.router_aux_loss_coef,
     }
 
 
@@ -123,6 +124,8 @@ def arguments_of(record: Mapping[str, Any], overrides: Mapping[str, Any]) -> Pla
             "reference": written["reference"],
             "reference_path": written["reference_path"],
             "sync": SyncOptions(**written["sync"]),
+            # Checkpoints of earlier versions have none.
+            "router_aux_loss_coef": written.get("router_aux_loss_coef", 0.0),
         }
         if "loss" not in overrides:
             found["loss"] = make_loss(written["loss"])

@@ -16,8 +16,8 @@ from adadpo_lightning.callbacks import (
 from adadpo_lightning.callbacks.defaults import complete
 
 ORDER = (
-    "ConnectData NonFiniteGuard PreferenceMetrics LikelihoodDisplacement GradientNorm Throughput "
-    "Stragglers TensorBoardDashboard ValidationTable ProgressLines RunSummary GracefulStop RunCheckpoint"
+    "ConnectData NonFiniteGuard PreferenceMetrics ExpertLoad LikelihoodDisplacement GradientNorm "
+    "Throughput Stragglers TensorBoardDashboard ValidationTable ProgressLines RunSummary GracefulStop RunCheckpoint"
 ).split()
 
 
@@ -60,6 +60,7 @@ def test_a_callback_of_the_user_replaces_its_default(tmp_path):
     assert names(added) == [
         "ConnectData",
         "NonFiniteGuard",
+        "ExpertLoad",
         "GradientNorm",
         "Throughput",
         "Stragglers",

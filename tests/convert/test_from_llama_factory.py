@@ -151,7 +151,6 @@ def test_what_is_refused(given, message):
         ({"pissa_init": True}, "pissa_init"),
         ({"use_badam": True}, "use_badam"),
         ({"deepspeed": "ds_z3.json"}, "deepspeed"),
-        ({"moe_aux_loss_coef": 0.01}, "moe_aux_loss_coef"),
         ({"dataset": "dpo_en_demo"}, "dataset dpo_en_demo"),
         ({"galore_rank": 3}, "galore_rank"),
         ({"flash_attn": "fa3"}, "flash_attn"),

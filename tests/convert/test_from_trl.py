@@ -243,7 +243,6 @@ def test_a_local_file_has_no_test_split(tmp_path):
         ({"use_peft": True, "load_in_4bit": True, "bnb_4bit_quant_type": "fp4"}, "bnb_4bit_quant_type"),
         ({"load_in_4bit": True}, "load_in_4bit"),
         ({"ddp_timeout": 60}, "ddp_timeout"),
-        ({"router_aux_loss_coef": 0.001}, "router_aux_loss_coef"),
         ({"optim": "adafactor"}, "optim"),
         ({"optim": "rmsprop", "optim_args": "alpha=0.9"}, "optim"),
         (
@@ -288,11 +287,28 @@ def test_what_means_the_same_is_not_reported():
     [
         ({"label_smoothing": 0.1}, "TRL 1.16's sigmoid ignores it"),
         ({"use_peft": True}, "lora_dropout 0.05: TRL's disable_dropout switches the adapters' dropout off"),
-        ({"model_name_or_path": "Qwen/Qwen3-30B-A3B"}, "the load-balancing loss of the routers"),
+        ({"model_name_or_path": "Qwen/Qwen3-30B-A3B"}, "router_aux_loss_coef of the model's config.json; set"),
+        ({"router_aux_loss_coef": 0.01}, "with each of them in TRL"),
     ],
 )
 def test_other_readings_are_said(given, sentence):
     assert any(sentence in note for note in convert(given).differs)
+
+
+def test_the_routers_coefficient_arrives():
+    found = convert({"model_name_or_path": "Qwen/Qwen3-30B-A3B", "router_aux_loss_coef": "1e-3"})
+    assert found.config["model"]["router_aux_loss_coef"] == 1e-3
+    assert "router_aux_loss_coef" not in found.dropped
+    for given in (
+        {"router_aux_loss_coef": 0.0, "model_name_or_path": "org/Mixtral"},
+        {"model_name_or_path": "org/dense"},
+    ):
+        found = convert(given)
+        assert "router_aux_loss_coef" not in found.config["model"]
+        assert not any("router" in note for note in found.differs)
+    # TRL's other trainers add the loss only where the model's config asks for router logits.
+    (note,) = (note for note in convert({"model_name_or_path": "org/Mixtral"}, 1, "orpo").differs if "router" in note)
+    assert "where output_router_logits in it is true" in note
 
 
 @pytest.mark.parametrize("other", ["use_peft", "precompute_ref_log_probs"])

@@ -9,10 +9,11 @@ import sys
 import pytest
 import torch
 
+from tests.support.moe import make_moe_dir
 from tests.support.tiny import make_rows, write_rows
 
 
-def fit(out, model_dir, pairs_file, val, loss, processes, micro_batch_size):
+def fit(out, model_dir, pairs_file, val, loss, processes, micro_batch_size, *options):
     """Train through the command line, in processes of its own."""
     args = [
         "fit",
@@ -32,6 +33,7 @@ def fit(out, model_dir, pairs_file, val, loss, processes, micro_batch_size):
         "--trainer.log_every_n_steps=1",
         "--trainer.enable_progress_bar=false",
         f"--output_dir={out}",
+        *options,
     ]
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes > 1 else []
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -73,3 +75,20 @@ def test_two_processes_equal_one(tmp_path, model_dir, pairs_file, loss, sets):
             tag = f"{stage}/{name}"
             assert column(rows_of_two, tag) == pytest.approx(column(rows_of_one, tag), rel=1e-5, abs=1e-6)
             assert len(column(rows_of_one, tag)) == (5 if stage == "train" else 1)
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_the_routers_loss_of_two_processes_equals_one_with_the_same_micro_batches(tmp_path, pairs_file):
+    """It is the mean of the micro-batches' own: the same ones in both, of which one process takes twice as many."""
+    model = make_moe_dir(tmp_path / "experts")
+    options = ["--model.router_aux_loss_coef=0.1", "--data.eval_batch_size=1"]
+    one, rows_of_one = fit(tmp_path / "one", model, pairs_file, pairs_file, "adasimpo", 1, 2, *options)
+    two, rows_of_two = fit(tmp_path / "two", model, pairs_file, pairs_file, "adasimpo", 2, 2, *options)
+    for name, value in one.items():
+        # Routers compute in float32; a step is 1e-2.
+        torch.testing.assert_close(two[name], value, rtol=1e-5, atol=1e-5)
+    layers = [f"train/moe/layer_0{n}/{measure}" for n in range(3) for measure in ("max_load", "entropy")]
+    for tag in ["train/loss", "train/aux_loss", "val/loss", "val/aux_loss", *layers]:
+        assert column(rows_of_two, tag) == pytest.approx(column(rows_of_one, tag), rel=1e-5, abs=1e-6)
+        assert len(column(rows_of_one, tag)) == (1 if tag.startswith("val") else 5)

@@ -10,6 +10,7 @@ import torch
 
 from tests.support import fsdp_worker
 from tests.support.gguf import make_gguf
+from tests.support.moe import make_moe_dir
 from tests.support.tiny import make_adapter_dir, make_lists, make_model_dir, make_rows, write_rows
 
 pytestmark = pytest.mark.distributed
@@ -40,6 +41,7 @@ def folder(tmp_path_factory):
     tie_embeddings(make_model_dir(folder / "tied"))
     make_gguf(folder)
     make_adapter_dir(folder / "plain", folder / "peft-adapter", peft=fsdp_worker.PEFT)
+    make_moe_dir(folder / "experts")
     write_rows(folder / "pairs.jsonl", make_rows(37))
     write_rows(folder / "lists.jsonl", make_lists(6))
     for name, count in (("many", 7), ("one", 1)):
@@ -147,6 +149,19 @@ def test_an_optimizer_by_its_class_on_two_ranks(folder, one_rank, name, atol):
     for weight, value in two["weights"].items():
         assert torch.equal(resumed["weights"][weight], value)
         torch.testing.assert_close(alone["weights"][weight], value, rtol=0, atol=atol)
+
+
+@pytest.mark.slow
+def test_a_mixture_of_experts_with_its_routers_loss_on_two_ranks(folder, single, one_rank):
+    """The micro-batches of two ranks are those of one process, so the routers' loss is the same."""
+    cases = ["experts", "experts-saving", "experts-resumed"]
+    on_two_ranks(folder, *cases)
+    for name in cases:
+        two = torch.load(folder / f"{name}-2.pt")
+        expected = single(name.removesuffix("-resumed"))
+        assert {"train/aux_loss", "train/moe/layer_02/max_load"} <= two["steps"][0].keys()
+        check_same(two, expected)
+    check_same(one_rank("experts-resumed"), single("experts"))
 
 
 def test_lora_checkpoint_holds_adapters_alone(folder):

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-from adadpo_lightning.callbacks import GenerationCallback, ParameterGradientBalance, PreferenceMetrics
+from adadpo_lightning.callbacks import ExpertLoad, GenerationCallback, ParameterGradientBalance, PreferenceMetrics
 from adadpo_lightning.checkpoints.export import export_policy
 from adadpo_lightning.data.datamodule import PreferenceDataModule
 from adadpo_lightning.data.lists import ListOptions
@@ -53,6 +53,7 @@ class Case:
     sets: tuple[str, ...] = ()
     exact: bool = False
     probed: bool = False
+    router: float = 0.0
 
 
 def split(loss, replicas, parts, model="plain", policy=None, **options):
@@ -110,6 +111,10 @@ CASES = {
     "lddpo": Case("adalddpo", reference="cached"),
     "wpo": Case("wpo", policy={"lora": LoraOptions(r=2)}),
     "unclipped": Case("dpo", clip=None),
+    # Without a reference, from which the policy's routing would differ after rounding.
+    "experts": Case("adasimpo", model="experts", router=0.1, save=True),
+    "experts-saving": Case("simpo", model="experts", router=0.1, policy={"gradient_checkpointing": True}),
+    "experts-resumed": Case("adasimpo", model="experts", router=0.1, resume="experts-2/step=3.ckpt"),
     "dies": Case("simpo", save=True, dies=True),
     "dpo-resumed": Case("dpo", resume="dpo-2/step=3.ckpt"),
     "synced-resumed": Case("dpo", reference="synced", resume="synced-2/step=3.ckpt"),
@@ -200,6 +205,7 @@ def _run(folder, name, ranks, strategy):
         reference_cache=str(folder / f"cache-{ranks}"),
         reference_path=str(folder / case.reference_model) if case.reference_model else None,
         sync=SyncOptions(alpha=0.5 if policy.lora is None else 1, every_n_steps=2),
+        router_aux_loss_coef=case.router,
     )
     data = PreferenceDataModule(
         train=str(folder / f"{case.data}.jsonl"),
@@ -213,7 +219,7 @@ def _run(folder, name, ranks, strategy):
     )
     recorder = Recorder()
     probes = [ParameterGradientBalance(2), GenerationCallback(3, max_new_tokens=5)] if case.probed else []
-    callbacks = [PreferenceMetrics(), *probes, recorder]
+    callbacks = [PreferenceMetrics(), ExpertLoad(), *probes, recorder]
     if case.save:
         target = folder / f"{name}-{ranks}"
         callbacks.append(ModelCheckpoint(target, "{step}", every_n_train_steps=1, save_top_k=-1, save_last=True))
@@ -235,13 +241,14 @@ def _run(folder, name, ranks, strategy):
     )
     checkpoint = folder / case.resume if case.resume else None
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
-    export_policy(
-        module.built_policy,
-        module.tokenizer,
-        folder / f"{name}-{ranks}-live",
-        merge=False,
-        write=trainer.is_global_zero,
-    )
+    if case.model != "experts":  # whose files hold other tensors than its modules, so that it is gathered first
+        export_policy(
+            module.built_policy,
+            module.tokenizer,
+            folder / f"{name}-{ranks}-live",
+            merge=False,
+            write=trainer.is_global_zero,
+        )
     prompt = torch.tensor([[1, 7, 8, 9]])
     with torch.no_grad(), module.policy.plain_attention() as model:
         answer = model.generate(prompt, max_new_tokens=4, do_sample=False)
