@@ -62,6 +62,11 @@ def split(loss, replicas, parts, model="plain", policy=None, **options):
     return Case(loss, model, {"dtype": "float64", **(policy or {})}, strategy, exact=True, **options)
 
 
+def experts(**options):
+    """A mixture of experts with its routers' loss."""
+    return Case("adasimpo", model="experts", router=0.1, data="even", **options)
+
+
 SGD = ClassOptimizerConfig("torch.optim.SGD", {"lr": 1e-1, "momentum": 0.9, "weight_decay": 0.1})
 MUON = ClassOptimizerConfig("adadpo_lightning.MuonWithAdamW", {"lr": 1e-2, "eps": 1e-5, "weight_decay": 0.1})
 # Adapters whose first values are those of the base model, which each rank reads a part of.
@@ -111,10 +116,11 @@ CASES = {
     "lddpo": Case("adalddpo", reference="cached"),
     "wpo": Case("wpo", policy={"lora": LoraOptions(r=2)}),
     "unclipped": Case("dpo", clip=None),
-    # Without a reference, from which the policy's routing would differ after rounding.
-    "experts": Case("adasimpo", model="experts", router=0.1, save=True),
-    "experts-saving": Case("simpo", model="experts", router=0.1, policy={"gradient_checkpointing": True}),
-    "experts-resumed": Case("adasimpo", model="experts", router=0.1, resume="experts-2/step=3.ckpt"),
+    # Full steps, of the same micro-batches on one rank and on two; and without a reference, from whose routing that of
+    # the policy may differ by rounding.
+    "experts": experts(save=True),
+    "experts-saving": experts(policy={"gradient_checkpointing": True}),
+    "experts-resumed": experts(resume="experts-2/step=3.ckpt"),
     "dies": Case("simpo", save=True, dies=True),
     "dpo-resumed": Case("dpo", resume="dpo-2/step=3.ckpt"),
     "synced-resumed": Case("dpo", reference="synced", resume="synced-2/step=3.ckpt"),
