@@ -48,7 +48,7 @@ OUR_LOSS = {"sigmoid": "dpo"}  # where the two have different names
 # Largest differences, relative to 1 or to the value where it is above 1. In float32 rewards over a thousand tokens are
 # off by up to 4e-5 of those in float64, on either side; the ten times higher learning rate of LoRA amplifies it.
 TOLERANCES = {
-    "full": {"loss": 1e-5, "rewards/margins": 1e-4, "grad_norm": 1e-3},
+    "full": {"loss": 5e-5, "rewards/margins": 2e-4, "grad_norm": 1e-3},
     "lora": {"loss": 2e-4, "rewards/margins": 1e-3, "grad_norm": 2e-3},
 }
 # Sums on a GPU are in another order in each kernel.
