@@ -15,11 +15,12 @@ from tests.support.tiny import make_adapter_dir, make_lists, make_model_dir, mak
 
 pytestmark = pytest.mark.distributed
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "USE_LIBUV": "0"}
-WHOLE_RUNS = ["dpo", "adadpo", "cpo", "lora", "cached", "adapter", "adapter-cached", "path", "synced"]
-WHOLE_RUNS += ["peft", "hsdp", "offload", "saving", "padded", "grouped", "sets", "gguf", "lddpo", "wpo"]
+WHOLE_RUNS = ["dpo", "adadpo", "lora", "cached", "hsdp", "saving", "sets"]
+MORE_RUNS = ["cpo", "adapter", "adapter-cached", "path", "synced", "peft", "offload", "padded", "grouped", "gguf"]
+MORE_RUNS += ["lddpo", "wpo"]
 PEFT_RUNS = ["peft-checkpointing", "peft-cached", "peft-synced", "peft-adapter", "peft-offload", "peft-hsdp"]
 PEFT_RUNS += ["peft-tied", "peft-tokens", "peft-bias"]
-RESUMED_RUNS = ["dpo-resumed", "lora-resumed", "synced-resumed"]
+RESUMED_RUNS = ["dpo-resumed", "lora-resumed"]
 
 
 def tie_embeddings(path):
@@ -90,8 +91,24 @@ def check_same(actual, expected):
     assert torch.equal(actual["answer"], expected["answer"])
 
 
+@pytest.fixture(scope="module")
+def more(folder):
+    on_two_ranks(folder, *MORE_RUNS, "synced-resumed")
+    return folder
+
+
 @pytest.mark.parametrize("name", WHOLE_RUNS)
 def test_two_ranks_equal_one_process(folder, single, name):
+    check_whole_run(folder, single, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MORE_RUNS)
+def test_more_runs_of_two_ranks_equal_one_process(more, single, name):
+    check_whole_run(more, single, name)
+
+
+def check_whole_run(folder, single, name):
     two = torch.load(folder / f"{name}-2.pt")
     assert len(two["steps"]) == 5
     check_same(two, single(name))
@@ -106,6 +123,15 @@ def test_clipping_matters_here(single):
 
 @pytest.mark.parametrize("name", RESUMED_RUNS)
 def test_checkpoint_of_two_ranks_resumes_on_two_and_on_one(folder, single, one_rank, name):
+    check_resumed(folder, single, one_rank, name)
+
+
+@pytest.mark.slow
+def test_a_synced_reference_of_two_ranks_resumes_on_two_and_on_one(more, single, one_rank):
+    check_resumed(more, single, one_rank, "synced-resumed")
+
+
+def check_resumed(folder, single, one_rank, name):
     expected = single(name.removesuffix("-resumed"))
     two, one = torch.load(folder / f"{name}-2.pt"), one_rank(name)
     assert len(two["steps"]) == len(one["steps"]) == 2
