@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from adadpo_lightning.estimate.memory import RunShape, estimate
+from adadpo_lightning.errors import UserError
+from adadpo_lightning.estimate.memory import RunShape, estimate, measured
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,21 @@ def _with_policy(run: RunShape, **changes: Any) -> RunShape:
 def _lora(run: RunShape) -> RunShape | None:
     from adadpo_lightning.models.loading import LoraOptions
 
-    if run.policy.lora is not None:
+    if run.policy.lora is not None or run.tensor > 1:
         return None
     changed = _with_policy(run, lora=LoraOptions(), dtype="bfloat16", gradient_checkpointing=True)
     return replace(changed, autocast=False, reference="adapter_off" if run.reference != "none" else "none")
+
+
+def _split(run: RunShape) -> RunShape | None:
+    if not run.sharded or run.shards % 2 or run.ranks > run.shards * run.tensor or run.cpu_offload:
+        return None
+    changed = replace(run, tensor=2 * run.tensor, shards=run.shards // 2)
+    try:
+        measured(changed)
+    except UserError:
+        return None  # no plan for the architecture, or heads that the size does not divide
+    return changed
 
 
 CHANGES = (
@@ -62,18 +74,21 @@ CHANGES = (
         "--config configs/strategy/fsdp2.yaml",
         lambda run: (
             replace(run, shards=run.ranks, ddp=False, autocast=False, gathered_dtype=torch.bfloat16)
-            if run.ranks > 1 and run.shards == 1
+            if run.ranks > 1 and not run.sharded
             else None
         ),
     ),
     Change(
         "twice as many devices",
-        lambda run: replace(run, ranks=2 * run.ranks, shards=2 * run.shards) if run.shards > 1 else None,
+        lambda run: replace(run, ranks=2 * run.ranks, shards=2 * run.shards) if run.sharded else None,
     ),
     Change(
         "--config configs/strategy/fsdp2_offload.yaml",
-        lambda run: replace(run, cpu_offload=True) if run.shards > 1 and not run.cpu_offload else None,
+        lambda run: (
+            replace(run, cpu_offload=True) if run.shards > 1 and not run.cpu_offload and run.tensor == 1 else None
+        ),
     ),
+    Change("--config configs/strategy/tp_fsdp2.yaml, with twice the tensor_parallel_size", _split),
     Change("--config configs/model/lora.yaml over bfloat16 weights", _lora),
 )
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -13,12 +13,15 @@ from adadpo_lightning import hub
 from adadpo_lightning.compat import storage_key, without_memory
 from adadpo_lightning.data.collate import collate
 from adadpo_lightning.errors import UserError
+from adadpo_lightning.estimate.tensor import Exchanged, exchanged, of_all_blocks, part, split, tensor_group
 from adadpo_lightning.types import EncodedPair
 
 if TYPE_CHECKING:
     from torch import nn
+    from torch.distributed.device_mesh import DeviceMesh
 
     from adadpo_lightning.models.loading import PolicyConfig
+    from adadpo_lightning.models.policy import PolicyModel
     from adadpo_lightning.types import PreferenceBatch
 
 Lengths = Sequence[tuple[int, int, int]]
@@ -26,13 +29,14 @@ Lengths = Sequence[tuple[int, int, int]]
 
 @dataclass(frozen=True)
 class Measured:
-    """Sizes and FLOP of an architecture.
+    """Sizes and FLOP of an architecture; bytes are those of one rank of a tensor-parallel group.
 
     Args:
         weights: Bytes of all weights.
         outside: Bytes of the weights outside the decoder blocks.
         trained: Bytes of the weights that are trained.
-        parameters: Number of weights.
+        stored: Bytes of a weight.
+        parameters: Number of weights, of all ranks of a group together.
         trainable: Number of those trained.
         blocks: Number of decoder blocks.
         block_activations: Bytes that one block saves for the backward pass.
@@ -40,12 +44,15 @@ class Measured:
         block_input: Bytes of the hidden states that enter a block.
         head: Peak bytes of the head: logits of a chunk and the gradient of its weight.
         logits: Bytes of a chunk's logits, of which the last are kept from the forward to the backward pass.
-        flops: Floating-point operations of a forward pass.
+        flops: Floating-point operations of a forward pass, of all ranks of a group together.
+        forward: Bytes of the collectives of a tensor-parallel group in a forward pass, by kind.
+        both: The same in a forward and a backward pass.
     """
 
     weights: int
     outside: int
     trained: int
+    stored: float
     parameters: int
     trainable: int
     blocks: int
@@ -55,9 +62,13 @@ class Measured:
     head: int
     logits: int
     flops: float
+    forward: Mapping[str, int] = field(default_factory=dict)
+    both: Mapping[str, int] = field(default_factory=dict)
 
 
-def measure(policy: PolicyConfig, lengths: Lengths, autocast: bool, compute: torch.dtype | None = None) -> Measured:
+def measure(
+    policy: PolicyConfig, lengths: Lengths, autocast: bool, compute: torch.dtype | None = None, tensor: int = 1
+) -> Measured:
     """Run one and two blocks of the architecture over tensors without memory.
 
     Args:
@@ -65,30 +76,42 @@ def measure(policy: PolicyConfig, lengths: Lengths, autocast: bool, compute: tor
         lengths: Pairs of the micro-batch.
         autocast: Whether to compute in bfloat16 over float32 weights.
         compute: Dtype of the computation, if it differs from that of the weights.
+        tensor: Ranks of a tensor-parallel group; the process must not have a process group if it is above 1.
 
     Raises:
-        UserError: If the architecture cannot be built from its config.
+        UserError: If the architecture cannot be built from its config, or not be split over `tensor` ranks.
     """
     config = _architecture(policy)
     rows = pairs_of(lengths)
     whole = _model(policy, config)
-    sizes = _sizes(whole)
-    cut = [_model(policy, config, layers, compute) for layers in (1, 2)]
-    with without_memory():
-        one, two = (_activations(_with_shapes_alone(model), policy, rows, autocast=autocast) for model in cut)
-    blocks = config.num_hidden_layers
-    stored = one.hidden_bytes
     scored = sum(chosen + rejected for _, chosen, rejected in lengths)
+    flops = _forward_flops(whole, config, lengths, scored)
+    vocabulary = -(-config.vocab_size // tensor)  # rank 0 has most
+    cut = [_model(policy, config, layers, compute) for layers in (1, 2)]
+    sent: list[Exchanged] = []
+    with tensor_group(tensor) as mesh:
+        split(whole, policy, mesh)
+        with without_memory():
+            one, two = (_activations(model, policy, rows, mesh, autocast=autocast) for model in cut)
+        if mesh is not None:
+            kept = policy.gradient_checkpointing
+            cut = [_model(policy, config, layers, compute, checkpointing=kept) for layers in (1, 2)]
+            with without_memory(), _half(autocast):
+                sent = [exchanged(*_placed(model, policy, rows, mesh)) for model in cut]
+    blocks = config.num_hidden_layers
+    forward, both = (of_all_blocks(passes, blocks) for passes in zip(*sent, strict=True)) if sent else ({}, {})
     half = autocast or (compute or _weights_dtype(whole)).itemsize == 2
     return Measured(
-        **sizes,
+        **_sizes(whole),
         blocks=blocks,
         block_activations=two.saved - one.saved,
         other_activations=2 * one.saved - two.saved,
-        block_input=stored,
-        head=_head_bytes(policy, config, scored, trained=_trains_head(whole), half=half),
-        logits=4 * min(policy.head_chunk_size, scored) * config.vocab_size,
-        flops=_forward_flops(whole, config, lengths, scored),
+        block_input=one.hidden_bytes,
+        head=_head_bytes(policy, config, vocabulary, scored, trained=_trains_head(whole), half=half),
+        logits=4 * min(policy.head_chunk_size, scored) * vocabulary,
+        flops=flops,
+        forward=forward,
+        both=both,
     )
 
 
@@ -118,24 +141,40 @@ class _Saved:
     hidden_bytes: int
 
 
-def _activations(model: Any, policy: PolicyConfig, rows: list[EncodedPair], *, autocast: bool) -> _Saved:
-    """Bytes that a forward pass saves for the backward pass, without weights."""
+def _placed(
+    model: Any, policy: PolicyConfig, rows: list[EncodedPair], mesh: DeviceMesh | None
+) -> tuple[PolicyModel, PreferenceBatch]:
+    """The policy with weights on a device, split if there is a mesh, and a micro-batch; without memory."""
+    from adadpo_lightning.models.meta import replace_parameters
     from adadpo_lightning.models.policy import PolicyModel
 
+    replace_parameters(model, lambda p: True, lambda p: torch.empty(p.shape, dtype=p.dtype))
     wrapped = PolicyModel(model, replace(policy, compile=False, offload_activations=False))
-    batch = collate(rows, layout=wrapped.layout, pad_id=0, step_pairs=1, step_chosen_tokens=1)
+    split(model, policy, mesh)
+    return wrapped, collate(rows, layout=wrapped.layout, pad_id=0, step_pairs=1, step_chosen_tokens=1)
+
+
+def _half(autocast: bool) -> AbstractContextManager[Any]:
+    return torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext()
+
+
+def _activations(
+    model: Any, policy: PolicyConfig, rows: list[EncodedPair], mesh: DeviceMesh | None, *, autocast: bool
+) -> _Saved:
+    """Bytes that a forward pass saves for the backward pass, without weights."""
+    wrapped, batch = _placed(model, policy, rows, mesh)
     kept: dict[Hashable, torch.Tensor] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        kept[storage_key(tensor)] = tensor
+        kept[storage_key(part(tensor))] = part(tensor)
         return tensor
 
-    half = torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext()
-    with half, torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with _half(autocast), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         hidden = _scored_states(wrapped, batch)
-    own = {storage_key(p) for p in wrapped.parameters()}
+    weights = [part(p) for p in wrapped.parameters()]
+    own = {storage_key(p) for p in weights}
     # Autocast copies of weights are counted separately.
-    shapes = {tuple(p.shape) for p in wrapped.parameters() if p.dim() == 2} if autocast else set()
+    shapes = {tuple(p.shape) for p in weights if p.dim() == 2} if autocast else set()
     shapes |= {shape[::-1] for shape in shapes}
     saved = sum(
         t.untyped_storage().nbytes() for key, t in kept.items() if key not in own and tuple(t.shape) not in shapes
@@ -149,14 +188,14 @@ def _scored_states(policy: Any, batch: PreferenceBatch) -> torch.Tensor:
     return states
 
 
-def _head_bytes(policy: PolicyConfig, config: Any, scored: int, *, trained: bool, half: bool) -> int:
+def _head_bytes(policy: PolicyConfig, config: Any, vocabulary: int, scored: int, *, trained: bool, half: bool) -> int:
     """Logits of a chunk in float32, their copy in half precision, and the gradient of the head's weight in float32.
 
     In half precision a chunk's part of the gradient is a tensor of its own before it is added, when the logits in
     float32 are gone.
     """
-    logits: int = min(policy.head_chunk_size, scored) * config.vocab_size
-    gradient: int = config.vocab_size * config.hidden_size * 4 if trained else 0
+    logits: int = min(policy.head_chunk_size, scored) * vocabulary
+    gradient: int = vocabulary * config.hidden_size * 4 if trained else 0
     return gradient + (max(6 * logits, 2 * logits + gradient) if half else 4 * logits)
 
 
@@ -182,20 +221,22 @@ def _forward_flops(model: nn.Module, config: Any, lengths: Lengths, scored: int)
     return 2.0 * matrices * tokens + head + attention
 
 
-def _sizes(model: nn.Module) -> dict[str, int]:
+def _sizes(model: nn.Module) -> dict[str, Any]:
     from adadpo_lightning.models.sharding import decoder_blocks
 
     inside = {id(p) for block in decoder_blocks(model) for p in block.parameters()}
     parameters = list(model.parameters())
 
     def size(p: torch.Tensor) -> int:
-        return p.numel() * p.element_size()
+        return part(p).numel() * p.element_size()
 
+    numbers = sum(p.numel() for p in parameters)
     return {
         "weights": sum(map(size, parameters)),
         "outside": sum(size(p) for p in parameters if id(p) not in inside),
         "trained": sum(size(p) for p in parameters if p.requires_grad),
-        "parameters": sum(p.numel() for p in parameters),
+        "stored": sum(p.numel() * p.element_size() for p in parameters) / numbers,
+        "parameters": numbers,
         "trainable": sum(p.numel() for p in parameters if p.requires_grad),
     }
 
@@ -243,19 +284,18 @@ def _random(policy: PolicyConfig, config: Any, layers: int | None = None, comput
     return replace(policy, path=None, gguf_file=None, config=values, dtype=name, lora=lora)
 
 
-def _model(policy: PolicyConfig, config: Any, layers: int | None = None, compute: torch.dtype | None = None) -> Any:
+def _model(
+    policy: PolicyConfig,
+    config: Any,
+    layers: int | None = None,
+    compute: torch.dtype | None = None,
+    *,
+    checkpointing: bool | Literal["selective"] = False,
+) -> Any:
     """The architecture on the meta device, with `layers` blocks if given."""
     from adadpo_lightning.models.loading import load_model
     from adadpo_lightning.models.meta import parameters_on_meta
 
-    random = replace(_random(policy, config, layers, compute), gradient_checkpointing=False)
+    random = replace(_random(policy, config, layers, compute), gradient_checkpointing=checkpointing)
     with parameters_on_meta():
         return load_model(random)
-
-
-def _with_shapes_alone(model: Any) -> Any:
-    """Replace meta weights by ones on a device; call it where tensors have no memory."""
-    from adadpo_lightning.models.meta import replace_parameters
-
-    replace_parameters(model, lambda p: True, lambda p: torch.empty(p.shape, dtype=p.dtype))
-    return model

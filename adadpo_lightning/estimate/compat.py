@@ -69,6 +69,25 @@ def global_shapes_uncounted() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def meshes_with_ranks() -> Iterator[None]:
+    """A context in which a device mesh that is made under a `FakeTensorMode` still knows its ranks.
+
+    FSDP2 makes one of its own and the tensor-parallel mesh, which looks for this rank's number in a tensor of them.
+    """
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+    from torch.distributed.device_mesh import DeviceMesh
+
+    make = DeviceMesh.__init__
+
+    def make_with_values(self: DeviceMesh, *args: Any, **kwargs: Any) -> None:
+        with unset_fake_temporarily():
+            make(self, *args, **kwargs)
+
+    with patch.object(DeviceMesh, "__init__", make_with_values):
+        yield
+
+
 def by_kind(snapshot: dict[Any, dict[Any, int]]) -> dict[str, int]:
     """Bytes by kind, from a snapshot of torch's memory tracker, over its devices."""
     found = dict.fromkeys(KINDS.values(), 0)

@@ -24,12 +24,14 @@ class RunShape:
         policy: The model.
         lengths: ``(prompt, chosen, rejected)`` tokens of each pair of the largest micro-batch on a rank.
         ranks: Processes, one device each.
-        shards: Number of ranks that share one copy of the weights; 1 if each has its own.
+        shards: Number of ranks over which FSDP2 shards each weight, or each part of it; 1 if it is not sharded.
+        tensor: Number of ranks of a tensor-parallel group, which have the same micro-batches.
         reference: One of the modes of `adadpo_lightning.reference.modes`; a ``path`` counts as a copy of the policy.
         autocast: Whether float32 weights compute in half precision, as with ``bf16-mixed``.
         gathered_dtype: Dtype of gathered shards (``param_dtype`` of FSDP2); None is that of the weights.
         reduced_dtype: Dtype in which gradients are summed over shards (``reduce_dtype``); None is `gathered_dtype`.
         accumulation: Micro-batches per optimizer step on each rank.
+        micro_batches: Micro-batches per optimizer step of the whole run; None means as many as the ranks compute.
         ddp: Whether DDP holds gradient buckets in addition to the gradients.
         cpu_offload: Whether shards, gradients and optimizer state are in CPU memory.
     """
@@ -38,13 +40,35 @@ class RunShape:
     lengths: Lengths
     ranks: int = 1
     shards: int = 1
+    tensor: int = 1
     reference: str = "none"
     autocast: bool = False
     gathered_dtype: torch.dtype | None = None
     reduced_dtype: torch.dtype | None = None
     accumulation: int = 1
+    micro_batches: int | None = None
     ddp: bool = False
     cpu_offload: bool = False
+
+    @property
+    def sharded(self) -> bool:
+        """Whether weights are gathered before they are used; tensor parallelism always comes with FSDP2."""
+        return self.shards > 1 or self.tensor > 1
+
+    @property
+    def groups(self) -> int:
+        """Number of ranks, or of tensor-parallel groups, that have micro-batches of their own."""
+        return self.ranks // self.tensor
+
+    @property
+    def second_model(self) -> bool:
+        """Whether the reference is a second model."""
+        return self.reference in ("frozen", "path", "synced")
+
+    def widths(self, stored: float) -> tuple[float, float]:
+        """Bytes of a gathered weight, and of its gradient as it is reduced, over the bytes `stored` of a stored one."""
+        gathered = 1.0 if self.gathered_dtype is None else self.gathered_dtype.itemsize / stored
+        return gathered, gathered if self.reduced_dtype is None else self.reduced_dtype.itemsize / stored
 
 
 @dataclass(frozen=True)
@@ -75,8 +99,12 @@ class Estimate:
 
 
 def measured(run: RunShape) -> Measured:
-    """Sizes of the run's model and of its largest micro-batch; they do not depend on the number of ranks."""
-    return measure(run.policy, run.lengths, run.autocast, run.gathered_dtype if run.shards > 1 else None)
+    """Sizes of the run's model and of its largest micro-batch; of the ranks only `RunShape.tensor` changes them.
+
+    Raises:
+        UserError: If the model cannot be built from its config, or not be split over `RunShape.tensor` ranks.
+    """
+    return measure(run.policy, run.lengths, run.autocast, run.gathered_dtype if run.sharded else None, run.tensor)
 
 
 def estimate(run: RunShape, sizes: Measured | None = None) -> Estimate:
@@ -92,11 +120,11 @@ def estimate(run: RunShape, sizes: Measured | None = None) -> Estimate:
     """
     m = sizes or measured(run)
     state = {"weights": m.weights / run.shards, "optimizer": 2 * m.trained / run.shards}
-    if run.reference in SECOND_MODEL:
+    if run.second_model:
         state["reference"] = m.weights / run.shards
     host = set(OFFLOADED if run.cpu_offload else ()) | ({"activations"} if run.policy.offload_activations else set())
     everything = max(
-        ({**state, **moment} for moment in (_sharded(m, run) if run.shards > 1 else [_whole(m, run)])),
+        ({**state, **moment} for moment in (_sharded(m, run) if run.sharded else [_whole(m, run)])),
         key=lambda sizes: sum(size for name, size in sizes.items() if name not in host),
     )
     tokens = sum(map(sum, run.lengths))
@@ -107,13 +135,12 @@ def estimate(run: RunShape, sizes: Measured | None = None) -> Estimate:
         parameters=m.parameters,
         trainable=m.trainable,
         tokens=tokens,
-        step_flops=passes * m.flops * run.accumulation * run.ranks,
+        step_flops=passes * m.flops * run.accumulation * run.groups,
     )
 
 
 # Share of a block's activations that selective checkpointing keeps: 0.26 to 0.28 in Llama-like and GPT-2-like blocks.
 SELECTIVE_SHARE = 0.27
-SECOND_MODEL = ("frozen", "path", "synced")
 OFFLOADED = ("weights", "optimizer", "gradients", "reference")
 
 
@@ -145,9 +172,7 @@ def _sharded(m: Measured, run: RunShape) -> list[dict[str, float]]:
     Gradients are whole in the dtype of the computation until they are reduced, for which they are copied in that of the
     reduction.
     """
-    stored = m.weights / m.parameters
-    gathered = 1.0 if run.gathered_dtype is None else run.gathered_dtype.itemsize / stored
-    reduced = gathered if run.reduced_dtype is None else run.reduced_dtype.itemsize / stored
+    gathered, reduced = run.widths(m.stored)
     root, block = m.outside * gathered, (m.weights - m.outside) / m.blocks * gathered
     trained = m.trained / m.weights  # with adapters gradients are few
     copies = 1 + reduced / gathered
@@ -169,7 +194,7 @@ def _sharded(m: Measured, run: RunShape) -> list[dict[str, float]]:
         # The end, when everything outside of the blocks is reduced.
         {"gradients": gradients, "gathered weights": root, "whole gradients": trained * copies * root},
     ]
-    if run.reference in SECOND_MODEL:
+    if run.second_model:
         # The same of the reference, which follows the policy's and its last logits.
         moments.append(
             {

@@ -34,11 +34,12 @@ def report(
         epoch: Pairs and tokens per epoch, if known.
         notes: Assumptions, one sentence each.
     """
+    split = f", each split over {run.tensor}" if run.tensor > 1 else ""
     lines = [
         *notes,
         f"{result.parameters / 1e9:.3f} B parameters, {result.trainable / 1e9:.3f} B trained",
         f"reference {run.reference}",
-        f"{run.ranks} rank(s), weights over {run.shards}; {run.accumulation} micro-batch(es) a step on each",
+        f"{run.ranks} rank(s), weights over {run.shards}{split}; {run.accumulation} micro-batch(es) a step on each",
         f"largest micro-batch: {len(run.lengths)} pair(s), {result.tokens} tokens ({source})",
         "",
         "peak on a rank, GiB",
@@ -113,7 +114,7 @@ def simulation_report(found: Simulated, result: Estimate, ranks: int, cluster: C
     ]
     for one in found.sent:
         step = one.ranks[1] - one.ranks[0] if len(one.ranks) > 1 else 1
-        over = f"{len(one.ranks)} (each {step}th)" if step > 1 else f"{len(one.ranks)}"
+        over = f"{len(one.ranks)} ({step} apart)" if step > 1 else f"{len(one.ranks)}"
         time = f"{cluster.seconds(one):10.2f}" if cluster else ""
         lines.append(f"  {one.kind:<16}{over:>18}{wire_bytes(one) / 1e9:7.2f}{time}")
     return lines

@@ -10,6 +10,7 @@ import torch
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.estimate.memory import RunShape
 from adadpo_lightning.strategies.capabilities import shards_weights
+from adadpo_lightning.strategies.fsdp2 import FSDP2
 from adadpo_lightning.training.optimizer_class import ClassOptimizerConfig
 
 if TYPE_CHECKING:
@@ -122,32 +123,32 @@ def run_shape(
         lengths: Pairs of the largest micro-batch.
 
     Raises:
-        UserError: For tensor parallelism, which the estimate does not count.
+        UserError: If the ranks cannot be divided as the strategy's options say.
     """
     strategy = trainer.get("strategy", "auto")
     options: dict[str, Any] = {}
     name = strategy
     if not isinstance(strategy, str):
         name, options = strategy["class_path"], dict(strategy.get("init_args") or {})
-    if (tensor := int(options.get("tensor_parallel_size") or 1)) > 1:
-        raise UserError(
-            "trainer.strategy.tensor_parallel_size",
-            f"got {tensor}, and tensor parallelism is not estimated",
-            "estimate with 1: the same shards, with whole layers and activations on each rank",
-        )
+    tensor = 1
+    if str(name).rpartition(".")[2] == "FSDP2":
+        FSDP2(**options).check_sizes(ranks)
+        tensor = int(options.get("tensor_parallel_size") or 1)
     sharded = shards_weights(str(name))
     dtype, reduced = options.get("param_dtype"), options.get("reduce_dtype", "float32")
-    pairs = len(lengths)
+    micro_batches = -(-data.global_batch_size // len(lengths))
     return RunShape(
         policy=module.policy_config,
         lengths=lengths,
         ranks=ranks,
-        shards=ranks // int(options.get("replicas") or 1) if sharded else 1,
+        shards=ranks // (int(options.get("replicas") or 1) * tensor) if sharded else 1,
+        tensor=tensor,
         reference=module.reference_mode,
         autocast=str(trainer.get("precision")) == "bf16-mixed",
         gathered_dtype=getattr(torch, dtype) if dtype else None,
         reduced_dtype=getattr(torch, reduced) if reduced else None,
-        accumulation=max(1, -(-data.global_batch_size // (ranks * pairs))),
+        accumulation=-(-micro_batches * tensor // ranks),
+        micro_batches=micro_batches,
         ddp=ranks > 1 and not sharded,
         cpu_offload=bool(options.get("cpu_offload")),
     )

@@ -21,7 +21,6 @@ import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import Trainer
 from torch.distributed.tensor import DTensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from adadpo_lightning import log
 from adadpo_lightning.compat import without_memory
@@ -30,12 +29,13 @@ from adadpo_lightning.errors import UserError
 from adadpo_lightning.estimate.architecture import as_random, pairs_of
 from adadpo_lightning.estimate.compat import (
     by_kind,
-    collective,
     fake_ranks,
     global_shapes_uncounted,
     held,
     memory_tracker,
+    meshes_with_ranks,
 )
+from adadpo_lightning.estimate.tensor import Collectives
 from adadpo_lightning.estimate.traffic import Sent, summed
 from adadpo_lightning.models.adapters import add_reference_adapter
 from adadpo_lightning.models.build import placed
@@ -49,6 +49,7 @@ from adadpo_lightning.training.optim import build_optimizer
 
 if TYPE_CHECKING:
     from torch import nn
+    from torch.distributed.device_mesh import DeviceMesh
     from torch.optim import Optimizer
 
     from adadpo_lightning.estimate.architecture import Lengths
@@ -112,7 +113,7 @@ def simulate(
     begun = time.perf_counter()
     with _silent(), fake_ranks(ranks):
         trainer = _trainer(module, strategy, ranks, accumulation)
-        with without_memory(), global_shapes_uncounted():
+        with without_memory(), global_shapes_uncounted(), meshes_with_ranks():
             _build(module, trainer)
             found = _measured(module, trainer, lengths, clip)
     return replace(found, seconds=time.perf_counter() - begun)
@@ -189,7 +190,8 @@ def _measured(module: PreferenceLitModule, trainer: Trainer, lengths: Lengths, c
     optimizer = build_optimizer(policy, module.optimizer_config)
     second = [reference.model] if isinstance(reference, FrozenReference) else []
     tracker = memory_tracker(policy, optimizer, tuple(p for model in second for p in model.parameters()))
-    ledger = _Ledger([block for model in (policy, *second) for block in decoder_blocks(model.causal_lm)], tracker)
+    blocks = [block for model in (policy, *second) for block in decoder_blocks(model.causal_lm)]
+    ledger = _Ledger(blocks, tracker, trainer.strategy.sharding.tensor)  # type: ignore[attr-defined]
     with tracker, _each_pass_new(policy, tracker):
         _step(module, trainer, optimizer, [_batch(module, WARM_UP, 1)], clip)
     batches = [_batch(module, lengths, trainer.accumulate_grad_batches)] * trainer.accumulate_grad_batches
@@ -243,27 +245,28 @@ def _batch(module: PreferenceLitModule, lengths: Lengths, accumulation: int) -> 
     return batch
 
 
-class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped in torch
-    """Writes down each collective, and looks at each operation which blocks are whole and how much is gathered."""
+class _Ledger(Collectives):  # type: ignore[no-untyped-call]  # untyped in torch
+    """Also looks at each operation which blocks are whole and how much is gathered.
 
-    def __init__(self, blocks: list[Any], tracker: Any) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # untyped in torch
-        self.firsts, self.tracker = [_first_parameter(block) for block in blocks], tracker
-        self.sent: list[Sent] = []
+    Args:
+        blocks: The decoder blocks.
+        tracker: The memory tracker.
+        tensor: The tensor-parallel mesh; a weight on it alone is gathered.
+    """
+
+    def __init__(self, blocks: list[Any], tracker: Any, tensor: DeviceMesh | None) -> None:
+        super().__init__()
+        self.firsts, self.tracker, self.tensor = [_first_parameter(block) for block in blocks], tracker, tensor
         self.whole_blocks = self.gathered = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if any(issubclass(kind, DTensor) for kind in types):
-            return NotImplemented
-        result = func(*args, **(kwargs or {}))
+    def done(self) -> None:
         self.gathered = max(self.gathered, held(self.tracker, "gathered weights"))
-        # A block that is sharded has DTensors in place of its weights.
-        whole = sum(not isinstance(getattr(owner, name), DTensor) for owner, name in self.firsts)
+        whole = sum(self._is_whole(getattr(owner, name)) for owner, name in self.firsts)
         self.whole_blocks = max(self.whole_blocks, whole)
-        sent = collective(func, args, result)
-        if sent is not None:
-            self.sent.append(sent)
-        return result
+
+    def _is_whole(self, weight: Any) -> bool:
+        """A block that is sharded has DTensors of the mesh of FSDP2 in place of its weights."""
+        return not isinstance(weight, DTensor) or weight.device_mesh == self.tensor
 
 
 def _first_parameter(block: nn.Module) -> tuple[nn.Module, str]:

@@ -107,31 +107,45 @@ def traffic(m: Measured, run: RunShape) -> list[Sent]:
     """The collectives of rank 0 in an optimizer step, summed by kind and group.
 
     FSDP2 gathers each block in the forward and again in the backward pass, and everything else (embedding, norm, head)
-    once. It reduces gradients after each micro-batch, and with several replicas then sums the shards over them. DDP
-    sums gradients once per step. The norm of the gradient and padding of uneven shards are left out.
+    once. It reduces gradients after each micro-batch, and with several replicas then sums the shards over them. A
+    tensor-parallel group exchanges activations in every pass. DDP sums gradients once per step. The norm of the
+    gradient and padding of uneven shards are left out.
 
     Args:
         m: Sizes of the model.
         run: The run's shape.
     """
-    steps, shard = run.accumulation, tuple(range(run.shards))
-    replicas = tuple(range(0, run.ranks, run.shards))
-    if run.shards == 1:
-        return [Sent("all-reduce", replicas, m.trained)] if run.ranks > 1 else []
-    stored = m.weights / m.parameters
-    gathered = 1.0 if run.gathered_dtype is None else run.gathered_dtype.itemsize / stored
-    reduced = gathered if run.reduced_dtype is None else run.reduced_dtype.itemsize / stored
+    if not run.sharded:
+        return [Sent("all-reduce", tuple(range(run.ranks)), m.trained)] if run.ranks > 1 else []
+    copy = run.shards * run.tensor
+    shard, replicas = tuple(range(0, copy, run.tensor)), tuple(range(0, run.ranks, copy))
+    gathered, reduced = run.widths(m.stored)
+    gradients = run.accumulation * round(m.trained * reduced)
+    sent = []
+    if run.shards > 1:
+        sent = [
+            Sent("all-gather", shard, run.accumulation * round(_gathered(m, run) * gathered)),
+            Sent("reduce-scatter", shard, gradients),
+        ]
+    if len(replicas) > 1:
+        sent.append(Sent("all-reduce", replicas, gradients // run.shards))
+    return [*sent, *exchanges(m, run)]
+
+
+def _gathered(m: Measured, run: RunShape) -> int:
+    """Bytes of the stored weights that are gathered for a micro-batch."""
     blocks = m.weights - m.outside
     weights = 2 * blocks + m.outside
-    if run.reference in ("frozen", "path", "synced"):
+    if run.second_model:
         weights += m.weights
     elif run.reference in ("adapter", "adapter_off"):
         weights += blocks  # what is outside of the blocks is still whole from the policy's pass
-    gradients = round(m.trained * reduced)
-    sent = [
-        Sent("all-gather", shard, steps * round(weights * gathered)),
-        Sent("reduce-scatter", shard, steps * gradients),
-    ]
-    if len(replicas) > 1:
-        sent.append(Sent("all-reduce", replicas, steps * gradients // run.shards))
-    return sent
+    return weights
+
+
+def exchanges(m: Measured, run: RunShape) -> list[Sent]:
+    """The collectives of a tensor-parallel group: those of activations, which computing waits for."""
+    passes = Counter(m.both)
+    if run.second_model:
+        passes.update(m.forward)
+    return [Sent(kind, tuple(range(run.tensor)), run.accumulation * size) for kind, size in passes.items()]

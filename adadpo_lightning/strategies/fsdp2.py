@@ -86,7 +86,7 @@ class FSDP2(ModelParallelStrategy):
         from torch.distributed.device_mesh import init_device_mesh
 
         ranks = self.num_nodes * self.num_processes
-        self._check_sizes(ranks)
+        self.check_sizes(ranks)
         self._data_parallel_size = ranks // self.tensor_parallel_size
         if self.cpu_offload and self._process_group_backend is None and self.root_device.type == "cuda":
             # The norm of offloaded gradients is reduced over ranks on the CPU.
@@ -107,7 +107,13 @@ class FSDP2(ModelParallelStrategy):
             self.device_mesh["tensor_parallel"] if splits else None,
         )
 
-    def _check_sizes(self, ranks: int) -> None:
+    def check_sizes(self, ranks: int) -> None:
+        """Check the options for a number of ranks.
+
+        Raises:
+            UserError: If the ranks cannot be divided as the sizes say, or tensor parallelism is combined with
+                `replicas` or `cpu_offload`.
+        """
         field, tensor, data = "trainer.strategy", self.tensor_parallel_size, self.data_parallel_size
         if tensor < 1 or ranks % tensor:
             raise UserError(f"{field}.tensor_parallel_size", f"expected a divisor of the {ranks} ranks, got {tensor}")

@@ -83,6 +83,23 @@ def test_global_shapes_uncounted():
     assert counted["optimizer"] > 4 * 8 * shard
 
 
+def test_meshes_with_ranks():
+    from torch._subclasses.fake_tensor import DynamicOutputShapeException
+    from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+
+    def split_and_sharded(mesh):
+        layer = parallelize_module(nn.Linear(WIDTH, WIDTH), mesh["split"], ColwiseParallel(), src_data_rank=None)
+        return fully_shard(layer, mesh=mesh["shard"])
+
+    with compat.fake_ranks(RANKS):
+        mesh = init_device_mesh("cpu", (RANKS // 2, 2), mesh_dim_names=("shard", "split"))
+        with without_memory(), compat.meshes_with_ranks():
+            assert split_and_sharded(mesh).weight.to_local().shape == (WIDTH // RANKS, WIDTH)
+        # If this fails, torch makes such a mesh by itself now.
+        with pytest.raises(DynamicOutputShapeException), without_memory():
+            split_and_sharded(mesh)
+
+
 def test_by_kind():
     from torch.distributed._tools.fsdp2_mem_tracker import _FSDPRefType
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from adadpo_lightning.data.collate import collate
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.estimate.architecture import measure
 from adadpo_lightning.estimate.memory import RunShape, estimate
-from adadpo_lightning.estimate.shape import ranks_of
+from adadpo_lightning.estimate.shape import ranks_of, run_shape
 from adadpo_lightning.losses import build_loss
 from adadpo_lightning.models.loading import LoraOptions, PolicyConfig
 from adadpo_lightning.training.module import PreferenceLitModule
@@ -196,10 +197,44 @@ def test_the_default_config_takes_the_devices_of_this_machine(model_dir, pairs_f
         ranks_of({"devices": "many"})
 
 
-def test_tensor_parallelism_is_not_estimated(model_dir, capsys):
+def test_tensor_parallelism_is_read_from_the_strategy():
+    trainer = {
+        "strategy": {"class_path": "adadpo_lightning.strategies.FSDP2", "init_args": {"tensor_parallel_size": 2}}
+    }
+    module, data = PreferenceLitModule(POLICY, build_loss("simpo")), SimpleNamespace(global_batch_size=24)
+    run = run_shape(module, data, trainer, 8, LENGTHS)
+    assert (run.shards, run.tensor, run.groups, run.micro_batches, run.accumulation) == (4, 2, 4, 8, 2)
+    with pytest.raises(UserError, match=r"tensor_parallel_size: expected a divisor of the 9 ranks, got 2"):
+        run_shape(module, data, trainer, 9, LENGTHS)
+    with pytest.raises(UserError, match="not divisible by 4"):
+        estimate(replace(run, tensor=4, shards=2))
+
+
+def test_a_group_has_and_sends_what_follows_from_the_plan():
+    split, whole = measure(POLICY, LENGTHS, autocast=False, tensor=2), measure(POLICY, LENGTHS, autocast=False)
+    norms = (2 * 5 + 1) * 96 * 4
+    assert split.weights == split.trained == (whole.weights + norms) // 2
+    assert split.outside == (whole.outside + 96 * 4) // 2
+    assert (split.parameters, split.flops, split.logits) == (whole.parameters, whole.flops, whole.logits // 2)
+    assert split.block_input == whole.block_input
+    assert 0.5 < split.block_activations / whole.block_activations < 0.8
+    tokens, scored = 780, 530
+    # Embedding, attention and feed-forward layers; the gradients at the input of five matrices, and of the head.
+    assert split.forward["all-reduce"] == tokens * 11 * 96 * 4
+    assert split.both["all-reduce"] == (tokens * (11 + 5 * 5) + scored) * 96 * 4
+    assert whole.both == {}
+
+
+@pytest.mark.slow
+def test_tensor_parallelism_in_the_command(model_dir, capsys):
     options = ["--config", "configs/strategy/tp_fsdp2.yaml", "--ranks", "8", "--lengths", "10,10,10"]
-    assert main(["estimate", f"--model.policy.path={model_dir}", "--model.loss=dpo", *options]) == 2
-    assert "tensor_parallel_size: got 2" in capsys.readouterr().err
+    command = ["estimate", f"--model.policy.path={model_dir}", "--model.loss=dpo", *options]
+    assert main([*command, "--data.global_batch_size=16", "--data.micro_batch_size=2", "--device_gib=0.0001"]) == 0
+    shown = capsys.readouterr().out
+    assert "8 rank(s), weights over 4, each split over 2; 2 micro-batch(es) a step" in shown
+    assert "tp_fsdp2.yaml, with twice the tensor_parallel_size" in shown
+    assert main([*command, "--trainer.strategy.init_args.tensor_parallel_size=3"]) == 2
+    assert "tensor_parallel_size: expected a divisor of the 8 ranks, got 3" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("optimizer", ["torch.optim.SGD", None])

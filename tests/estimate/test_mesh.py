@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from adadpo_lightning.data.plan import StepPlan
+from adadpo_lightning.errors import UserError
 from adadpo_lightning.estimate import mesh
 from adadpo_lightning.estimate.architecture import Measured
 from adadpo_lightning.estimate.balance import imbalance
@@ -22,6 +23,7 @@ SIZES = Measured(
     weights=4 * GB,
     outside=GB * 4 // 5,
     trained=4 * GB,
+    stored=4,
     parameters=GB,
     trainable=GB,
     blocks=4,
@@ -56,6 +58,30 @@ def test_traffic_by_hand():
     assert traffic(SIZES, replace(RUN, shards=1, ranks=1)) == []
 
 
+# Half of it: what one of two ranks has, and sends to the other.
+HALF = replace(
+    SIZES,
+    weights=2 * GB,
+    outside=GB * 2 // 5,
+    trained=2 * GB,
+    block_activations=GIB // 2,
+    head=GIB // 2,
+    logits=GIB // 8,
+    forward={"all-reduce": 7 * GB, "all-gather": 10},
+    both={"all-reduce": 20 * GB, "all-gather": 10},
+)
+SPLIT = replace(RUN, shards=4, tensor=2)
+
+
+def test_traffic_of_tensor_parallelism_by_hand():
+    gathered, scattered, summed, small = traffic(HALF, replace(SPLIT, reference="frozen"))
+    assert gathered == Sent("all-gather", (0, 2, 4, 6), 3 * (2 * 800_000_000 + 200_000_000 + GB))
+    assert scattered == Sent("reduce-scatter", (0, 2, 4, 6), 3 * 2 * GB)
+    assert summed == Sent("all-reduce", (0, 1), 3 * 27 * GB)
+    assert small == Sent("all-gather", (0, 1), 3 * 20)
+    assert traffic(HALF, replace(SPLIT, ranks=2, shards=1))[0] == Sent("all-reduce", (0, 1), 3 * 20 * GB)
+
+
 def test_time_by_hand():
     cluster = Cluster(nodes=2, gpus=4, inside=100, between=10)
     inside = Sent("all-gather", (0, 1, 2, 3), 4 * GB)
@@ -70,13 +96,20 @@ def test_time_by_hand():
 
 @pytest.fixture
 def sizes(monkeypatch):
-    monkeypatch.setattr(mesh, "measured", lambda run: SIZES)
+    def known(run):
+        if run.tensor > 2:
+            raise UserError("tensor_parallel_size", f"3 heads over {run.tensor}")
+        return SIZES if run.tensor == 1 else HALF
+
+    monkeypatch.setattr(mesh, "measured", known)
 
 
-def test_of_those_that_fit_the_one_that_sends_least_time(sizes):
+def test_of_those_that_fit_the_one_whose_step_takes_least_time(sizes):
     roomy = Cluster(nodes=2, gpus=4, gib=80, inside=100, between=1)
-    found = {str(m): m for m in mesh.meshes(RUN, roomy)}
-    assert list(found) == ["DDP 8", "HSDP 4 x 2", "HSDP 2 x 4", "FSDP2 8"]
+    listed, impossible = mesh.meshes(RUN, roomy)
+    found = {str(m): m for m in listed}
+    assert list(found) == ["DDP 8", "HSDP 4 x 2", "HSDP 2 x 4", "FSDP2 8", "TP 2 x FSDP2 4"]
+    assert impossible == ["mesh with TP 4: tensor_parallel_size: 3 heads over 4"]
     sharded = [found[name] for name in ("HSDP 4 x 2", "HSDP 2 x 4", "FSDP2 8")]
     assert [m.gib for m in sharded] == sorted((m.gib for m in sharded), reverse=True)
     assert (found["FSDP2 8"].inside, found["FSDP2 8"].between) == (0, 7 / 8 * 22.8 * GB)
@@ -91,7 +124,36 @@ def test_of_those_that_fit_the_one_that_sends_least_time(sizes):
         "recommended: HSDP 2 x 4 (--config configs/strategy/fsdp2.yaml --trainer.strategy.init_args.replicas 2)"
         in report
     )
-    assert "no mesh fits: FSDP2 8 needs least" in "\n".join(mesh.mesh_report(RUN, replace(tight, gib=1)))
+    assert "no mesh with TP 4: tensor_parallel_size: 3 heads over 4" in report
+    assert "no mesh fits: TP 2 x FSDP2 4 needs least" in "\n".join(mesh.mesh_report(RUN, replace(tight, gib=1)))
+
+
+def test_tensor_parallelism_where_nothing_else_fits_or_there_are_fewer_micro_batches(sizes):
+    cluster = Cluster(nodes=2, gpus=4, inside=100, between=10, tflops=1000, utilisation=1)
+    found = {str(m): m for m in mesh.meshes(RUN, cluster)[0]}
+    split, whole = found["TP 2 x FSDP2 4"], found["FSDP2 8"]
+    # 24 micro-batches a step on 4 groups of two ranks; three passes of 1e15 each.
+    assert split.computing == whole.computing == pytest.approx(3 * 3 * 1e15 / 1e15)
+    assert split.waiting == pytest.approx(6 * 20 / 100)  # of which a rank of two sends as much as there is
+    # (0, 2, 4, 6) has two GPUs a node, each with a card of 10 GB/s.
+    assert split.sending == pytest.approx(6 * 3 / 4 * (1.8 + 2) / 20)
+    assert split.step == split.waiting + split.computing
+    assert split.gib < whole.gib
+    tight = replace(cluster, gib=1.01 / 0.9 * split.gib)
+    report = "\n".join(mesh.mesh_report(RUN, tight))
+    assert "recommended: TP 2 x FSDP2 4 (--config configs/strategy/tp_fsdp2.yaml" in report
+    assert "strategy.init_args.tensor_parallel_size 2)" in report
+    assert f"FSDP2 8 would take 9.00 s (computing 9.00 s, sending {whole.sending:.2f} s), but needs" in report
+    assert "nothing fits without TP: FSDP2 8 needs least" in report
+    found, impossible = mesh.meshes(replace(RUN, micro_batches=4), cluster)
+    assert [(str(m), m.computing) for m in found] == [("TP 2 x FSDP2 4", pytest.approx(3 / 2))]
+    assert impossible[0] == "mesh with ranks of their own: 8 groups share 4 micro-batches a step"
+
+
+def test_offloading_excludes_tensor_parallelism(sizes):
+    found, impossible = mesh.meshes(replace(RUN, cpu_offload=True), Cluster(nodes=2, gpus=2))
+    assert all(m.tensor == 1 for m in found)
+    assert "cpu_offload: is not supported with tensor parallelism" in impossible[0]
 
 
 @pytest.mark.parametrize(("split", "pairs"), [({"micro_batch_size": 4}, 4), ({"max_tokens": 4096}, 4)])

@@ -37,20 +37,24 @@ LLAMA_70B = {
     "num_hidden_layers": 80,
     "num_attention_heads": 64,
 }
+# Norms of heads, norms after the sums, parts that run side by side, and matrices whose output is gathered.
+OTHERS = [{**SMALL, "model_type": kind, "pad_token_id": 0} for kind in ("qwen3", "gemma2", "cohere", "phi3")]
 LENGTHS = [(60, 120, 90)]
 OPTIONS = {"param_dtype": "bfloat16", "reduce_dtype": "float32"}
 POLICY = PolicyConfig(config=SMALL, tokenizer="none", gradient_checkpointing=True)
 
 
-def both(policy, ranks, *, replicas=1, lengths=LENGTHS, accumulation=1, reference="frozen", loss="adadpo"):
+def both(policy, ranks, *, replicas=1, tensor=1, lengths=LENGTHS, accumulation=1, reference="frozen", loss="adadpo"):
     """The simulation of a run, and its shape."""
     module = PreferenceLitModule(policy, build_loss(loss), reference=reference)
-    found = simulate(module, {**OPTIONS, "replicas": replicas}, ranks, lengths, accumulation, clip=1.0)
+    options = {**OPTIONS, "replicas": replicas, "tensor_parallel_size": tensor}
+    found = simulate(module, options, ranks, lengths, accumulation, clip=1.0)
     run = RunShape(
         policy,
         lengths,
         ranks=ranks,
-        shards=ranks // replicas,
+        shards=ranks // replicas // tensor,
+        tensor=tensor,
         reference=module.reference_mode,
         gathered_dtype=torch.bfloat16,
         reduced_dtype=torch.float32,
@@ -68,13 +72,15 @@ def check(found, run):
         assert ours == pytest.approx(theirs, rel=0.02), name  # buffers, and shards that are padded
     ours, theirs = table["total"]
     assert ours == pytest.approx(theirs, rel=0.15), table
-    block = (sizes.weights - sizes.outside) / sizes.blocks / sizes.weights * 2 * sizes.parameters
-    outside = sizes.outside / sizes.weights * 2 * sizes.parameters
+    block = (sizes.weights - sizes.outside) / sizes.blocks / sizes.stored * 2
+    outside = sizes.outside / sizes.stored * 2
     assert found.whole_blocks == 1
     assert found.gathered <= 1.01 * 2 * (outside + block)  # each of them once as it is received, and once in place
-    # The norm of the gradient is a number per parameter, 3 kB for 80 blocks.
-    sent = {(one.kind, one.ranks): one.size for one in found.sent if one.size > 10_000}
-    expected = {(one.kind, one.ranks): one.size for one in traffic(sizes, run)}
+    # The norm of the gradient is a number per parameter, 3 kB for 80 blocks; in a tensor-parallel group the head
+    # exchanges a few numbers per token.
+    small = 10_000 if run.tensor == 1 else 100_000
+    sent = {(one.kind, one.ranks): one.size for one in found.sent if one.size > small}
+    expected = {(one.kind, one.ranks): one.size for one in traffic(sizes, run) if one.size > small}
     assert sent.keys() == expected.keys()
     for key, size in expected.items():
         assert sent[key] == pytest.approx(size, rel=0.01), key
@@ -86,6 +92,19 @@ def test_a_step_on_8_ranks_is_what_was_estimated():
     # Each of three blocks and the rest for the policy, the blocks again in its backward pass, and all for the
     # reference; gradients of each of them; the norm.
     assert found.calls == {"all-gather": 4 + 3 + 4, "reduce-scatter": 4, "all-reduce": 1}
+
+
+def test_a_step_of_groups_of_2_on_8_ranks_is_what_was_estimated():
+    lengths = [(400, 900, 700)]
+    # Without checkpointing, so that a third of the peak is activations.
+    policy = replace(POLICY, config={**SMALL, "num_hidden_layers": 2}, gradient_checkpointing=False)
+    found, run = both(policy, 8, tensor=2, lengths=lengths, loss="simpo", reference="auto")
+    check(found, run)
+    # A sum after the embedding; in each block after attention and feed-forward layer, and of the gradients at the input
+    # of five matrices; of the gradient at the head's input.
+    rows = 2000 * (1 + 2 * (2 + 5)) + 1600
+    summed = next(one.size for one in found.sent if (one.kind, one.ranks) == ("all-reduce", (0, 1)))
+    assert summed == pytest.approx(rows * SMALL["hidden_size"] * 2, rel=1e-3)
 
 
 @pytest.mark.slow
@@ -101,8 +120,28 @@ def test_a_step_on_8_ranks_is_what_was_estimated():
         ({"reference": "auto"}, replace(POLICY, lora=LoraOptions(r=8, peft={"modules_to_save": ["lm_head"]}))),
         ({"accumulation": 2}, replace(POLICY, config={**SMALL, "tie_word_embeddings": True})),
         ({"lengths": [(400, 900, 700)] * 3, "reference": "cached"}, POLICY),
+        ({"tensor": 2, "lengths": [(60, 120, 90), (30, 110, 50)], "accumulation": 2}, POLICY),
+        ({"tensor": 8, "lengths": [(400, 900, 700)] * 3}, POLICY),
+        ({"tensor": 4, "lengths": [(400, 900, 700)]}, replace(POLICY, gradient_checkpointing="selective")),
+        ({"tensor": 2}, replace(POLICY, config={**SMALL, "tie_word_embeddings": True})),
+        *(({"tensor": 2, "lengths": [(400, 900, 700)]}, replace(POLICY, config=other)) for other in OTHERS),
     ],
-    ids=["accumulated", "hsdp", "plain", "selective", "lora", "dora", "head", "tied", "long"],
+    ids=[
+        "accumulated",
+        "hsdp",
+        "plain",
+        "selective",
+        "lora",
+        "dora",
+        "head",
+        "tied",
+        "long",
+        "tp-accumulated",
+        "tp-long",
+        "tp-selective",
+        "tp-tied",
+        *(f"tp-{other['model_type']}" for other in OTHERS),
+    ],
 )
 def test_other_steps_on_8_ranks(options, policy):
     check(*both(policy, 8, **options))
@@ -113,6 +152,19 @@ def test_other_steps_on_8_ranks(options, policy):
 def test_8b(ranks, replicas):
     policy = replace(POLICY, config=LLAMA_8B, packed_attention="segments")  # fewer operations than the CPU's own
     check(*both(policy, ranks, replicas=replicas, lengths=[(512, 512, 512)] * 2, accumulation=2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tensor", [2, 4, 8])
+def test_8b_in_tensor_parallel_groups(tensor):
+    policy = replace(POLICY, config=LLAMA_8B, packed_attention="segments")
+    check(*both(policy, 8, tensor=tensor, lengths=[(512, 512, 512)] * 2))
+
+
+@pytest.mark.slow
+def test_70b_in_tensor_parallel_groups():
+    policy = replace(POLICY, config=LLAMA_70B, packed_attention="segments")
+    check(*both(policy, 64, tensor=8, lengths=[(512, 512, 512)]))
 
 
 @pytest.mark.slow
