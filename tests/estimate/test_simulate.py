@@ -164,7 +164,7 @@ def test_8b_in_tensor_parallel_groups(tensor):
 @pytest.mark.slow
 def test_70b_in_tensor_parallel_groups():
     policy = replace(POLICY, config=LLAMA_70B, packed_attention="segments")
-    check(*both(policy, 64, tensor=8, lengths=[(512, 512, 512)]))
+    check(*both(policy, 64, tensor=8, lengths=[(512, 512, 512)], reference="cached"))
 
 
 @pytest.mark.slow
