@@ -14,12 +14,14 @@ from lightning.pytorch.trainer.states import TrainerFn
 from adadpo_lightning import fingerprint, gguf, log
 from adadpo_lightning._version import __version__
 from adadpo_lightning.checkpoints.parts import KEY, check_parts, read_checkpoint
-from adadpo_lightning.checkpoints.settings import plain, settings
+from adadpo_lightning.checkpoints.settings import plain, settings, with_defaults
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.hub import is_hub_id
 from adadpo_lightning.models.weights import config_values
 
 if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
     from adadpo_lightning.models.loading import PolicyConfig
     from adadpo_lightning.training.module import PreferenceLitModule
     from adadpo_lightning.training.policy_module import PolicyModule
@@ -100,18 +102,22 @@ class RunRecord:
                 f"The checkpoint, written by {written}, has no fingerprint of data, weights and options. {UNCHECKED}"
             )
             return
-        parts = [merged(part["options"], part["inputs"]) for part in (record["fingerprint"], self.fingerprint(module))]
+        now, then = self.fingerprint(module), record["fingerprint"]
+        options = with_defaults(then["options"], module, getattr(module.trainer, "datamodule", None))
+        parts = [merged(options, then["inputs"]), merged(now["options"], now["inputs"])]
         if not fits:
             parts = [_model_part(part) for part in parts]
         old, new = (without_unused(part, module) for part in parts)
         self.compare(old, new)
 
-    def check_options(self, path: str, options: Mapping[str, Any]) -> None:
+    def check_options(self, path: str, trainer: Trainer, module: PreferenceLitModule, data: Any) -> None:
         """Compare the options of a run that is about to resume, before any model or data are loaded.
 
         Args:
             path: The checkpoint, a file or a directory of shards.
-            options: `settings` of the run.
+            trainer: The trainer of the run.
+            module: Its module, not built.
+            data: Its datamodule.
 
         Raises:
             UserError: Naming each option that differs, unless that is allowed.
@@ -121,7 +127,8 @@ class RunRecord:
         record = content.get(KEY, {})
         check_version(record)
         if "fingerprint" in record and not self.allow_changed:
-            self.compare(record["fingerprint"]["options"], options)
+            then = with_defaults(record["fingerprint"]["options"], module, data)
+            self.compare(then, settings(trainer, module, data))
 
     def compare(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         """Stop where two fingerprints differ, or list the differences if that is allowed.

@@ -7,7 +7,7 @@ How a resume treats an option is written beside the option: in the ``resume`` me
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -63,6 +63,45 @@ def settings(trainer: Trainer, module: LightningModule, data: LightningDataModul
     }
 
 
+def with_defaults(
+    recorded: Mapping[str, Any], module: LightningModule, data: LightningDataModule | None
+) -> dict[str, Any]:
+    """The options of a checkpoint, with the defaults of those that its version of the package did not have."""
+    known = {"model": defaults(module), "data": {} if data is None else defaults(data)}
+    return _filled(recorded, known)
+
+
+def defaults(made: Any) -> dict[str, Any]:
+    """The defaults of the compared options of an object, nested ones included; options without one are left out."""
+    found: dict[str, Any] = {}
+    for name, treatment in treatments(type(made)):
+        if treatment != "compared":
+            continue
+        values = option(made, name)
+        if values and _groups_options(values[0]):
+            found[name] = defaults(values[0])
+        elif (default := _default(type(made), name)) is not Parameter.empty:
+            found[name] = plain(default)
+    return found
+
+
+def _default(made: type, name: str) -> Any:
+    if not is_dataclass(made):
+        return signature(made).parameters[name].default
+    (field,) = (f for f in fields(made) if f.name == name)
+    if field.default_factory is not MISSING:
+        return field.default_factory()
+    return Parameter.empty if field.default is MISSING else field.default
+
+
+def _filled(recorded: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    filled = {**known, **recorded}
+    for name, value in recorded.items():
+        if isinstance(value, Mapping) and isinstance(known.get(name), Mapping):
+            filled[name] = _filled(value, known[name])
+    return filled
+
+
 def _limit(value: Any) -> Any:
     """Lightning writes "no limit" as null before a run and as -1 in it."""
     return None if value == -1 else plain(value)
@@ -93,7 +132,11 @@ def plain(value: Any) -> Any:
         return {str(name): plain(item) for name, item in value.items()}
     if isinstance(value, (Sequence, set, frozenset)):
         return [plain(item) for item in value]
-    if is_dataclass(value) and type(value).__name__.endswith(("Config", "Options")):
+    if _groups_options(value):
         return compared(value)
     options = {name: plain(item) for name, item in vars(value).items() if not name.startswith("_")}
     return {"class_path": type(value).__qualname__, "init_args": options}
+
+
+def _groups_options(value: Any) -> bool:
+    return is_dataclass(value) and type(value).__name__.endswith(("Config", "Options"))

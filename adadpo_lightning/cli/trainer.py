@@ -121,7 +121,7 @@ def _fit_alone(trainer: Trainer, built: Namespace, config: Namespace) -> None:
         log.info(f"{config.output_dir} holds a finished run of {step} steps: nothing to do.")
         return
     if config.ckpt_path not in (None, *PASSED_ON):
-        built.model.run_record.check_options(config.ckpt_path, options)
+        built.model.run_record.check_options(config.ckpt_path, trainer, built.model, built.data)
     with lock_directory(config.output_dir, "output_dir") if log.is_rank_zero() else nullcontext():
         # Again: the run that held the lock until now may have ended in the meantime.
         check_output_dir(config.output_dir, resuming=config.ckpt_path is not None or config.auto_resume)

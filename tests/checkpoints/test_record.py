@@ -192,7 +192,7 @@ IGNORED = {
 }
 BY_CONTENT = {"reference_path path gguf_file revision config tokenizer adapter train val chat_template"}
 COMPARED = {
-    "policy loss optimizer scheduler reference sync alpha every_n_steps",
+    "policy loss optimizer scheduler reference sync alpha every_n_steps router_aux_loss_coef",
     "init_seed dtype lora trust_remote_code r alpha dropout target_modules peft quantize",
     "lr weight_decay betas eps fused name warmup_ratio warmup_steps",
     "val_size chat max_length max_prompt_length truncation on_bad_row global_batch_size seed shuffle drop_last",

@@ -17,7 +17,8 @@ from tests.support.losses import loss_keys
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs"
-FIT_CONFIGS = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "study")
+OF_OTHER_COMMANDS = {"study", "recipes"}
+FIT_CONFIGS = sorted(p for p in CONFIGS.rglob("*.yaml") if OF_OTHER_COMMANDS.isdisjoint(p.relative_to(CONFIGS).parts))
 SCHEMA = json.loads((CONFIGS / "schema.json").read_text(encoding="utf-8"))
 VALIDATOR = jsonschema.Draft7Validator(SCHEMA)
 GOOD = {
