@@ -229,11 +229,14 @@ def test_a_group_has_and_sends_what_follows_from_the_plan():
 def test_tensor_parallelism_in_the_command(model_dir, capsys):
     options = ["--config", "configs/strategy/tp_fsdp2.yaml", "--ranks", "8", "--lengths", "10,10,10"]
     command = ["estimate", f"--model.policy.path={model_dir}", "--model.loss=dpo", *options]
-    assert main([*command, "--data.global_batch_size=16", "--data.micro_batch_size=2", "--device_gib=0.0001"]) == 0
-    shown = capsys.readouterr().out
-    assert "8 rank(s), weights over 4, each split over 2; 2 micro-batch(es) a step" in shown
-    assert "tp_fsdp2.yaml, with twice the tensor_parallel_size" in shown
-    assert main([*command, "--trainer.strategy.init_args.tensor_parallel_size=3"]) == 2
+    size = "--trainer.strategy.init_args.tensor_parallel_size"
+    assert main([*command, "--data.global_batch_size=16", "--data.micro_batch_size=2"]) == 0
+    assert "8 rank(s), weights over 4, each split over 2; 2 micro-batch(es) a step" in capsys.readouterr().out
+    advice = "tp_fsdp2.yaml, with twice the tensor_parallel_size"
+    for now, possible in ((1, True), (2, False)):  # the model has two heads of keys and values
+        assert main([*command, f"{size}={now}", "--device_gib=0.0001"]) == 0
+        assert (advice in capsys.readouterr().out) is possible
+    assert main([*command, f"{size}=3"]) == 2
     assert "tensor_parallel_size: expected a divisor of the 8 ranks, got 3" in capsys.readouterr().err
 
 
