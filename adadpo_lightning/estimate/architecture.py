@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from adadpo_lightning.types import PreferenceBatch
 
 Lengths = Sequence[tuple[int, int, int]]
+# Of a weight in nf4 with double quantization: 4 bits, 8 bits for each 64 weights, 32 bits for each 256 of those
+# (arXiv 2305.14314, section 3).
+SCALE_BYTES = 1 / 64 + 4 / (64 * 256)
+NF4_BYTES = 0.5 + SCALE_BYTES
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Measured:
         head: Peak bytes of the head: logits of a chunk and the gradient of its weight.
         logits: Bytes of a chunk's logits, of which the last are kept from the forward to the backward pass.
         flops: Floating-point operations of a forward pass, of all ranks of a group together.
+        replicated: Bytes of the weights that each rank holds whole: the scales of weights in 4 bits.
         forward: Bytes of the collectives of a tensor-parallel group in a forward pass, by kind.
         both: The same in a forward and a backward pass.
     """
@@ -62,6 +67,7 @@ class Measured:
     head: int
     logits: int
     flops: float
+    replicated: int = 0
     forward: Mapping[str, int] = field(default_factory=dict)
     both: Mapping[str, int] = field(default_factory=dict)
 
@@ -102,7 +108,7 @@ def measure(
     forward, both = (of_all_blocks(passes, blocks) for passes in zip(*sent, strict=True)) if sent else ({}, {})
     half = autocast or (compute or _weights_dtype(whole)).itemsize == 2
     return Measured(
-        **_sizes(whole),
+        **_sizes(whole, policy),
         blocks=blocks,
         block_activations=two.saved - one.saved,
         other_activations=2 * one.saved - two.saved,
@@ -221,24 +227,35 @@ def _forward_flops(model: nn.Module, config: Any, lengths: Lengths, scored: int)
     return 2.0 * matrices * tokens + head + attention
 
 
-def _sizes(model: nn.Module) -> dict[str, Any]:
+def _sizes(model: Any, policy: PolicyConfig) -> dict[str, Any]:
     from adadpo_lightning.models.sharding import decoder_blocks
 
+    quantized = _quantized(model) if policy.lora is not None and policy.lora.quantize is not None else set()
     inside = {id(p) for block in decoder_blocks(model) for p in block.parameters()}
     parameters = list(model.parameters())
 
     def size(p: torch.Tensor) -> int:
-        return part(p).numel() * p.element_size()
+        return round(p.numel() * NF4_BYTES) if id(p) in quantized else part(p).numel() * p.element_size()
 
     numbers = sum(p.numel() for p in parameters)
     return {
         "weights": sum(map(size, parameters)),
+        "replicated": round(SCALE_BYTES * sum(p.numel() for p in parameters if id(p) in quantized)),
         "outside": sum(size(p) for p in parameters if id(p) not in inside),
         "trained": sum(size(p) for p in parameters if p.requires_grad),
         "stored": sum(p.numel() * p.element_size() for p in parameters) / numbers,
         "parameters": numbers,
         "trainable": sum(p.numel() for p in parameters if p.requires_grad),
     }
+
+
+def _quantized(model: Any) -> set[int]:
+    """Matrices that bitsandbytes stores in 4 bits: those of linear layers, except the head and what is trained."""
+    base = model.get_base_model()
+    head = base.get_output_embeddings()
+    layers = [m for m in base.modules() if type(m) is torch.nn.Linear and m is not head]
+    ends = {id(p) for end in (head, base.get_input_embeddings()) for p in end.parameters()}
+    return {id(m.weight) for m in layers if not m.weight.requires_grad and id(m.weight) not in ends}
 
 
 def _weights_dtype(model: nn.Module) -> torch.dtype:

@@ -70,6 +70,11 @@ class RunShape:
         gathered = 1.0 if self.gathered_dtype is None else self.gathered_dtype.itemsize / stored
         return gathered, gathered if self.reduced_dtype is None else self.reduced_dtype.itemsize / stored
 
+    @property
+    def quantized(self) -> bool:
+        """Whether the base model is stored in 4 bits, which are gathered as they are."""
+        return self.policy.lora is not None and self.policy.lora.quantize is not None
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -119,9 +124,9 @@ def estimate(run: RunShape, sizes: Measured | None = None) -> Estimate:
         sizes: `measured` of a run that differs only in ranks and shards, if there is one.
     """
     m = sizes or measured(run)
-    state = {"weights": m.weights / run.shards, "optimizer": 2 * m.trained / run.shards}
+    state = {"weights": (m.weights - m.replicated) / run.shards + m.replicated, "optimizer": 2 * m.trained / run.shards}
     if run.second_model:
-        state["reference"] = m.weights / run.shards
+        state["reference"] = state["weights"]
     host = set(OFFLOADED if run.cpu_offload else ()) | ({"activations"} if run.policy.offload_activations else set())
     everything = max(
         ({**state, **moment} for moment in (_sharded(m, run) if run.sharded else [_whole(m, run)])),
@@ -173,7 +178,7 @@ def _sharded(m: Measured, run: RunShape) -> list[dict[str, float]]:
     reduction.
     """
     gathered, reduced = run.widths(m.stored)
-    root, block = m.outside * gathered, (m.weights - m.outside) / m.blocks * gathered
+    root, block = m.outside * gathered, (m.weights - m.outside) / m.blocks * (1.0 if run.quantized else gathered)
     trained = m.trained / m.weights  # with adapters gradients are few
     copies = 1 + reduced / gathered
     (kept, recomputed), gradients = _saved(m, run), m.trained / run.shards

@@ -124,7 +124,7 @@ def traffic(m: Measured, run: RunShape) -> list[Sent]:
     sent = []
     if run.shards > 1:
         sent = [
-            Sent("all-gather", shard, run.accumulation * round(_gathered(m, run) * gathered)),
+            Sent("all-gather", shard, run.accumulation * round(_gathered(m, run, gathered))),
             Sent("reduce-scatter", shard, gradients),
         ]
     if len(replicas) > 1:
@@ -132,12 +132,13 @@ def traffic(m: Measured, run: RunShape) -> list[Sent]:
     return [*sent, *exchanges(m, run)]
 
 
-def _gathered(m: Measured, run: RunShape) -> int:
-    """Bytes of the stored weights that are gathered for a micro-batch."""
-    blocks = m.weights - m.outside
-    weights = 2 * blocks + m.outside
+def _gathered(m: Measured, run: RunShape, width: float) -> float:
+    """Bytes that are gathered for a micro-batch, where a stored byte is gathered as `width` bytes."""
+    blocks = (m.weights - m.outside - m.replicated) * (1.0 if run.quantized else width)
+    outside = m.outside * width
+    weights = 2 * blocks + outside
     if run.second_model:
-        weights += m.weights
+        weights += blocks + outside
     elif run.reference in ("adapter", "adapter_off"):
         weights += blocks  # what is outside of the blocks is still whole from the policy's pass
     return weights

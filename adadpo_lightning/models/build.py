@@ -51,8 +51,10 @@ def build_policy(
         return PolicyModel(model, config)
     folder = weights_folder(config)
     state = torch.get_rng_state()
-    model = None if folder is None else load_model(config, tokenizer, empty=True)
-    reason = _no_folder_reason(config) if folder is None else unstreamable_reason(model, folder)
+    reason = _whole_reason(config, folder)
+    if folder is not None and reason is None:
+        model = load_model(config, tokenizer, empty=True)
+        reason = unstreamable_reason(model, folder)
     if reason is not None:
         log.warn(f"model.policy: {reason}; each rank builds the full model before it is sharded")
         torch.set_rng_state(state)  # a new adapter is the one that a single process draws
@@ -116,7 +118,12 @@ def weights_folder(config: PolicyConfig) -> Path | None:
         ) from error
 
 
-def _no_folder_reason(config: PolicyConfig) -> str:
+def _whole_reason(config: PolicyConfig, folder: Path | None) -> str | None:
+    """Why a model must be loaded whole, as far as its config says; None if it need not."""
+    if config.lora is not None and config.lora.quantize is not None:
+        return "its weights are quantized while they are loaded"
+    if folder is not None:
+        return None
     return "its weights are random" if config.gguf_file is None else f"its weights are in {config.gguf_file}"
 
 

@@ -36,7 +36,7 @@ class LoraOptions:
             ``{use_rslora: true, use_dora: true, modules_to_save: [lm_head], rank_pattern: {q_proj: 32}}``.
         adapter: Directory of a trained adapter to continue from; null starts a new one.
         quantize: ``nf4`` stores the frozen base model in 4 bits (QLoRA, arXiv 2305.14314); requires CUDA and the extra
-            ``qlora``. null keeps the policy's dtype.
+            ``qlora``. Under FSDP2 the packed weights are sharded. null keeps the policy's dtype.
     """
 
     r: int = 16

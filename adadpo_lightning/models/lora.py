@@ -101,6 +101,11 @@ def _trained_adapter(model: PreTrainedModel, path: str) -> Any:
     return loaded
 
 
+def _has_device() -> bool:
+    # Bitsandbytes also computes on CPUs, where it repacks weights in place when a model is evaluated.
+    return torch.cuda.is_available()
+
+
 def quantization_config(config: PolicyConfig) -> Any:
     """Quantization config of a base model in 4 bits; None without quantization.
 
@@ -110,7 +115,7 @@ def quantization_config(config: PolicyConfig) -> Any:
     if config.lora is None or config.lora.quantize is None:
         return None
     field = "model.policy.lora.quantize"
-    if not torch.cuda.is_available():
+    if not _has_device():
         raise UserError(field, "4-bit weights need a CUDA device, but none was found", "set it to null")
     if not find_spec("bitsandbytes"):
         raise UserError(
@@ -125,10 +130,10 @@ def quantization_config(config: PolicyConfig) -> Any:
 
 
 def check_whole(config: PolicyConfig) -> None:
-    """Reject quantization of random or sharded weights: quantization happens while a full model is loaded."""
+    """Reject quantization of random weights: quantization happens while a model is loaded."""
     if config.lora is not None and config.lora.quantize is not None:
         raise UserError(
             "model.policy.lora.quantize",
-            "4-bit weights need a model to load (model.policy.path), and a full copy on each rank",
-            "set it to null, or use the strategy single or ddp",
+            "4-bit weights need a model to load, got random weights",
+            "set model.policy.path, or quantize to null",
         )

@@ -62,6 +62,24 @@ def _parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
+def _check_dtypes(policy: PolicyModel, blocks: list[nn.Module]) -> None:
+    """Stop where FSDP2 would: the gradients of a unit are reduced as one tensor.
+
+    Raises:
+        UserError: If the trained weights of a unit differ in dtype.
+    """
+    inside = {p for block in blocks for p in block.parameters()}
+    for unit in ([p for p in policy.parameters() if p not in inside], *(block.parameters() for block in blocks)):
+        dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in unit if p.requires_grad})
+        if len(dtypes) > 1:
+            raise UserError(
+                "trainer.strategy",
+                f"FSDP2 needs trained weights of one dtype in each block and outside of them, got {dtypes}: peft keeps "
+                "adapters in float32 and copies (modules_to_save) in the dtype of the model",
+                "set model.policy.dtype to float32, or leave those modules out of model.policy.lora.peft",
+            )
+
+
 def shard(policy: PolicyModel, sharding: Sharding, *, frozen: bool = False) -> None:
     """Shard each block, then everything else as one unit: embedding, final norm and head; first split, if wanted.
 
@@ -84,7 +102,9 @@ def shard(policy: PolicyModel, sharding: Sharding, *, frozen: bool = False) -> N
     }
     if sharding.tensor is not None:
         split(policy.causal_lm, sharding.tensor)
-    for block in decoder_blocks(policy.causal_lm):
+    blocks = decoder_blocks(policy.causal_lm)
+    _check_dtypes(policy, blocks)
+    for block in blocks:
         fully_shard(block, **options, reshard_after_forward=True)
     # None keeps the root gathered until its backward pass, which directly follows its forward pass.
     fully_shard(policy, **options, reshard_after_forward=True if frozen else None)

@@ -237,5 +237,7 @@ def test_four_bits_are_refused_where_they_cannot_serve(model_dir):
         load_model(PolicyConfig(path=str(model_dir), lora=lora))
     with pytest.raises(UserError, match="need a model to load"):
         load_model(PolicyConfig(config=GPT2, tokenizer=str(model_dir), lora=lora))
-    with patch("torch.cuda.is_available", return_value=True), pytest.raises(UserError, match="package bitsandbytes"):
+    package = patch("adadpo_lightning.models.lora.find_spec", return_value=None)
+    has_device = patch("torch.cuda.is_available", return_value=True)
+    with package, has_device, pytest.raises(UserError, match="package bitsandbytes"):
         quantization_config(PolicyConfig(path=str(model_dir), lora=lora))
