@@ -46,11 +46,8 @@ METRICS = {
 }
 OUR_LOSS = {"sigmoid": "dpo"}  # where the two have different names
 # Largest differences, relative to 1 or to the value where it is above 1. In float32 rewards over a thousand tokens are
-# off by up to 4e-5 of those in float64, on either side; the ten times higher learning rate of LoRA amplifies it.
-TOLERANCES = {
-    "full": {"loss": 5e-5, "rewards/margins": 2e-4, "grad_norm": 1e-3},
-    "lora": {"loss": 2e-4, "rewards/margins": 1e-3, "grad_norm": 2e-3},
-}
+# off by up to 4e-5 of those in float64, on either side, and steps of the optimizer amplify it.
+TOLERANCES = {"loss": 2e-4, "rewards/margins": 1e-3, "grad_norm": 2e-3}
 # Sums on a GPU are in another order in each kernel.
 LOOSER = {"cpu": 1.0, "cuda": 10.0}
 
@@ -178,9 +175,7 @@ def compare(kind: str, args: argparse.Namespace, model: Path, pairs: Path, folde
                 flush=True,
             )
         wrong = {
-            name: found[name]
-            for name, limit in TOLERANCES[kind].items()
-            if not found[name] <= limit * LOOSER[args.device]
+            name: found[name] for name, limit in TOLERANCES.items() if not found[name] <= limit * LOOSER[args.device]
         }
         steps = [[row["loss"] for row in both[side].metrics] for side in SIDES]
         assert not wrong, f"the two sides train differently: {wrong}; losses {steps}"
