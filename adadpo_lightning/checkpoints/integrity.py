@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from adadpo_lightning.checkpoints.parts import mapped
 from adadpo_lightning.errors import UserError
 
 if TYPE_CHECKING:
@@ -55,6 +56,14 @@ class WholeFileIO(TorchCheckpointIO):
                 f"the checkpoint could not be written: {_first_line(error)}",
                 "earlier checkpoints are intact; free some disk space and resume with --ckpt_path last",
             ) from error
+
+    def load_checkpoint(self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None) -> Any:
+        """Read a checkpoint to the CPU.
+
+        By the device's name: Lightning passes a function, by which torch cannot rebuild subclasses of tensors, such as
+        the 8-bit moments of torchao.
+        """
+        return super().load_checkpoint(path, map_location=map_location, weights_only=weights_only)
 
 
 def _first_line(error: BaseException) -> str:
@@ -134,7 +143,9 @@ def _damage_of_file(path: Path) -> str | None:
         return f"the checksum of {broken} does not match"
     try:
         # The checksums cover the records; this checks the structure around them. Mapped, so that no weights are read.
-        torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        mapped(path)
+    except UserError:
+        raise
     except Exception as error:  # torch's reader raises many kinds
         return f"it cannot be read ({str(error).splitlines()[0]})"
     return None
@@ -161,5 +172,4 @@ def step_of(path: Path) -> int:
     """The optimizer step at which a valid checkpoint was saved."""
     file = path / "meta.pt" if path.is_dir() else path
     # Mapped, not read: the step is a few bytes of what may be gigabytes.
-    state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    return int(state["global_step"])
+    return int(mapped(file)["global_step"])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -28,8 +30,27 @@ RESUMED = {"loops": Mapping, "optimizer_states": list, "lr_schedulers": list, "c
 
 def read_checkpoint(path: Path) -> Any:
     """What a checkpoint holds; its weights are mapped and not read. Of a directory of shards, what is not sharded."""
-    sharded = path.is_dir()
-    return torch.load(path / "meta.pt" if sharded else path, map_location="cpu", weights_only=True, mmap=not sharded)
+    return mapped(path / "meta.pt" if path.is_dir() else path)
+
+
+def mapped(file: Path) -> Any:
+    """What a file of ``torch.save`` holds, without running code of it; tensors are mapped and not read.
+
+    Raises:
+        UserError: If it holds tensors of torchao, which is not installed.
+    """
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except UnpicklingError as error:
+        if "torchao." not in str(error):
+            raise
+    try:
+        import_module("torchao.optim")  # which tells torch that its types are safe
+    except ImportError as error:
+        raise UserError(
+            "torchao", f"{file} has the 8-bit state of its optimizers", "pip install 'adadpo-lightning[torchao]'"
+        ) from error
+    return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
 
 
 def check_parts(checkpoint: Any, *, resume: bool, path: str | None = None) -> None:

@@ -8,9 +8,8 @@ from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from adadpo_lightning.checkpoints.integrity import damage
+from adadpo_lightning.checkpoints.parts import mapped
 from adadpo_lightning.checkpoints.shards import is_sharded
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.losses import Mixture, PreferenceLoss
@@ -157,7 +156,7 @@ def read(path: str | Path) -> Plain:
         raise UserError("checkpoint_path", f"file not found: {path}", "give a file of a run's checkpoints")
     if (reason := damage(source)) is not None:
         raise UserError("checkpoint_path", f"{path} is damaged: {reason}", "give another of the run's checkpoints")
-    content: Plain = torch.load(source, map_location="cpu", weights_only=True, mmap=True)
+    content: Plain = mapped(source)
     if "adadpo_lightning" not in content:
         raise UserError("checkpoint_path", f"{path} was not written by adadpo_lightning")
     return content

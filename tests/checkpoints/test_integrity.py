@@ -3,6 +3,8 @@
 import random
 import resource
 import shutil
+import sys
+from types import ModuleType
 
 import pytest
 import torch
@@ -243,3 +245,15 @@ def test_a_changed_config_is_said_and_can_be_allowed(finished, capsys):
     changed = [*args, "--ckpt_path=last", "--trainer.max_epochs=3", "--allow_changed_config=true"]
     assert run(changed) == 0
     assert max(step for _, step in curves(out)) > max(step for _, step in before)
+
+
+def test_types_of_torchao_are_named(tmp_path, monkeypatch):
+    made = ModuleType("torchao.optim.other")
+    made.Moments = type("Moments", (), {"__module__": made.__name__})
+    for name in ("torchao", "torchao.optim", made.__name__):
+        monkeypatch.setitem(sys.modules, name, made)
+    torch.save({"state": made.Moments()}, tmp_path / "a.ckpt")
+    for name in ("torchao", "torchao.optim", made.__name__):
+        monkeypatch.setitem(sys.modules, name, None)  # as where it is not installed
+    with pytest.raises(UserError, match=r"torchao: .*a\.ckpt has the 8-bit state of its optimizers"):
+        damage(tmp_path / "a.ckpt")

@@ -8,6 +8,7 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
+from adadpo_lightning.checkpoints.parts import read_checkpoint
 from adadpo_lightning.cli.parser import instantiate, parse
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.losses import build_loss
@@ -16,6 +17,8 @@ from adadpo_lightning.training.module import PreferenceLitModule
 from adadpo_lightning.training.optim import OptimizerConfig, SchedulerConfig, as_config, build_optimizer
 from adadpo_lightning.training.optimizer_class import ClassOptimizerConfig
 from tests.support.cli import parser_of
+from tests.support.runs import arguments, run
+from tests.support.tiny import make_model_dir
 from tests.training.test_module import QUIET, data, train, weights
 
 SGD = ClassOptimizerConfig("torch.optim.SGD", {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1})
@@ -179,6 +182,29 @@ def test_adamw_by_its_class_is_the_default(model_dir, pairs_file):
 )
 def test_a_resumed_run_equals_the_uninterrupted_one(model_dir, pairs_file, tmp_path, name):
     check_resume(model_dir, pairs_file, tmp_path, CASES[name])
+
+
+@pytest.mark.slow
+def test_eight_bit_moments_resume_exactly(pairs_file, tmp_path):
+    """Of a model whose matrices have the 4,096 entries from which on torchao stores 8 bits."""
+    pytest.importorskip("torchao")
+    model = make_model_dir(tmp_path / "model", hidden=64)
+
+    def train_in(out, *options):
+        optimizer = ("--model.optimizer.class_path=torchao.optim.AdamW8bit", "--model.optimizer.init_args.lr=1e-3")
+        saving = ("--checkpoint.every_n_train_steps=4", "--checkpoint.save_top_k=-1")
+        given = arguments(model, pairs_file, out, *optimizer, *saving, *options)
+        assert run([option for option in given if not option.startswith("--model.optimizer.lr")]) == 0
+        return read_checkpoint(out / "checkpoints/last.ckpt")
+
+    whole = train_in(tmp_path / "whole")
+    resumed = train_in(tmp_path / "resumed", f"--ckpt_path={tmp_path}/whole/checkpoints/step4.ckpt")
+    states = whole["optimizer_states"][0]["state"].values()
+    assert any(type(moment) is not torch.Tensor for state in states for moment in state.values())
+    assert whole["global_step"] == resumed["global_step"] > 4
+    assert not [
+        name for name, value in whole["state_dict"].items() if not torch.equal(resumed["state_dict"][name], value)
+    ]
 
 
 def check_resume(model_dir, pairs_file, tmp_path, optimizer):
