@@ -124,7 +124,8 @@ def test_an_array_whose_job_is_requeued_at_its_signal_ends_the_same(tmp_path, mo
         return "Restarts=1" in shown and "Reason=BeginTime" in shown
 
     until(requeued, 60)
-    slurm(cluster, "scontrol", "update", f"JobId={job}", "StartTime=now")  # SLURM would wait two minutes
+    # SLURM would wait two minutes; within the same second the node still refuses the first attempt's credential.
+    slurm(cluster, "scontrol", "update", f"JobId={job}", "StartTime=now+5")
     until(lambda: not slurm(cluster, "squeue", "--noheader").strip(), 240)
     assert [status_of(study, each) for each in jobs_of(study)] == ["done", "done"]
     log = (tmp_path / f"{job}.log").read_text()
