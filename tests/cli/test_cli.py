@@ -3,7 +3,6 @@
 import itertools
 import json
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,10 +12,9 @@ from transformers import AutoModelForCausalLM
 from adadpo_lightning.cli import main
 from adadpo_lightning.cli.parser import parse as parse_with
 from adadpo_lightning.losses import available_losses, build_loss, loss_class
-from tests.support.cli import parser_of
+from tests.support.cli import CONFIGS, FIT_CONFIGS, parser_of
 from tests.support.tiny import make_rows, write_rows
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 LOSSES = sorted(CONFIGS.glob("loss/*.yaml"))
 
 
@@ -37,9 +35,6 @@ def test_every_loss_has_a_config_with_every_option_and_the_default_values(parse)
         loss = build_loss(key)
         assert written["class_path"].endswith(f".{type(loss).__name__}")
         assert written.get("init_args", {}) == vars(loss)
-
-
-FIT_CONFIGS = sorted(path for path in CONFIGS.rglob("*.yaml") if path.parent.name != "study")
 
 
 @pytest.mark.parametrize("path", FIT_CONFIGS, ids=lambda p: str(p.relative_to(CONFIGS)))

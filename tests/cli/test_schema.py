@@ -12,13 +12,10 @@ import yaml
 from adadpo_lightning import callbacks
 from adadpo_lightning.cli.parser import parse
 from adadpo_lightning.losses import available_losses, loss_class
-from tests.support.cli import parser_of
+from tests.support.cli import CONFIGS, FIT_CONFIGS, parser_of
 from tests.support.losses import loss_keys
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = ROOT / "configs"
-OF_OTHER_COMMANDS = {"study", "recipes"}
-FIT_CONFIGS = sorted(p for p in CONFIGS.rglob("*.yaml") if OF_OTHER_COMMANDS.isdisjoint(p.relative_to(CONFIGS).parts))
 SCHEMA = json.loads((CONFIGS / "schema.json").read_text(encoding="utf-8"))
 VALIDATOR = jsonschema.Draft7Validator(SCHEMA)
 GOOD = {
