@@ -45,11 +45,16 @@ STEPS = 4
 def point(values: dict[str, int], args: argparse.Namespace) -> dict[str, float]:
     """Time of the fastest step, which other load on the machine disturbed least, and peak memory of one point."""
     MODELS["v4k"].update(num_hidden_layers=values["layers"], vocab_size=values["vocabulary"])
-    row = {"prompt": [5] * PROMPT, "chosen": [6] * (values["length"] - 1), "rejected": [7] * (values["length"] - 1)}
+    sizes = {"prompt": PROMPT, "chosen": values["length"] - 1, "rejected": values["length"] - 1}
+    # Of other tokens in each pair: what pairs share is computed once.
+    rows = [
+        {name: [5 + 3 * pair + side] * size for side, (name, size) in enumerate(sizes.items())}
+        for pair in range(values["pairs"])
+    ]
     with tempfile.TemporaryDirectory() as folder:
         save_model(Path(folder), "v4k")
         here, there = mp.get_context("spawn").Pipe()
-        job = (there, "packed", Path(folder), [row] * values["pairs"], args.device, args.dtype, args.threads)
+        job = (there, "packed", Path(folder), rows, args.device, args.dtype, args.threads)
         process = mp.get_context("spawn").Process(target=serve, args=job, daemon=True)
         process.start()
         receive(here)
