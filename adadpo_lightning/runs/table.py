@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,10 @@ class Table:
     def __init__(self, path: Path, *, continued: bool) -> None:
         self.path = path
         self.columns: list[str] = []
-        self.old: list[Row] = []
-        self.new: list[Row] | None = None  # None as long as no row was written
+        self._old: list[
+            Row
+        ] = []  # those of the earlier run that this one has not written again; its own stay on the disk
+        self._first = True
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             if not continued:
@@ -43,12 +45,16 @@ class Table:
 
     def _open(self) -> None:
         """Read what is there, without an incomplete last row."""
+        self.columns, self._old = self._read()
+        if not self.path.read_bytes().endswith(b"\n"):
+            self._rewrite(self._old)
+
+    def _read(self) -> tuple[list[str], list[Row]]:
+        """The columns and the complete rows of the file."""
         text = self.path.read_text(encoding="utf-8")
         reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
-        self.columns = list(reader.fieldnames or ())
-        self.old = [{name: value for name, value in row.items() if value} for row in reader]
-        if not text.endswith("\n"):
-            self._rewrite()
+        columns = list(reader.fieldnames or ())
+        return columns, [{name: value for name, value in row.items() if value} for row in reader]
 
     def append(self, step: int, values: Mapping[str, Any]) -> int:
         """Write one row.
@@ -61,40 +67,40 @@ class Table:
             Number of rows of the earlier run that were moved to ``replaced.csv``.
         """
         row = {name: str(value) for name, value in ({"step": step} | dict(values)).items()}
-        first = self.new is None
-        moved = self._replace(lambda old: _is_repeated(old, step, row, later=first))
-        self.new = [*(self.new or ()), row]
+        moved = self._move([old for old in self._old if _is_repeated(old, step, row, later=self._first)])
+        self._first = False
         missing = sorted(set(row) - set(self.columns))
-        if missing:
+        if missing or moved:
+            there = self._read()[1] if self.path.exists() else []
             self.columns += missing
-            self._rewrite()
+            self._rewrite([*(old for old in there if _key(old) not in moved), row])
         else:
             with self.path.open("ab", buffering=0) as file:
                 file.write(self._text([row]))
-            if moved:
-                self._rewrite()
-        return moved
+        return len(moved)
 
     def sync(self) -> None:
         """Wait until all rows are on the disk, so that power loss cannot take them either."""
         with self.path.open("ab") as file:
             os.fsync(file.fileno())
 
-    def _replace(self, repeated: Callable[[Row], bool]) -> int:
-        gone = [row for row in self.old if repeated(row)]
-        if gone:
-            with self.path.with_name("replaced.csv").open("a", encoding="utf-8", newline="") as file:
-                for row in gone:
-                    csv.writer(file).writerows((row["step"], name, row[name]) for name in row if name != "step")
-            self.old = [row for row in self.old if not repeated(row)]
-        return len(gone)
+    def _move(self, gone: Sequence[Row]) -> set[tuple[tuple[str, str], ...]]:
+        """Move rows of the earlier run to ``replaced.csv``; returns their keys."""
+        if not gone:
+            return set()
+        with self.path.with_name("replaced.csv").open("a", encoding="utf-8", newline="") as file:
+            for row in gone:
+                csv.writer(file).writerows((row["step"], name, row[name]) for name in row if name != "step")
+        moved = {_key(row) for row in gone}
+        self._old = [row for row in self._old if _key(row) not in moved]
+        return moved
 
-    def _rewrite(self) -> None:
+    def _rewrite(self, rows: Iterable[Row]) -> None:
         partial = self.path.with_name(f".{self.path.name}.partial")
         try:
             with partial.open("wb") as file:
                 header = dict(zip(self.columns, self.columns, strict=True))
-                file.write(self._text([header, *self.old, *(self.new or ())]))
+                file.write(self._text([header, *rows]))
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(self.path)
@@ -106,6 +112,10 @@ class Table:
         text = io.StringIO(newline="")
         csv.DictWriter(text, self.columns, lineterminator="\n").writerows(rows)
         return text.getvalue().encode()
+
+
+def _key(row: Row) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(row.items()))
 
 
 def _is_repeated(old: Row, step: int, row: Row, *, later: bool) -> bool:

@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 
 import pytest
 import torch
 
 from adadpo_lightning.runs.csv_logger import AppendingCSVLogger
+from adadpo_lightning.runs.table import Table
 from adadpo_lightning.runs.logs import read_tables
 from adadpo_lightning.runs.table import Table
 
@@ -134,3 +136,20 @@ def test_a_kill_loses_no_row(tmp_path):
         found = read_tables(tmp_path / str(attempt))["train/loss"]
         assert [step for step, _ in found[: last + 1]] == list(range(last + 1))
         assert len(found) <= last + 2
+
+
+def test_rows_are_not_kept_in_memory(tmp_path):
+    table = Table(tmp_path / "metrics.csv", continued=False)
+    table.append(0, {"loss": 0.0})
+    tracemalloc.start()
+    try:
+        for step in range(1, 1000):
+            table.append(step, {"loss": step / 7})
+        grown, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert grown < 50_000
+    assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 1001
+    table.append(1000, {"loss": 0.5, "new": 1.0})
+    lines = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert (lines[0], lines[2], lines[-1], len(lines)) == ("loss,step,new", f"{1 / 7},1,", "0.5,1000,1.0", 1002)
