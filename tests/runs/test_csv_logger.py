@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from adadpo_lightning.runs.csv_logger import AppendingCSVLogger
-from adadpo_lightning.runs.table import Table
 from adadpo_lightning.runs.logs import read_tables
 from adadpo_lightning.runs.table import Table
 
