@@ -68,7 +68,10 @@ class Table:
         """
         row = {name: str(value) for name, value in ({"step": step} | dict(values)).items()}
         moved = self._move([old for old in self._old if _is_repeated(old, step, row, later=self._first)])
-        self._first = False
+        if self._first:
+            # A resumed run does not go back behind its first row; validation and training count steps one apart.
+            self._old = [old for old in self._old if int(old.get("step", -1)) >= step - 1]
+            self._first = False
         missing = sorted(set(row) - set(self.columns))
         if missing or moved:
             there = self._read()[1] if self.path.exists() else []
