@@ -26,7 +26,16 @@ def reading_end() -> int:
 def follow_parent() -> None:
     """End this process and its group by SIGTERM when the parent has ended, if the parent asked for it by `VARIABLE`."""
     if (handle := os.environ.pop(VARIABLE, None)) is not None:
-        threading.Thread(target=_end_after, args=(int(handle),), daemon=True).start()
+        end_after(int(handle))
+
+
+def end_after(handle: int) -> None:
+    """End this process and its group by SIGTERM when the last writer of a pipe has closed it.
+
+    Args:
+        handle: File descriptor of its reading end.
+    """
+    threading.Thread(target=_end_after, args=(handle,), daemon=True).start()
 
 
 def _end_after(handle: int) -> None:
