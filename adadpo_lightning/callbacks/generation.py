@@ -45,12 +45,14 @@ class Answer:
         ids: Token ids, including the terminator.
         finished: Whether it ended with a terminator.
         kl: Sum of `kl_terms` over the tokens, in nats; None without a reference.
+        reference_logp: Log-probability under the reference, in nats; None without one.
     """
 
     number: int
     ids: list[int]
     finished: bool
     kl: float | None = None
+    reference_logp: float | None = None
 
 
 class GenerationCallback(Callback):
@@ -60,7 +62,8 @@ class GenerationCallback(Callback):
     (fraction of answers that end with a terminator), and with a reference ``val/kl/policy`` and
     ``val/kl/policy_stderr``: KL(policy || reference) per token, from `kl_terms` on the sampled tokens. It estimates the
     policy's divergence only with default sampling (temperature 1, all tokens). It is a mean over tokens, so long
-    answers weigh more.
+    answers weigh more; so is ``val/generation/reference_logps_per_token``, the log-probability of the answers under the
+    reference, which falls when they become less fluent.
 
     The answers are written as a text table to TensorBoard, as a table to loggers with ``log_table`` (Weights & Biases),
     and as lines to ``<output_dir>/generations.jsonl`` for any other logger or without one.
@@ -203,9 +206,11 @@ class GenerationCallback(Callback):
             step_pairs=len(pairs),
             step_chosen_tokens=sum(lengths),
         ).to(module.device)
-        terms = kl_terms(module(batch) - reference(batch))
-        for answer, part in zip(answers, torch.split(terms, lengths), strict=True):
-            answer.kl = float(part.double().sum())
+        logps = reference(batch)
+        terms = kl_terms(module(batch) - logps)
+        parts = torch.split(terms, lengths), torch.split(logps, lengths)
+        for answer, kl, logp in zip(answers, *parts, strict=True):
+            answer.kl, answer.reference_logp = float(kl.double().sum()), float(logp.double().sum())
 
     def _row(self, tokenizer: Any, answer: Answer) -> list[Any]:
         texts = [
@@ -233,6 +238,9 @@ def statistics(answers: Sequence[Answer]) -> dict[str, float]:
         metrics[names.KL_POLICY] = kl
         if len(sums) > 1:
             metrics[names.KL_POLICY_STDERR] = stderr
+    logps = [answer.reference_logp for answer in answers if answer.reference_logp is not None]
+    if logps:
+        metrics[names.GENERATION_REFERENCE_LOGPS] = sum(logps) / sum(lengths)
     return metrics
 
 

@@ -18,7 +18,13 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _METRICS = {str(value).partition("/")[0] for name, value in vars(names).items() if name.isupper()}
 
 # Logged of prompts that belong to no set.
-_OF_PROMPTS = {names.GENERATION_LENGTH, names.GENERATION_EOS_RATE, names.KL_POLICY, names.KL_POLICY_STDERR}
+_OF_PROMPTS = {
+    names.GENERATION_LENGTH,
+    names.GENERATION_EOS_RATE,
+    names.GENERATION_REFERENCE_LOGPS,
+    names.KL_POLICY,
+    names.KL_POLICY_STDERR,
+}
 
 
 def listed(sources: Sources | None) -> list[SourceConfig]:

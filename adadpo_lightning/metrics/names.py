@@ -57,9 +57,11 @@ LENGTH_MARGIN_CORRELATION = "length/margin_correlation"
 ENTROPY_CHOSEN = "entropy/chosen"
 ENTROPY_REJECTED = "entropy/rejected"
 
-# Answers that the policy generates at validations; the rate of those that end with a terminator is a fraction.
+# Answers that the policy generates at validations: tokens, the fraction that ends with a terminator, and how likely the
+# reference finds them, nats per token.
 GENERATION_LENGTH = "generation/length"
 GENERATION_EOS_RATE = "generation/eos_rate"
+GENERATION_REFERENCE_LOGPS = "generation/reference_logps_per_token"
 
 # The run.
 LEARNING_RATE = "learning_rate"

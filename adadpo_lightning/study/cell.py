@@ -26,7 +26,7 @@ from adadpo_lightning.study.commands import (
     seed_folder,
 )
 from adadpo_lightning.study.directory import fingerprint_of, result_path
-from adadpo_lightning.study.grid import Cell, source_cell
+from adadpo_lightning.study.grid import Cell, JudgedPrompts, at_seed, source_cell
 from adadpo_lightning.study.result_file import write_result
 
 if TYPE_CHECKING:
@@ -220,8 +220,9 @@ def judge_embedded(study: StudyConfig, cell: Cell, folder: Path) -> dict[str, fl
 
 def judge_responses(study: StudyConfig, cell: Cell, folder: Path) -> dict[str, float]:
     """Win rates of answers to the study's prompts, from ``generate``, the annotator if any, and ``evaluate``."""
-    if (how := study.evaluation) is None:
+    if study.evaluation is None:
         return {}
+    how = JudgedPrompts(**at_seed(asdict(study.evaluation), cell.seed))
     report = folder / "evaluation.json"
     run_in_a_process(generate_arguments(how, cell, folder))  # its own process: the trained model's memory is released
     if how.annotate:

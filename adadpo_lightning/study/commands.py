@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adadpo_lightning.errors import UserError
+from adadpo_lightning.study.grid import at_seed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,7 +69,10 @@ def fit_arguments(study: StudyConfig, cell: Cell, options: dict[str, Any], outpu
         arguments += _embedded_arguments(study, cell.seed, output_dir)
     else:
         arguments += ["--auto_resume=true", "--trainer.callbacks+=adadpo_lightning.callbacks.ExportHF"]
-    return arguments + [f"--{name}={option_value(value)}" for name, value in study.fit_options.items()]
+        if study.evaluation is not None:
+            arguments.append("--trainer.callbacks.init_args.merge=true")  # `generate` needs a model, not an adapter
+    further = at_seed(study.fit_options, cell.seed)
+    return arguments + [f"--{name}={option_value(value)}" for name, value in further.items()]
 
 
 def option_value(value: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from adadpo_lightning import fingerprint, log
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.runs.lock import lock_directory
 from adadpo_lightning.shipped import find_config
-from adadpo_lightning.study.grid import as_document, jobs_of
+from adadpo_lightning.study.grid import as_document, at_seed, jobs_of
 from adadpo_lightning.study.result_file import read_result
 
 if TYPE_CHECKING:
@@ -104,6 +104,9 @@ def fingerprint_of(study: StudyConfig, job: Job, shared: dict[str, Any] | None =
     else:
         arm = asdict(study.arms[job.cell.arm])
         own = {"seed": job.seed, "lr": job.cell.lr, "beta": job.cell.beta, **{key: arm[key] for key in OF_ARM}}
+        texts = _texts([study.fit_options, asdict(study.evaluation) if study.evaluation else None])
+        if of_seed := _content_of_files(at_seed(text, job.seed) for text in texts if "{seed}" in text):
+            own["files"] = of_seed
     return {"shared": shared_fingerprint(study) if shared is None else shared, "job": plain(own)}
 
 
@@ -133,13 +136,17 @@ def content_of(fit_configs: Sequence[str], fit_options: Mapping[str, Any], besid
         UserError: If a config is not valid YAML.
     """
     configs = [_config(name) for name in fit_configs]
-    paths = sorted({text for text in _texts([configs, fit_options, beside]) if text not in fit_configs})
+    paths = {text for text in _texts([configs, fit_options, beside]) if text not in fit_configs}
     return {
         "numerics": fingerprint.NUMERICS_VERSION,
         "fit_configs": {str(number): config for number, config in enumerate(configs, start=1)},
         "fit_options": fit_options,
-        "files": {path: found for path in paths if (found := fingerprint.of_path(path)) is not None},
+        "files": _content_of_files(paths),
     }
+
+
+def _content_of_files(texts: Iterable[str]) -> dict[str, Any]:
+    return {text: found for text in sorted(texts) if (found := fingerprint.of_path(text)) is not None}
 
 
 def plain(value: Any) -> Any:

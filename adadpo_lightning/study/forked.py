@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import runpy
 import signal
 import sys
 import threading
@@ -117,9 +118,7 @@ def run_command(arguments: Sequence[str], output: str | None) -> None:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
     sys.argv = [COMMAND[-1], *arguments]
-    from adadpo_lightning.cli import main
-
-    sys.exit(main(arguments))
+    runpy.run_module(COMMAND[-1], run_name="__main__", alter_sys=True)
 
 
 def _signal(process: int, number: int) -> None:

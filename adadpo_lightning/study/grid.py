@@ -70,7 +70,7 @@ class JudgedPrompts:
     """How a trained policy of a study on your own data is judged, by the subcommands ``generate`` and ``evaluate``.
 
     In `annotate` and `evaluate`, ``{folder}`` is the directory of the cell, ``{responses}`` its file of responses, and
-    ``{python}`` the interpreter.
+    ``{python}`` the interpreter; ``{seed}`` anywhere is the cell's seed.
 
     Args:
         prompts: As ``--prompts`` of ``generate``.
@@ -116,13 +116,15 @@ class StudyConfig:
         learning_rates: Swept for every arm.
         betas: Swept for every arm.
         seeds: Pipeline seeds: on the embedded task each redraws warm-up, pairs, training and evaluation, on your own
-            data the order of the pairs and what is random in training.
+            data the order of the pairs and what is random in training, and the pairs too if `fit_options` names files
+            by ``{seed}``.
         arms: The ways to train, by name.
         name: Title of the report.
         task: embedded makes warm-up model and pairs itself; preference runs on the model and data of `fit_configs`.
         embedded: Size of the embedded task.
         fit_configs: Configs of ``fit`` under every cell, in order; null takes the quickstart's for the embedded task.
-        fit_options: Options of ``fit`` under every cell by their dotted names, such as data.max_length.
+        fit_options: Options of ``fit`` under every cell by their dotted names, such as data.max_length; ``{seed}`` in a
+            text is the cell's seed.
         evaluation: How a policy is judged (task preference); null leaves it at the logged metrics.
         keep_models: Keep the exported policy of every cell.
         paper: Published figures by headline, shown in a column of their own.
@@ -187,6 +189,20 @@ class StudyConfig:
 def options_at(arm: Arm, strength: float) -> dict[str, Any]:
     """Options of the loss of an arm at one strength."""
     return arm.options if arm.strength is None else {**arm.options, arm.strength: strength}
+
+
+def at_seed(value: Any, seed: int) -> Any:
+    """The same with ``{seed}`` replaced in every text.
+
+    Example:
+        >>> at_seed({"data.train": "pairs_{seed}.jsonl", "data.max_length": 256}, 3)
+        {'data.train': 'pairs_3.jsonl', 'data.max_length': 256}
+    """
+    if isinstance(value, str):
+        return value.replace("{seed}", str(seed))
+    if isinstance(value, dict):
+        return {name: at_seed(each, seed) for name, each in value.items()}
+    return [at_seed(each, seed) for each in value] if isinstance(value, list) else value
 
 
 def _check_numbers(field: str, values: Sequence[float], above: float) -> None:

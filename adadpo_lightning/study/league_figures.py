@@ -40,10 +40,10 @@ def draw_league(study: StudyConfig, results: Results, output: Path) -> dict[str,
     figures: dict[str, str] = {}
     for measure in judged_by(results):
         label = MEASURES[measure].label
-        if results.has("kl"):
-            save(frontier(study, results, measure), output, f"{measure}_against_kl")
+        if kl := next((name for name in ("kl", "kl_token") if results.has(name)), None):
+            save(frontier(study, results, measure, kl), output, f"{measure}_against_kl")
             figures[f"{measure}_against_kl"] = (
-                f"{label} against on-policy KL to the warm-up model, means over seeds. Pale dots are cells, large dots "
+                f"{label} against on-policy KL to the model before, means over seeds. Pale dots are cells, large dots "
                 "best cells (by the same seeds, so a little too high); an open diamond is the twin of the loss it is "
                 "joined to."
             )
@@ -57,7 +57,7 @@ def draw_league(study: StudyConfig, results: Results, output: Path) -> dict[str,
     return figures
 
 
-def frontier(study: StudyConfig, results: Results, measure: str = "gold") -> Figure:
+def frontier(study: StudyConfig, results: Results, measure: str = "gold", against: str = "kl") -> Figure:
     """A measure against on-policy KL: pale dots are cells, large ones the best cell of each arm, means over seeds.
 
     Colours are the groups of losses; a twin is an open diamond, joined to its plain loss.
@@ -72,7 +72,7 @@ def frontier(study: StudyConfig, results: Results, measure: str = "gold") -> Fig
     for arm in results.arms():
         own = colour[loss_class(study.arms[arm].loss).group]
         table = cells_by_seed(results, arm, measure).mean(axis=1)
-        kl = cells_by_seed(results, arm, "kl").mean(axis=1).reindex(table.index)
+        kl = cells_by_seed(results, arm, against).mean(axis=1).reindex(table.index)
         axes.scatter(kl, table, s=8, color=own, alpha=0.3, linewidths=0)
         if len(table) and np.isfinite(kl[table.idxmax()]):
             best[arm] = (float(kl[table.idxmax()]), float(table.max()))
@@ -90,7 +90,7 @@ def frontier(study: StudyConfig, results: Results, measure: str = "gold") -> Fig
     axes.axhline(50, color=INK, linewidth=0.8, linestyle=":")
     axes.set_xscale("symlog", linthresh=0.1)
     axes.set_xlim(left=0)
-    axes.set_xlabel("on-policy KL to the warm-up model, nats an answer", color=INK)
+    axes.set_xlabel(f"on-policy KL to the model before, {MEASURES[against].unit}", color=INK)
     axes.set_ylabel(f"{MEASURES[measure].label}, {MEASURES[measure].unit}", color=INK)
     axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
     plain_axes(axes)

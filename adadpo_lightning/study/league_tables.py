@@ -25,13 +25,16 @@ from adadpo_lightning.study.results import MEASURES, Results
 if TYPE_CHECKING:
     from adadpo_lightning.study.grid import StudyConfig
 
-JUDGED_BY = ("gold", "lc")
-BESIDE = ("kl", "length", "chosen", "accuracy", "ratio")
+BESIDE = ("kl", "kl_token", "length", "fluency", "chosen", "rejected", "accuracy", "ratio")
 
 
 def judged_by(results: Results) -> list[str]:
-    """The measures that rank the arms; without a judge the accuracy on validation pairs."""
-    return [name for name in JUDGED_BY if results.has(name)] or ["accuracy"]
+    """The measures that rank the arms; without a judge the accuracy on validation pairs.
+
+    Where answers have a gold win rate, the judge's raw one is not among them: the difference is the judge's bias.
+    """
+    first = "gold" if results.has("gold") else "wr"
+    return [name for name in (first, "lc") if results.has(name)] or ["accuracy"]
 
 
 def section(study: StudyConfig, results: Results, measure: str) -> dict[str, Any]:
@@ -98,7 +101,7 @@ def pair_table(means: Sequence[Corrected], bests: Sequence[Corrected]) -> list[l
 
 def beside_table(results: Results, arms: Sequence[str], measure: str) -> list[list[str]]:
     """The other measures, at the best cell of `measure` and as the mean of cells."""
-    names = [name for name in (*JUDGED_BY, *BESIDE) if name != measure and results.has(name)]
+    names = [name for name in (*judged_by(results), *BESIDE) if name != measure and results.has(name)]
     heads = [f"{MEASURES[name].label}, {kind}" for kind in ("best", "mean") for name in names]
     lines = [["arm", *heads]]
     for arm in arms:

@@ -52,6 +52,8 @@ MEASURES = {
     "gold": Measure("gold WR", "%", ("gold_win_rate",), 100.0),
     "lc_wr": Measure("LC - WR", "%", ()),
     "kl": Measure("on-policy KL", "nats an answer", ("kl",), digits=2),
+    "kl_token": Measure("on-policy KL", "nats a token", (names.val(names.KL_POLICY),), digits=3),
+    "fluency": Measure("fluency", "nats a token", (names.val(names.GENERATION_REFERENCE_LOGPS),), digits=2),
     "length": Measure("length", "tokens", ("length", "mean_length")),
     "accuracy": Measure("reward accuracy", "%", (names.val(names.REWARDS_ACCURACIES),), 100.0),
     "margin": Measure("reward margin", "", (names.val(names.REWARDS_MARGINS),), digits=2),

@@ -72,10 +72,11 @@ def test_metrics_are_those_of_the_sampled_ids(model_dir, pairs_file, tmp_path, l
     callback = Keeping(prompts=9, max_new_tokens=12, batch_size=4, seed=3)
     seen = fit(lit, pairs_file, callback, tmp_path)
     policy, reference = plain(model_dir, lit), plain(model_dir)
-    sums, lengths = [], []
+    sums, lengths, fluency = [], [], []
     for answer in callback.kept:
         prompt = callback._encoded[answer.number]
-        d = logps_by_hand(policy, prompt, answer.ids) - logps_by_hand(reference, prompt, answer.ids)
+        fluency.append(logps_by_hand(reference, prompt, answer.ids))
+        d = logps_by_hand(policy, prompt, answer.ids) - fluency[-1]
         sums.append(np.sum(np.exp(-d) - 1 + d))
         lengths.append(len(answer.ids))
         assert 2 not in answer.ids[:-1]  # nothing after the end of turn
@@ -86,6 +87,7 @@ def test_metrics_are_those_of_the_sampled_ids(model_dir, pairs_file, tmp_path, l
     kl = sums.sum() / lengths.sum()
     assert kl > 1e-3
     assert seen["val/kl/policy"] == pytest.approx(kl, rel=1e-5)
+    assert seen["val/generation/reference_logps_per_token"] == pytest.approx(np.concatenate(fluency).mean(), rel=1e-5)
     mean = lengths.mean()
     stderr = np.std((sums - kl * lengths) / mean, ddof=1) / 3  # residuals about a line through 0 have mean 0
     assert seen["val/kl/policy_stderr"] == pytest.approx(stderr, rel=1e-5)

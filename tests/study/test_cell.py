@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -11,8 +12,10 @@ from adadpo_lightning.errors import UserError
 from adadpo_lightning.runs.logs import read_metrics
 from adadpo_lightning.study.cell import COEFFICIENT, judge_responses, last_values, run_job
 from adadpo_lightning.study.commands import fit_arguments, run_program
-from adadpo_lightning.study.directory import status_of
+from adadpo_lightning.study.directory import save_study, status_of
+from adadpo_lightning.study.forked import Forked, is_available
 from adadpo_lightning.study.grid import Arm, Cell, EmbeddedTaskConfig, JudgedPrompts, StudyConfig, jobs_of
+from adadpo_lightning.study.jobs import run_study
 from tests.evaluation.test_judges import classifier_dir
 from tests.support.tiny import make_rows, write_rows
 
@@ -84,6 +87,15 @@ def test_one_reference_cache_serves_all_cells(study):
     assert len(caches) == 2  # training and validation pairs
 
 
+@pytest.mark.skipif(not is_available(), reason="needs a fork server")
+def test_forked_processes_give_the_same_results(study, tmp_path):
+    arms = {"dpo": study.arms["dpo"]}
+    again = replace(study, output_dir=str(tmp_path), arms=arms)
+    save_study(again)
+    assert run_study(again, 1, runner=Forked()) == 0
+    assert result(again, "dpo")["metrics"] == result(study, "dpo")["metrics"]
+
+
 def test_models_are_not_kept_unless_asked(study):
     assert not list(study.root.glob("cells/*/run/export"))
 
@@ -130,7 +142,7 @@ def test_an_annotator_runs_between_answers_and_win_rates(tmp_path, monkeypatch):
         prompts="alpaca_eval.json",
         judge="annotations",
         generate={"format": "alpaca_eval", "temperature": 0.9},
-        annotate=["{python}", "annotator", "{responses}", "--into", "{folder}/judged"],
+        annotate=["{python}", "annotator", "{responses}", "--into", "{folder}/judged", "--draw={seed}"],
         evaluate={"annotations": "{folder}/judged/annotations.json", "penalty": "l1_cv", "bootstrap": 0},
     )
     study = StudyConfig(
@@ -157,7 +169,7 @@ def test_an_annotator_runs_between_answers_and_win_rates(tmp_path, monkeypatch):
     generate, annotate, evaluate = calls
     answers = folder / "responses.json"  # AlpacaEval reads a list only from a file of this kind
     assert {f"--output={answers}", f"--generator={job.name}", "--seed=7", "--temperature=0.9"} <= set(generate)
-    assert annotate == [sys.executable, "annotator", str(answers), "--into", f"{folder}/judged"]
+    assert annotate == [sys.executable, "annotator", str(answers), "--into", f"{folder}/judged", "--draw=7"]
     assert evaluate[1:] == [
         "--judge=annotations",
         f"--output={folder / 'evaluation.json'}",
@@ -177,12 +189,13 @@ def test_a_missing_annotator_and_a_missing_opponent_are_user_errors(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_preference_study_trains_answers_and_is_judged(tmp_path, model_dir, monkeypatch):
+@pytest.mark.parametrize("lora", [None, {"r": 4}], ids=["full", "lora"])
+def test_a_preference_study_trains_answers_and_is_judged(tmp_path, model_dir, monkeypatch, lora):
     """Your own model and data: fit, then `generate` and `evaluate` in processes of their own."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     pairs = write_rows(tmp_path / "pairs.jsonl", make_rows(12))
     config = {
-        "model": {"policy": {"path": str(model_dir)}, "loss": {"class_path": "DPO"}},
+        "model": {"policy": {"path": str(model_dir), "lora": lora}, "loss": {"class_path": "DPO"}},
         "data": {"train": str(pairs), "val": str(pairs), "global_batch_size": 4, "max_length": 40},
         "trainer": {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False},
     }

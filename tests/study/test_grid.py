@@ -18,6 +18,7 @@ from adadpo_lightning.runs.lock import lock_directory
 from adadpo_lightning.shipped import find_config
 from adadpo_lightning.study import cell
 from adadpo_lightning.study.cell import run_job
+from adadpo_lightning.study.commands import fit_arguments
 from adadpo_lightning.study.directory import fingerprint_of, result_path, save_study, status_of
 from adadpo_lightning.study.grid import Arm, Job, JudgedPrompts, StudyConfig, cells_of, find_job, jobs_of
 from adadpo_lightning.study.jobs import run_study, schedule
@@ -55,6 +56,7 @@ def test_cells_are_the_product_over_arms_grid_and_seeds():
         ("real_text", 6),
         ("league", 5 + 27 * 2 * 20 + 40),
         ("balance_questions", 5 + 20 * 20),
+        ("sentiment/study", 7 * 2 * 3),
     ],
 )
 def test_shipped_studies_are_well_formed(name, jobs):
@@ -225,6 +227,26 @@ def test_cells_of_changed_configs_or_data_are_not_mixed(tmp_path):
     pairs.write_text("{ }\n")
     with pytest.raises(UserError, match=r"shared\.files\.\S*pairs\.jsonl: \w{12} -> \w{12}"):
         save_study(preference(tmp_path))
+
+
+def test_each_seed_may_have_pairs_of_its_own(tmp_path):
+    (tmp_path / "fit.yaml").write_text("{}")
+    for seed in (0, 1):
+        (tmp_path / f"pairs_{seed}.jsonl").write_text("{}\n")
+    options = {"fit_options": {"data.train": str(tmp_path / "pairs_{seed}.jsonl")}}
+    grid = preference(tmp_path, seeds=[0], **options)
+    save_study(grid)
+    finish(grid, jobs_of(grid)[0])
+    more = preference(tmp_path, seeds=[0, 1], **options)
+    save_study(more)  # another seed's pairs are no change
+    for each in cells_of(more):
+        arguments = fit_arguments(more, each, each.options, tmp_path)
+        assert f"--data.train={tmp_path}/pairs_{each.seed}.jsonl" in arguments
+    (tmp_path / "pairs_1.jsonl").write_text("{ }\n")
+    save_study(more)
+    (tmp_path / "pairs_0.jsonl").write_text("{ }\n")
+    with pytest.raises(UserError, match=r"job\.files\.\S*pairs_0\.jsonl: \w{12} -> \w{12}"):
+        save_study(more)
 
 
 @pytest.mark.parametrize(
