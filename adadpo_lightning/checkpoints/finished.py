@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,17 +44,23 @@ def mark_finished(output_dir: str | Path, step: int, options: Mapping[str, Any])
     sync_folder(folder)
 
 
-def finished_step(output_dir: str | Path, options: Mapping[str, Any], checkpoint: str | None) -> int | None:
+def finished_step(
+    output_dir: str | Path,
+    options: Mapping[str, Any],
+    checkpoint: str | None,
+    complete: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+) -> int | None:
     """The last step of a run that ended with the same options; None if there is more to do.
 
     Args:
         output_dir: The run's directory.
         options: `settings` of the run that is about to start.
         checkpoint: The run's latest valid checkpoint; if it is of an earlier step, the last one is damaged.
+        complete: Adds the defaults of options that the version which ended the run did not have.
     """
     try:
         found = json.loads((Path(output_dir) / MARKER).read_text(encoding="utf-8"))
-        step, before = int(found["step"]), found["options"]
+        step, before = int(found["step"]), complete(found["options"])
         same = not fingerprint.differences(before, json.loads(json.dumps(options)))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

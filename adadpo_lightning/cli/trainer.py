@@ -7,6 +7,7 @@ import shutil
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from adadpo_lightning.checkpoints.finished import finished_step, mark_finished, 
 from adadpo_lightning.checkpoints.history import CONFIG
 from adadpo_lightning.checkpoints.parts import check_parts, read_checkpoint
 from adadpo_lightning.checkpoints.resume import PASSED_ON, resolve_checkpoint
-from adadpo_lightning.checkpoints.settings import settings
+from adadpo_lightning.checkpoints.settings import settings, with_defaults
 from adadpo_lightning.cli.fit_options import Method, method_options
 from adadpo_lightning.cli.output_dir import check_output_dir
 from adadpo_lightning.cli.parser import instantiate
@@ -116,7 +117,8 @@ def _check_sections(config: Namespace) -> None:
 def _fit_alone(trainer: Trainer, built: Namespace, config: Namespace) -> None:
     """Train with a lock on the output directory, and not again once the run is finished."""
     options = settings(trainer, built.model, built.data)
-    step = finished_step(config.output_dir, options, config.ckpt_path) if config.auto_resume else None
+    complete = partial(with_defaults, module=built.model, data=built.data)
+    step = finished_step(config.output_dir, options, config.ckpt_path, complete) if config.auto_resume else None
     if step is not None:
         log.info(f"{config.output_dir} holds a finished run of {step} steps: nothing to do.")
         return

@@ -1,5 +1,6 @@
 """One run writes to a directory at a time, and a finished one is not run again."""
 
+import json
 import multiprocessing as mp
 import os
 import signal
@@ -46,6 +47,13 @@ def test_a_second_run_is_refused_until_the_first_is_killed(holder, tmp_path, mod
     assert run(args) == 0  # as a job system starts it once more
     assert "out holds a finished run of 1 steps: nothing to do." in capsys.readouterr().err
     assert len(list((tmp_path / "out/csv").iterdir())) == 1
+
+    marker = tmp_path / "out/finished.json"
+    ended = json.loads(marker.read_text())
+    del ended["options"]["model"]["router_aux_loss_coef"]  # as a version wrote it that did not have this option
+    marker.write_text(json.dumps(ended))
+    assert run(args) == 0
+    assert "nothing to do" in capsys.readouterr().err
 
     whole = pairs.read_text()
     write_rows(pairs, make_rows(12)[4:])
