@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from adadpo_lightning import log
 from adadpo_lightning.embedded.gold import JUDGE_LENGTH_BIAS, Grade, grade
 from adadpo_lightning.embedded.sampling import encode_prompts, load_exported, sample_answers, score_answers
 from adadpo_lightning.embedded.task import EmbeddedTask, read_rows, write_rows
@@ -46,7 +47,7 @@ def evaluate_embedded(
 
         - ``gold_win_rate``: by the gold reward; a tie is half a win.
         - ``judge_win_rate``, ``judge_win_rate_lc``: soft preference of the judge without noise, raw and from
-          `length_controlled_win_rate`.
+          `length_controlled_win_rate`, which is missing, with a warning, where it has no finite value.
         - ``kl``, ``kl_per_token``: on-policy KL to the warm-up model, nats per answer and per token.
         - ``gold``, ``length``, ``warmup_gold``, ``warmup_length``: mean gold reward and tokens, model and pool.
         - ``answer``: the answer score; ``answer_right``: share of answers that are right and complete.
@@ -118,12 +119,21 @@ def _comparison(grades: Sequence[Grade], answers: Sequence[Sample], rows: list[d
     return {
         "gold_win_rate": win_rate(gold, pool_gold),
         "judge_win_rate": mean_over_prompts(preferences),
-        "judge_win_rate_lc": length_controlled_win_rate(preferences, longer),
+        **_length_controlled(preferences, longer),
         "gold": mean_over_prompts(gold),
         "length": mean_over_prompts(length),
         "warmup_gold": mean_over_prompts(pool_gold),
         "warmup_length": mean_over_prompts(pool_length),
     }
+
+
+def _length_controlled(preferences: np.ndarray, longer: np.ndarray) -> dict[str, Estimate]:
+    """Nothing where it does not exist: a policy that lost every comparison has its gold win rate all the same."""
+    try:
+        return {"judge_win_rate_lc": length_controlled_win_rate(preferences, longer)}
+    except UserError as error:
+        log.warn(f"No length-controlled win rate: {error.problem}.")
+        return {}
 
 
 def _contents(grades: Sequence[Grade], answers: Sequence[Sample]) -> dict[str, Estimate]:

@@ -121,6 +121,8 @@ def summarise(found: Mapping[str, float]) -> dict[str, str]:
     """
 
     def measured(name: str, scale: float = 1.0, unit: str = "") -> str:
+        if name not in found:
+            return "no finite estimate"
         return f"{scale * found[name]:.2f}{unit} ± {scale * found[name + '_se']:.2f}"
 
     return {

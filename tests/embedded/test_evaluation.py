@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from adadpo_lightning.embedded.evaluation import evaluate_embedded, sample_pool
+from adadpo_lightning.embedded.task import read_rows, write_rows
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.evaluation.length_controlled import length_controlled_win_rate
 from adadpo_lightning.evaluation.statistics import mean_over_prompts, win_rate
@@ -84,6 +85,21 @@ def test_a_pool_serves_many_evaluations(task, warmup_dir, other_dir, tmp_path):
     assert first["warmup_gold"] == second["warmup_gold"]
     with pytest.raises(UserError, match="has other prompts than these 9"):
         evaluate_embedded(other_dir, warmup_dir, task.root, n_prompts=9, pool=pool)
+
+
+def test_a_length_controlled_rate_that_does_not_exist_is_left_out_and_said(
+    task, warmup_dir, other_dir, tmp_path, capsys
+):
+    pool = tmp_path / "pool.jsonl"
+    sample_pool(warmup_dir, task.root, pool, n_prompts=10)
+    # The length alone tells who wins.
+    rows = [{**row, "gold": [9.0, 9.0, -9.0, -9.0], "length": [0, 0, 500, 500]} for row in read_rows(pool)]
+    write_rows(pool, rows)
+    scores = evaluate_embedded(other_dir, warmup_dir, task.root, n_prompts=10, pool=pool)
+    assert scores["gold_win_rate"] == 0.5
+    assert {"judge_win_rate", "kl", "length"} <= scores.keys()
+    assert "judge_win_rate_lc" not in scores
+    assert "No length-controlled win rate: the length difference" in capsys.readouterr().err
 
 
 def test_more_prompts_than_there_are(task, warmup_dir):
