@@ -29,6 +29,8 @@ TRAINER = (
     "gradient_clip_val",
     "gradient_clip_algorithm",
 )
+# What forms a micro-batch, which decides the numbers only where routers have a loss.
+MICRO_BATCH = ("micro_batch_size", "max_tokens")
 # Where objects group their options.
 GROUPS = ("options", "batching", "sets")
 
@@ -54,13 +56,22 @@ def settings(trainer: Trainer, module: LightningModule, data: LightningDataModul
     scheduler = getattr(module, "scheduler_config", None)
     scheduled_loss = getattr(getattr(module, "loss", None), "scheduled", False)
     any_length = scheduler is not None and not scheduler.depends_on_length and not scheduled_loss
-    return {
+    found = {
         "model": compared(module),
         "data": {} if data is None else compared(data),
         "trainer": {
             name: _limit(getattr(trainer, name, None)) for name in TRAINER if not (any_length and name in LENGTH)
         },
     }
+    if getattr(module, "router_aux_loss_coef", 0.0):
+        # Their loss is a mean over a micro-batch, so it depends on which tokens form one.
+        found["model"]["policy"] |= _named(module.policy_config, ("layout",))
+        found["data"] |= _named(data, MICRO_BATCH)
+    return found
+
+
+def _named(made: Any, names: Sequence[str]) -> dict[str, Any]:
+    return {name: plain(value) for name in names for value in option(made, name)}
 
 
 def with_defaults(
@@ -109,8 +120,7 @@ def _limit(value: Any) -> Any:
 
 def compared(made: Any) -> dict[str, Any]:
     """The compared options of an object, nested ones included; one that a user's class does not keep is left out."""
-    names = [name for name, treatment in treatments(type(made)) if treatment == "compared"]
-    return {name: plain(value) for name in names for value in option(made, name)}
+    return _named(made, [name for name, treatment in treatments(type(made)) if treatment == "compared"])
 
 
 def option(made: Any, name: str) -> list[Any]:

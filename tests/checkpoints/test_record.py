@@ -10,8 +10,9 @@ import yaml
 from lightning.pytorch import Trainer
 
 from adadpo_lightning.checkpoints.record import KEY
-from adadpo_lightning.checkpoints.settings import TRAINER, option, treatments
+from adadpo_lightning.checkpoints.settings import TRAINER, option, settings, treatments
 from adadpo_lightning.data.datamodule import PreferenceDataModule
+from adadpo_lightning.fingerprint import differences
 from adadpo_lightning.losses import available_losses, build_loss, loss_class
 from adadpo_lightning.models.loading import LoraOptions, PolicyConfig
 from adadpo_lightning.reference.sync import SyncOptions
@@ -198,6 +199,20 @@ COMPARED = {
     "val_size chat max_length max_prompt_length truncation on_bad_row global_batch_size seed shuffle drop_last",
     "lists special_tokens chat_template_kwargs score group",
 }
+
+
+def test_micro_batches_and_layout_are_compared_where_routers_have_a_loss():
+    def of(coefficient, layout="packed", **batching):
+        module = PreferenceLitModule(
+            PolicyConfig("model", layout=layout), build_loss("dpo"), router_aux_loss_coef=coefficient
+        )
+        return settings(Trainer(max_epochs=1, logger=False), module, PreferenceDataModule(**batching))
+
+    for other in ({"layout": "padded"}, {"micro_batch_size": 3}, {"max_tokens": 64}):
+        assert of(0.0, **other) == of(0.0)
+        (name,) = other
+        (said,) = differences(of(0.1), of(0.1, **other))
+        assert f".{name}: " in said
 
 
 def test_every_config_key_is_classified():
