@@ -59,6 +59,7 @@ MEASURES = {
     "margin": Measure("reward margin", "", (names.val(names.REWARDS_MARGINS),), digits=2),
     "ratio": Measure("balance ratio", "", (names.val(names.BALANCE_RATIO),), digits=3),
     "chosen": Measure("drift of chosen", "nats", (names.val(names.DISPLACEMENT_CHOSEN),)),
+    "correlation": Measure("margin-length correlation", "", (names.val(names.LENGTH_MARGIN_CORRELATION),), digits=2),
     "rejected": Measure("drift of rejected", "nats", (names.val(names.DISPLACEMENT_REJECTED),)),
 }
 

@@ -57,6 +57,7 @@ def test_cells_are_the_product_over_arms_grid_and_seeds():
         ("league", 5 + 27 * 2 * 20 + 40),
         ("balance_questions", 5 + 20 * 20),
         ("sentiment/study", 7 * 2 * 3),
+        ("judged_pairs/study", 3 * 3),
     ],
 )
 def test_shipped_studies_are_well_formed(name, jobs):
