@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +17,7 @@ from adadpo_lightning.study.results import MEASURES, Results
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from adadpo_lightning.study.grid import StudyConfig
@@ -45,7 +46,7 @@ def draw_league(study: StudyConfig, results: Results, output: Path) -> dict[str,
             figures[f"{measure}_against_kl"] = (
                 f"{label} against on-policy KL to the model before, means over seeds. Pale dots are cells, large dots "
                 "best cells (by the same seeds, so a little too high); an open diamond is the twin of the loss it is "
-                "joined to."
+                "joined to. Cells more than 5 points below the worst best cell are not shown."
             )
         if family := all_comparisons(study, results):
             means, bests = (corrected(results, family, measure, best=best) for best in (False, True))
@@ -82,19 +83,62 @@ def frontier(study: StudyConfig, results: Results, measure: str = "gold", agains
         axes.scatter(x, y, s=42, marker="D" if twin else "o", color="none" if twin else own, edgecolors=own, zorder=3)
         if plain in best:
             axes.plot(*zip(best[plain], (x, y), strict=True), color=own, linewidth=0.8, alpha=0.6)
-        if not twin:
-            axes.annotate(arm, (x, y), (4, 4), textcoords="offset points", fontsize=8, color=INK)
     for group, own in colour.items():
         axes.scatter([], [], s=42, color=own, label=group)
     axes.scatter([], [], s=42, marker="D", color="none", edgecolors=INK, label="twin")
     axes.axhline(50, color=INK, linewidth=0.8, linestyle=":")
     axes.set_xscale("symlog", linthresh=0.1)
     axes.set_xlim(left=0)
+    if best:
+        axes.set_ylim(bottom=min(y for _, y in best.values()) - 5)  # where cells collapsed, the others would be a line
     axes.set_xlabel(f"on-policy KL to the model before, {MEASURES[against].unit}", color=INK)
     axes.set_ylabel(f"{MEASURES[measure].label}, {MEASURES[measure].unit}", color=INK)
     axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
     plain_axes(axes)
+    label_dots(axes, {arm: at for arm, at in best.items() if study.arms[arm].twin_of is None})
     return figure
+
+
+def label_dots(axes: Axes, dots: Mapping[str, tuple[float, float]]) -> None:
+    """Name dots, each as near to its own as other dots and names allow, with a line to it where that is far.
+
+    Call it last: places depend on the limits of the axes.
+
+    Args:
+        axes: The axes.
+        dots: The position of each dot in data coordinates, by name.
+    """
+    from matplotlib.transforms import Bbox
+
+    figure = axes.get_figure(root=True)
+    if figure is None:
+        raise ValueError("the axes belong to no figure")
+    figure.draw_without_rendering()  # now the layout is known
+    points = 72 / figure.dpi
+    places = {name: np.asarray(axes.transData.transform(at)) * points for name, at in dots.items()}
+    taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in places.values()]
+    for name, (x, y) in sorted(places.items(), key=lambda each: -each[1][1]):
+        text = axes.annotate(name, dots[name], (0, 0), textcoords="offset points", fontsize=8, color=INK)
+        size = np.asarray(text.get_window_extent().size) * points
+        for dx, dy in _offsets(*size):
+            box = Bbox.from_bounds(x + dx, y + dy, *size)
+            if not any(box.overlaps(other) for other in taken):
+                break
+        taken.append(box)
+        text.set_position((dx, dy))
+        if abs(dy + size[1] / 2) > size[1]:
+            line = {"arrowstyle": "-", "color": INK, "linewidth": 0.4, "alpha": 0.6, "shrinkA": 0, "shrinkB": 3}
+            side = "left" if dx > 0 else "right"
+            at = (dx if dx > 0 else dx + size[0], dy + size[1] / 2)
+            axes.annotate("", dots[name], at, textcoords="offset points", ha=side, arrowprops=line)
+
+
+def _offsets(width: float, height: float) -> Iterator[tuple[float, float]]:
+    """Lower left corners of a text to the right and to the left of a dot, in points, the nearest first."""
+    for far in range(20):
+        for up in (far, -far) if far else (0,):
+            yield 6, (up - 0.5) * height
+            yield -6 - width, (up - 0.5) * height
 
 
 def differences(means: Sequence[Corrected], bests: Sequence[Corrected], measure: str) -> Figure:

@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 from scipy import stats
 
 from adadpo_lightning.study.comparisons import Comparison
@@ -20,7 +21,7 @@ from adadpo_lightning.study.league import (
     difference,
     standing,
 )
-from adadpo_lightning.study.league_figures import draw_league
+from adadpo_lightning.study.league_figures import draw_league, label_dots
 from adadpo_lightning.study.league_tables import ranking
 from adadpo_lightning.study.report import render
 from adadpo_lightning.study.results import MEASURES, Results, table_of
@@ -191,3 +192,17 @@ def test_without_a_judge_the_accuracy_ranks():
     text = render(league, results, {})
     assert "## reward accuracy" in text
     assert "nan" not in text
+
+
+def test_names_of_dots_cover_neither_each_other_nor_the_dots():
+    draw = np.random.default_rng(0)
+    dots = {f"loss{i}": (x, 50 + y) for i, (x, y) in enumerate(draw.normal(0, 0.05, (40, 2)))}
+    figure = Figure(figsize=(10, 6.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.scatter(*zip(*dots.values(), strict=True))
+    axes.set_xlim(-1, 1)
+    label_dots(axes, dots)
+    boxes = [text.get_window_extent() for text in axes.texts if text.get_text()]
+    assert len(boxes) == 40
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+    assert not any(box.contains(*axes.transData.transform(at)) for box in boxes for at in dots.values())
