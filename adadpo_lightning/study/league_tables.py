@@ -25,7 +25,18 @@ from adadpo_lightning.study.results import MEASURES, Results
 if TYPE_CHECKING:
     from adadpo_lightning.study.grid import StudyConfig
 
-BESIDE = ("kl", "kl_token", "length", "fluency", "chosen", "rejected", "accuracy", "ratio", "correlation")
+BESIDE = (
+    "kl",
+    "kl_token",
+    "length",
+    "fluency",
+    "chosen",
+    "rejected",
+    "accuracy",
+    "ratio",
+    "coefficient",
+    "correlation",
+)
 
 
 def judged_by(results: Results) -> list[str]:

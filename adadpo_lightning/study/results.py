@@ -58,6 +58,7 @@ MEASURES = {
     "accuracy": Measure("reward accuracy", "%", (names.val(names.REWARDS_ACCURACIES),), 100.0),
     "margin": Measure("reward margin", "", (names.val(names.REWARDS_MARGINS),), digits=2),
     "ratio": Measure("balance ratio", "", (names.val(names.BALANCE_RATIO),), digits=3),
+    "coefficient": Measure("mean coefficient", "", (names.train(names.BALANCE_COEFFICIENT),), digits=3),
     "chosen": Measure("drift of chosen", "nats", (names.val(names.DISPLACEMENT_CHOSEN),)),
     "correlation": Measure("margin-length correlation", "", (names.val(names.LENGTH_MARGIN_CORRELATION),), digits=2),
     "rejected": Measure("drift of rejected", "nats", (names.val(names.DISPLACEMENT_REJECTED),)),
