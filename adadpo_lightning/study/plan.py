@@ -12,9 +12,9 @@ from adadpo_lightning.study.result_file import read_result
 if TYPE_CHECKING:
     from adadpo_lightning.study.grid import Job, StudyConfig
 
-# Seconds of one core for a job of the embedded task at its default size: the 520 runs of the committed studies, and the
-# preparation of a seed on the same machine.
-PREPARE, CELL = 150.0, 15.3
+# Seconds of a job of the embedded task at its default size, two side by side on 2 cores and nothing else: those of
+# docs/study/balance_questions.
+PREPARE, CELL = 64.0, 11.0
 
 
 def plan_lines(study: StudyConfig, workers: int) -> list[str]:

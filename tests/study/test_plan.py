@@ -27,7 +27,7 @@ def test_a_fresh_study_takes_the_time_of_the_committed_ones(tmp_path):
         "  simper: 2 x 1 x 2 = 4 cells, 0 done",
     ]
     hours = (2 * PREPARE + 16 * CELL) / 2 / 3600
-    assert lines[3] == f"about {hours:.1f} hours with 2 side by side, 15 s a cell as in the committed studies"
+    assert lines[3] == f"about {hours:.1f} hours with 2 side by side, 11 s a cell as in the committed studies"
 
 
 def test_a_begun_study_takes_its_own(tmp_path):
