@@ -46,7 +46,7 @@ def draw_league(study: StudyConfig, results: Results, output: Path) -> dict[str,
             figures[f"{measure}_against_kl"] = (
                 f"{label} against on-policy KL to the model before, means over seeds. Pale dots are cells, large dots "
                 "best cells (by the same seeds, so a little too high); an open diamond is the twin of the loss it is "
-                "joined to. Cells more than 5 points below the worst best cell are not shown."
+                "joined to. Cells far beyond the worst best cell are not shown."
             )
         if family := all_comparisons(study, results):
             means, bests = (corrected(results, family, measure, best=best) for best in (False, True))
@@ -87,10 +87,14 @@ def frontier(study: StudyConfig, results: Results, measure: str = "gold", agains
         axes.scatter([], [], s=42, color=own, label=group)
     axes.scatter([], [], s=42, marker="D", color="none", edgecolors=INK, label="twin")
     axes.axhline(50, color=INK, linewidth=0.8, linestyle=":")
-    axes.set_xscale("symlog", linthresh=0.1)
     axes.set_xlim(left=0)
-    if best:
-        axes.set_ylim(bottom=min(y for _, y in best.values()) - 5)  # where cells collapsed, the others would be a line
+    if best:  # where cells collapsed, the others would be a line
+        divergences, values = zip(*best.values(), strict=True)
+        if max(divergences) > 20 * max(min(divergences), 0.0):
+            axes.set_xscale("symlog", linthresh=0.1)
+        else:
+            axes.set_xlim(right=1.2 * max(divergences))
+        axes.set_ylim(bottom=min(values) - 5)
     axes.set_xlabel(f"on-policy KL to the model before, {MEASURES[against].unit}", color=INK)
     axes.set_ylabel(f"{MEASURES[measure].label}, {MEASURES[measure].unit}", color=INK)
     axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
