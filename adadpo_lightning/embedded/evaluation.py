@@ -128,10 +128,12 @@ def _comparison(grades: Sequence[Grade], answers: Sequence[Sample], rows: list[d
 
 
 def _length_controlled(preferences: np.ndarray, longer: np.ndarray) -> dict[str, Estimate]:
-    """Nothing where it does not exist: a policy that lost every comparison has its gold win rate all the same."""
+    """Nothing where the length alone tells who wins: the gold win rate is known all the same."""
     try:
         return {"judge_win_rate_lc": length_controlled_win_rate(preferences, longer)}
     except UserError as error:
+        if error.field != "length control":
+            raise
         log.warn(f"No length-controlled win rate: {error.problem}.")
         return {}
 

@@ -1,6 +1,6 @@
 """Commands of this package in processes that start with everything imported.
 
-An import of torch, Lightning and transformers takes as long as half a run of the embedded task. A server imports them
+An import of torch, Lightning and transformers takes half as long as a run of the embedded task. A server imports them
 once and forks itself for each command. It runs nothing itself, so that no thread is lost in a fork.
 """
 

@@ -121,7 +121,7 @@ def _run_cells(study: StudyConfig, config: Namespace) -> int:
     if config.ray is not None:
         with ray_tasks(study, config.ray, config.ray_options) as (runner, most):
             return run_study(study, config.jobs or most, runner=runner)
-    # A run of the embedded task is one process on the CPU, and shorter than what it imports takes twice.
+    # A run of the embedded task is one process on the CPU, and imports would take a third of it.
     forked = study.task == "embedded" and is_available()
     return run_study(study, _workers(study, config), runner=Forked() if forked else None)
 
