@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -77,20 +78,21 @@ class Forked:
             process = self._context.Process(target=run_command, args=(list(command[len(COMMAND) :]), name))
             process.start()
             self._running.add(process)
-        try:
+        wait([process.sentinel])
+        # An exit status can be read once, and `start` in another thread reads those of all processes.
+        with self._lock:
+            self._running.discard(process)
             process.join()
             return process.exitcode
-        finally:
-            with self._lock:
-                self._running.discard(process)
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Send a signal to all running commands, prevent new ones, and return how many received it."""
         with self._lock:
             self.stopped = True
             for process in self._running:
-                with suppress(ProcessLookupError):
-                    _signal(process.pid or 0, number)
+                if process.pid is not None:  # it has one once it is started
+                    with suppress(ProcessLookupError):
+                        _signal(process.pid, number)
             return len(self._running)
 
 
