@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,8 @@ class Table:
     def __init__(self, path: Path, *, continued: bool) -> None:
         self.path = path
         self.columns: list[str] = []
-        self._old: list[
-            Row
-        ] = []  # those of the earlier run that this one has not written again; its own stay on the disk
+        # Of the earlier run, what this one may write again; the rest of the file is never held in memory.
+        self._old: list[Row] = []
         self._first = True
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
@@ -44,17 +44,20 @@ class Table:
             self._open()
 
     def _open(self) -> None:
-        """Read what is there, without an incomplete last row."""
-        self.columns, self._old = self._read()
-        if not self.path.read_bytes().endswith(b"\n"):
-            self._rewrite(self._old)
+        """Read the columns of what is there; cut off an incomplete last row."""
+        there = self.path.read_bytes()
+        complete = there.rfind(b"\n") + 1
+        if complete < len(there):
+            os.truncate(self.path, complete)
+        with self.path.open(encoding="utf-8", newline="") as file:
+            self.columns = list(csv.DictReader(file).fieldnames or ())
 
-    def _read(self) -> tuple[list[str], list[Row]]:
-        """The columns and the complete rows of the file."""
-        text = self.path.read_text(encoding="utf-8")
-        reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
-        columns = list(reader.fieldnames or ())
-        return columns, [{name: value for name, value in row.items() if value} for row in reader]
+    def _rows(self) -> Iterator[Row]:
+        """The rows of the file, one at a time."""
+        if self.path.exists():
+            with self.path.open(encoding="utf-8", newline="") as file:
+                for row in csv.DictReader(file):
+                    yield {name: value for name, value in row.items() if value}
 
     def append(self, step: int, values: Mapping[str, Any]) -> int:
         """Write one row.
@@ -67,19 +70,18 @@ class Table:
             Number of rows of the earlier run that were moved to ``replaced.csv``.
         """
         row = {name: str(value) for name, value in ({"step": step} | dict(values)).items()}
-        moved = self._move([old for old in self._old if _is_repeated(old, step, row, later=self._first)])
         if self._first:
             # A resumed run does not go back behind its first row; validation and training count steps one apart.
-            self._old = [old for old in self._old if int(old.get("step", -1)) >= step - 1]
-            self._first = False
+            self._old = [old for old in self._rows() if _step(old) >= step - 1]
+        moved = self._move([old for old in self._old if _is_repeated(old, step, row, later=self._first)])
+        self._first = False
         missing = sorted(set(row) - set(self.columns))
         if missing or moved:
-            there = self._read()[1] if self.path.exists() else []
             self.columns += missing
-            self._rewrite([*(old for old in there if _key(old) not in moved), row])
+            self._rewrite(chain((old for old in self._rows() if _key(old) not in moved), [row]))
         else:
             with self.path.open("ab", buffering=0) as file:
-                file.write(self._text([row]))
+                file.write(self._text(row))
         return len(moved)
 
     def sync(self) -> None:
@@ -101,9 +103,10 @@ class Table:
     def _rewrite(self, rows: Iterable[Row]) -> None:
         partial = self.path.with_name(f".{self.path.name}.partial")
         try:
-            with partial.open("wb") as file:
-                header = dict(zip(self.columns, self.columns, strict=True))
-                file.write(self._text([header, *rows]))
+            with partial.open("w", encoding="utf-8", newline="") as file:
+                writer = csv.DictWriter(file, self.columns, lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(rows)
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(self.path)
@@ -111,9 +114,9 @@ class Table:
             partial.unlink(missing_ok=True)
             raise
 
-    def _text(self, rows: Iterable[Row]) -> bytes:
+    def _text(self, row: Row) -> bytes:
         text = io.StringIO(newline="")
-        csv.DictWriter(text, self.columns, lineterminator="\n").writerows(rows)
+        csv.DictWriter(text, self.columns, lineterminator="\n").writerow(row)
         return text.getvalue().encode()
 
 
@@ -121,6 +124,10 @@ def _key(row: Row) -> tuple[tuple[str, str], ...]:
     return tuple(sorted(row.items()))
 
 
+def _step(row: Row) -> int:
+    return int(row.get("step", -1))
+
+
 def _is_repeated(old: Row, step: int, row: Row, *, later: bool) -> bool:
-    there = int(old.get("step", -1))
+    there = _step(old)
     return (later and there > step) or (there == step and bool((set(old) & set(row)) - {*COMMON}))
