@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from lightning.pytorch import LightningDataModule
 
+from adadpo_lightning import log
 from adadpo_lightning.data import position as run
 from adadpo_lightning.data.batching import BatchOptions, evaluation_plan, scoring_plan, training_plan
 from adadpo_lightning.data.datasets import PairSets
@@ -50,7 +51,8 @@ class PreferenceDataModule(LightningDataModule):
         global_batch_size: Number of pairs per optimizer step, over all ranks. For a loss over ranked lists (``pldpo``)
             this and the next sizes are numbers of lists, which are never split.
         micro_batch_size: Number of pairs per forward pass and rank; determines ``trainer.accumulate_grad_batches``.
-        max_tokens: Maximum number of tokens per forward pass and rank; replaces `micro_batch_size`.
+        max_tokens: Maximum number of tokens per forward pass and rank; replaces `micro_batch_size`. In the padded
+            layout these are not counted: a prompt's second copy and padding.
         eval_batch_size: Number of pairs per forward pass and rank in validation, test and predict; null means
             `micro_batch_size`, or tokens where `max_tokens` is set.
         eval_max_tokens: Maximum number of tokens per forward pass and rank in validation, test and predict; replaces
@@ -269,6 +271,11 @@ class PreferenceDataModule(LightningDataModule):
     def train_dataloader(self) -> PlanLoader:
         """This rank's micro-batches, starting at the trainer's position: a resumed run replays nothing."""
         run.check_limit(self.trainer, self._step_plan)
+        if self.max_tokens is not None and self._layout == "padded":
+            log.info(
+                f"data.max_tokens: {self.max_tokens} tokens of pairs are more in the padded layout, which repeats the "
+                "prompt for each answer and pads all rows to the longest; lower it if memory runs out"
+            )
         return self._loader("train", self._train_batches, len(self._step_plan), partial(run.position, self.trainer))
 
     def val_dataloader(self) -> PlanLoader | list[PlanLoader]:
@@ -343,6 +350,10 @@ class PreferenceDataModule(LightningDataModule):
         return self._needs is not None and self._needs.lists
 
     @property
+    def _layout(self) -> Literal["packed", "padded"]:
+        return "packed" if self._needs is None else self._needs.layout()
+
+    @property
     def _step_plan(self) -> StepPlan:
         if self.plan is None:
             raise RuntimeError("call setup('fit') first, as Lightning's Trainer does")
@@ -365,10 +376,10 @@ class PreferenceDataModule(LightningDataModule):
         return self._loader(name, lambda epoch, start: iter(plan), len(plan))
 
     def _batches(self, name: str) -> MicroBatches:
-        needs, pad = self._needs, self.tokenizer.pad_token_id
+        pad = self.tokenizer.pad_token_id
         return MicroBatches(
             self.prepared[name].pairs,
-            layout="packed" if needs is None else needs.layout(),
+            layout=self._layout,
             pad_id=self.tokenizer.eos_token_id if pad is None else pad,
             with_rejected=self._with_rejected,
             share=self.batching.group == "auto",

@@ -39,9 +39,9 @@ def write(tmp_path):
 class Recorder(LightningModule):
     """Trains one number and notes the rows of each micro-batch and optimizer step."""
 
-    def __init__(self, tokenizer, *, needs_rejected=True):
+    def __init__(self, tokenizer, *, needs_rejected=True, layout="packed"):
         super().__init__()
-        self.data_needs = lambda: ModuleNeeds(tokenizer, needs_rejected, lambda: "packed")
+        self.data_needs = lambda: ModuleNeeds(tokenizer, needs_rejected, lambda: layout)
         self.weight = torch.nn.Parameter(torch.zeros(()))
         self.seen, self.steps = [], []
 

@@ -1,4 +1,5 @@
 import json
+import logging
 from collections import Counter
 from types import SimpleNamespace
 
@@ -289,6 +290,17 @@ def test_max_tokens_in_a_run(write, recorder, make_trainer):
         make_trainer(max_epochs=-1).fit(
             recorder(), PreferenceDataModule(train=path, global_batch_size=8, max_tokens=80)
         )
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+def test_what_max_tokens_does_not_count_is_said(write, recorder, make_trainer, caplog, layout):
+    data = PreferenceDataModule(train=write(make_rows(8)), global_batch_size=4, max_tokens=80)
+    with caplog.at_level(logging.INFO, logger="adadpo_lightning"):
+        make_trainer(max_epochs=1).fit(recorder(layout=layout), data)
+    said = [r.getMessage() for r in caplog.records if r.getMessage().startswith("data.max_tokens")]
+    counted = data.plan.tokens(np.array(data.plan.step_batches(data.plan.order(0), 0)[0][0].rows))
+    computed = next(iter(data.train_dataloader())).input_ids.numel()
+    assert (len(said) == 1 and computed > counted) if layout == "padded" else (not said and computed == counted)
 
 
 def test_losses_without_and_with_a_rejected_answer(write, recorder, make_trainer):
