@@ -77,7 +77,7 @@ class SchedulerConfig:
 
     Args:
         name: Shape after the warm-up.
-        warmup_ratio: Share of all steps in which the rate rises linearly from 0.
+        warmup_ratio: Share of all steps in which the rate rises linearly from 0, rounded up to whole steps.
         warmup_steps: The same in steps; wins over the ratio where both are given.
     """
 
@@ -206,7 +206,7 @@ def build_scheduler(optimizer: torch.optim.Optimizer, config: SchedulerConfig, t
 
     warmup = config.warmup_steps
     if warmup is None:
-        warmup = round(config.warmup_ratio * total_steps)
+        warmup = math.ceil(config.warmup_ratio * total_steps)  # rounded as in transformers' trainer, so in TRL's
     name = "constant_with_warmup" if config.name == "constant" else config.name
     scheduler: LRScheduler = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=total_steps)
     return scheduler

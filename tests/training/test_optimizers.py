@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
+from transformers import TrainingArguments, get_scheduler
 
 from adadpo_lightning.checkpoints.parts import read_checkpoint
 from adadpo_lightning.cli.parser import instantiate, parse
@@ -14,7 +15,13 @@ from adadpo_lightning.errors import UserError
 from adadpo_lightning.losses import build_loss
 from adadpo_lightning.models.loading import LoraOptions, PolicyConfig
 from adadpo_lightning.training.module import PreferenceLitModule
-from adadpo_lightning.training.optim import OptimizerConfig, SchedulerConfig, as_config, build_optimizer
+from adadpo_lightning.training.optim import (
+    OptimizerConfig,
+    SchedulerConfig,
+    as_config,
+    build_optimizer,
+    build_scheduler,
+)
 from adadpo_lightning.training.optimizer_class import ClassOptimizerConfig
 from tests.support.cli import parser_of
 from tests.support.runs import arguments, run
@@ -47,6 +54,25 @@ def written(fit_parser, tmp_path):
         return instantiate(fit_parser, parse(fit_parser, args)).model.optimizer_config
 
     return _written
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear"])
+@pytest.mark.parametrize(("ratio", "steps"), [(0.1, 25), (0.1, 128), (0.03, 61), (0.5, 7), (0.07, 100), (0.0, 9)])
+def test_the_learning_rate_is_that_of_transformers_at_every_step(name, ratio, steps, tmp_path):
+    theirs = TrainingArguments(output_dir=str(tmp_path), warmup_steps=ratio, use_cpu=True)
+
+    def rates(build):
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=1.0)
+        scheduler = build(optimizer)
+        found = []
+        for _ in range(steps):
+            found += scheduler.get_last_lr()
+            optimizer.step()
+            scheduler.step()
+        return found
+
+    expected = rates(lambda o: get_scheduler(name, o, theirs.get_warmup_steps(steps), steps))
+    assert rates(lambda o: build_scheduler(o, SchedulerConfig(name, ratio), steps)) == expected
 
 
 def module(model_dir, optimizer, **policy):
