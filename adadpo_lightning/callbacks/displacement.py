@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from lightning.pytorch import Callback
 from adadpo_lightning import log
 from adadpo_lightning.callbacks.stages import val_stage, val_stages
 from adadpo_lightning.compat import ends_logged_step
+from adadpo_lightning.fingerprint import of_pairs
 from adadpo_lightning.losses.balance import Adaptive
 from adadpo_lightning.metrics import names
 from adadpo_lightning.metrics.aggregate import WeightedMeans
@@ -45,13 +47,14 @@ class LikelihoodDisplacement(Callback):
         self.hint = hint
         self.hint_nats = hint_nats
         self._initial: dict[str, Pairs] = {}  # by validation set and pair
+        self._scored: dict[str, Any] = {}  # fingerprint of each set, as it was at step 0
         self._means: dict[str, WeightedMeans] = {}
         self._history: dict[str, list[tuple[float, float]]] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The log-probabilities at step 0, and whether the hint is still pending."""
+        """The log-probabilities at step 0, what they are of, and whether the hint is still pending."""
         plain = self._initial.get("val") if self._initial.keys() <= {"val"} else None
-        return {"initial": self._initial if plain is None else plain, "hint": self.hint}
+        return {"initial": self._initial if plain is None else plain, "scored": self._scored, "hint": self.hint}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the log-probabilities and the pending hint."""
@@ -60,6 +63,7 @@ class LikelihoodDisplacement(Callback):
             # Checkpoints of release 0.1.0 have the row alone.
             found = {"val": {(pair, 0, 1) if isinstance(pair, int) else pair: values for pair, values in found.items()}}
         self._initial = {stage: pairs for stage, pairs in found.items() if pairs}
+        self._scored = state_dict.get("scored", {})
         self.hint = self.hint and state_dict["hint"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -67,8 +71,14 @@ class LikelihoodDisplacement(Callback):
         module: Any = pl_module
         data = getattr(trainer, "datamodule", None)
         wanted = self.baseline and not module.loss.needs_reference and module.loss.needs_rejected
-        if not wanted or self._initial or data is None or not trainer.enable_validation:
+        if not wanted or data is None or not trainer.enable_validation:
             return
+        prepared = getattr(data, "prepared", {})
+        now = {stage: of_pairs(prepared[stage].pairs) for stage in val_stages(trainer) if stage in prepared}
+        if self._initial:
+            self._keep(now)
+            return
+        self._scored = now
         loaders = data.val_dataloader()
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             for stage, loader in zip(
@@ -84,6 +94,17 @@ class LikelihoodDisplacement(Callback):
                 # After resuming, the rows may be distributed over the ranks differently.
                 self._initial[stage] = {pair: values for part in gather(mine) for pair, values in part.items()}
 
+    def _keep(self, now: Mapping[str, Any]) -> None:
+        """After a resume, drop the baselines of other pairs; the policy of step 0, which could score these, is gone."""
+        changed = [stage for stage in now if now[stage] != self._scored.get(stage, now[stage])]
+        for stage in changed:
+            del self._initial[stage]
+        if missing := sorted(now.keys() - self._initial.keys()):
+            log.warn(
+                f"{', '.join(missing)}: no displacement is logged, because these validation pairs are not those that "
+                "were scored at step 0"
+            )
+
     def on_validation_batch_end(
         self,
         trainer: Trainer,
@@ -94,11 +115,13 @@ class LikelihoodDisplacement(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Add the drift of a micro-batch."""
-        if not self._initial:
-            return
         stage = val_stage(trainer, dataloader_idx)
-        pairs, known = outputs["step"].pairs, self._initial.get(stage, {})
-        initial = [known.get(pair, (0.0, 0.0)) for pair in _pairs_of(batch)]
+        known = self._initial.get(stage)
+        if known is None or trainer.sanity_checking:
+            return
+        pairs = outputs["step"].pairs
+        # A checkpoint of an earlier version does not say which pairs it has scored.
+        initial = [known.get(pair, (math.nan, math.nan)) for pair in _pairs_of(batch)]
         then = torch.tensor(initial, dtype=pairs.chosen.dtype, device=pairs.chosen.device)
         count = 0 if batch.filler else len(batch)
         statistics = displacement(pairs.chosen - then[:, 0], pairs.rejected - then[:, 1], count)

@@ -8,7 +8,7 @@ from lightning.pytorch import Trainer
 
 from adadpo_lightning.callbacks import LikelihoodDisplacement, PreferenceMetrics, displacement
 from adadpo_lightning.data.lists import ListOptions
-from tests.support.tiny import write_rows
+from tests.support.tiny import make_rows, write_rows
 from tests.training.test_module import QUIET, data, module
 
 
@@ -69,6 +69,20 @@ def test_the_baseline_survives_a_checkpoint(model_dir, pairs_file, tmp_path):
     trainer.fit(module(model_dir, "cpo"), datamodule=dm, ckpt_path=tmp_path / "a.ckpt")
     assert second._initial == first._initial
     assert len(first._initial["val"]) == 37
+
+
+@pytest.mark.parametrize("changed", [True, False])
+def test_other_validation_pairs_have_no_baseline(model_dir, pairs_file, tmp_path, changed, caplog):
+    """Their rows have the numbers of those that were scored: the drift would be that between two different pairs."""
+    first, second = LikelihoodDisplacement(), LikelihoodDisplacement()
+    fit(module(model_dir, "simpo"), pairs_file, [PreferenceMetrics(), first])
+    state = first.state_dict()
+    old_state = {name: value for name, value in state.items() if name != "scored"}  # of an earlier version
+    second.load_state_dict(state if changed else old_state)
+    pairs = write_rows(tmp_path / "other.jsonl", make_rows(37, seed=5)) if changed else pairs_file
+    found = fit(module(model_dir, "simpo"), pairs, [PreferenceMetrics(), second])
+    assert ("val/displacement/chosen" in found) != changed
+    assert ("val: no displacement is logged" in caplog.text) == changed
 
 
 def test_it_changes_no_bit_of_training(model_dir, pairs_file):
