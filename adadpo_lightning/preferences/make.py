@@ -90,7 +90,8 @@ def _read_answers(path: Path, prompts: Sequence[Prompt], samples: int) -> list[l
         UserError: If the file was edited.
     """
     try:
-        rows = [Response(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+        with path.open(encoding="utf-8") as lines:  # `str.splitlines` would also split at U+2028 in a text
+            rows = [Response(**json.loads(line)) for line in lines]
         texts = [row.prompt for row in rows]
     except (TypeError, ValueError) as error:
         raise UserError(str(path), f"not a file of answers: {error}", "delete it to sample again") from error

@@ -49,7 +49,8 @@ def job(model_dir, prompts):
     def job(output_dir, **options):
         given = {"samples": 3, "temperature": 1.0, "max_new_tokens": 12, "batch_size": 4, "unfinished": "keep"}
         names = {"judge": "length", "judge_options": {"unit": "tokens"}, "device": "cpu"}
-        return MakePairsOptions(str(model_dir), str(prompts), str(output_dir), **(names | given | options))
+        asked = options.pop("prompts", str(prompts))
+        return MakePairsOptions(str(model_dir), asked, str(output_dir), **(names | given | options))
 
     return job
 
@@ -103,6 +104,15 @@ def test_answers_are_those_of_the_sampler_and_pairs_follow_from_them(whole, job,
     assert made.statistics["prompts_with_pairs"] + sum(made.statistics["prompts_without_pairs"].values()) == 9
     assert made.statistics["length_bias"]["chosen_longer"] == 1.0
     assert made.statistics["length_bias"]["correlation"] == pytest.approx(1.0)
+
+
+def test_separators_of_unicode_in_a_prompt_end_no_line(job, tmp_path):
+    """U+2028 and others are not escaped in JSON; only a newline ends a row."""
+    rows = [{"prompt": f"why the{mark}cat {i}"} for i, mark in enumerate("\u2028\u2029\x85\x0b\x1c")]
+    made = make_pairs(job(tmp_path / "out", prompts=str(write_rows(tmp_path / "prompts.jsonl", rows))))
+    assert made.statistics["prompts"] == 5
+    pairs = made.pairs.read_text(encoding="utf-8").split("\n")[:-1]
+    assert {json.loads(pair)["prompt"] for pair in pairs} <= {row["prompt"] for row in rows}
 
 
 def test_fit_reads_the_pairs(whole, model_dir):
