@@ -30,8 +30,9 @@ def rows_of(
         made_by: Its `provenance`.
     """
     asked: dict[str, Any] = {"prompt": prompt.with_system(options.system).messages, "uid": prompt.uid}
-    if options.chat_template_kwargs:
-        asked["chat_template_kwargs"] = options.chat_template_kwargs
+    # As the prompt was rendered for the answers: its own variables come before the option's.
+    if kwargs := {**(options.chat_template_kwargs or {}), **(prompt.chat_template_kwargs or {})}:
+        asked["chat_template_kwargs"] = kwargs
     if options.select != "list":
         return [asked | _pair(pair) | {"made_by": dict(made_by)} for pair in selection.pairs]
     if not selection.ranked:

@@ -205,7 +205,12 @@ def _prompts(options: RoundsOptions, number: int) -> str:
     prompts = read_prompts(source, options.column, options.limit)
     if len(prompts) < options.rounds:
         raise UserError("prompts", f"{len(prompts)} prompts cannot be divided among {options.rounds} rounds")
-    rows = [{"prompt": each.messages, "uid": each.uid} for each in prompts[number - 1 :: options.rounds]]
+    rows = [
+        {"prompt": each.messages, "uid": each.uid}
+        | ({"dataset": each.dataset} if each.dataset else {})
+        | ({"chat_template_kwargs": each.chat_template_kwargs} if each.chat_template_kwargs else {})
+        for each in prompts[number - 1 :: options.rounds]
+    ]
     path = options.folder(number) / "prompts.jsonl"
     write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return str(path)

@@ -115,6 +115,17 @@ def test_separators_of_unicode_in_a_prompt_end_no_line(job, tmp_path):
     assert {json.loads(pair)["prompt"] for pair in pairs} <= {row["prompt"] for row in rows}
 
 
+def test_pairs_have_the_template_variables_that_their_prompts_were_rendered_with(job, tmp_path):
+    rows = [{"prompt": f"why {i}", "chat_template_kwargs": {"two": i} if i else None} for i in range(3)]
+    prompts = write_rows(tmp_path / "prompts.jsonl", rows)
+    option = {"one": 1, "two": "option"}
+    made = make_pairs(job(tmp_path / "out", prompts=str(prompts), chat_template_kwargs=option, samples=8))
+    found = {row["prompt"]: row["chat_template_kwargs"] for row in rows_of(made.pairs)}
+    assert found.pop("why 0") == option
+    assert found  # two answers of one length make no pair
+    assert all(kwargs == {"one": 1, "two": int(prompt[-1])} for prompt, kwargs in found.items())
+
+
 def test_fit_reads_the_pairs(whole, model_dir):
     _, made = whole
     data = PreferenceDataModule(train=str(made.pairs), tokenizer=str(model_dir), max_length=100, global_batch_size=2)

@@ -133,6 +133,15 @@ def test_reference_first_and_parts_of_the_prompts(options):
     assert [row["prompt"] for row in together] == [row["prompt"] for row in make_rows(9)]
 
 
+def test_parts_of_the_prompts_keep_what_a_prompt_has(options):
+    rows = [{"prompt": "why", "dataset": "a"}, {"prompt": "how", "chat_template_kwargs": {"two": "fish"}}]
+    write_rows(Path(options.prompts), rows)
+    asked, _ = commands_of(replace(options, round_prompts="part"))
+    read = [parsed(*arguments)[0].prompts for arguments in asked[::2]]
+    found = [json.loads(line) for path in read for line in Path(path).read_text().splitlines()]
+    assert found == [{"uid": str(i), **row} for i, row in enumerate(rows)]
+
+
 BAD = {
     "rounds": ({"rounds": 0}, "rounds: expected at least 1"),
     "configs": ({"fit_configs": []}, "fit_configs: expected configs of fit, got none"),
