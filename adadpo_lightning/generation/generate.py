@@ -74,7 +74,7 @@ def _generate_locked(
     encoder = PromptTokenizer(tokenizer, options.chat, options.special_tokens, options.chat_template_kwargs)
     encoder.read(prompts)
     encoder.warn_if_rendered(options.prompts)
-    encoder.say_kwargs(prompts)
+    encoder.say_own(prompts, options.system)
     if not encoder.uses_template and options.chat == "auto":
         log.warn(f"{options.model} has no chat template: the model continues the prompts as plain text")
     encoded = [encoder.encode(prompt.with_system(options.system)) for prompt in prompts]

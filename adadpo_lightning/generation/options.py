@@ -63,7 +63,7 @@ class AnswerOptions:
         subset: Configuration of a hub dataset.
         split: Split of a hub dataset, or of a directory with several splits.
         limit: Use only the first N prompts.
-        system: System prompt.
+        system: System prompt, for prompts without one of their own.
         chat: auto uses the tokenizer's chat template if it has one, always requires it, never ignores it.
         engine: transformers, or vllm (extra vllm).
         dtype: Type of the weights; auto is that of the checkpoint.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adadpo_lightning import log
-from adadpo_lightning.data.formats.fields import template_kwargs_of
+from adadpo_lightning.data.formats.fields import template_kwargs_of, text_of, tools_of
 from adadpo_lightning.data.options import TokenizeOptions
 from adadpo_lightning.data.schema import BadRow, PreferencePair, as_messages, check_text
 from adadpo_lightning.data.sources import SourceConfig, decode, load_rows
@@ -38,12 +38,14 @@ class Prompt:
         dataset: AlpacaEval's column of that name.
         chat_template_kwargs: Variables of the chat template for this prompt; they take precedence over the job's, key
             by key.
+        tools: Tool descriptions for the chat template.
     """
 
     messages: list[dict[str, Any]] | str
     uid: str
     dataset: str = ""
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: list[Any] | None = None
 
     @property
     def text(self) -> str:
@@ -60,9 +62,14 @@ class Prompt:
         alone = isinstance(self.messages, str) or (len(self.messages) == 1 and self.messages[0]["role"] == "user")
         return None if alone else list(self.messages)  # type: ignore[arg-type]  # messages, not text
 
+    @property
+    def has_system(self) -> bool:
+        """Whether it begins with a system message."""
+        return not isinstance(self.messages, str) and self.messages[0]["role"] == "system"
+
     def with_system(self, system: str | None) -> Prompt:
-        """The prompt after a system message; itself without one."""
-        if system is None:
+        """The prompt after a system message; itself without one, and where it has its own."""
+        if system is None or self.has_system:
             return self
         return replace(self, messages=[{"role": "system", "content": system}, *as_messages(self.messages, "user")])
 
@@ -96,13 +103,23 @@ class PromptTokenizer(PairTokenizer):
         """Decide from all prompts of a job how their special tokens are read; see `data.special.decide`."""
         self.reading = self.decide([PreferencePair(prompt.messages, "") for prompt in prompts])
 
-    def say_kwargs(self, prompts: Sequence[Prompt]) -> None:
-        """Count the prompts with variables of the chat template of their own."""
+    def say_own(self, prompts: Sequence[Prompt], system: str | None) -> None:
+        """Count the prompts with a system message, tools or variables of the chat template of their own.
+
+        Args:
+            prompts: All prompts of a job.
+            system: The job's system message.
+        """
+        count = len(prompts)
+        if system is not None and (own := sum(prompt.has_system for prompt in prompts)):
+            log.info(f"{own} of {count} prompts have a system message of their own, which replaces the option's")
+        if unread := sum(self.ignores_tools(_pair(prompt)) for prompt in prompts):
+            log.warn(f"{unread} of {count} prompts have tools or tool calls that the chat template does not write")
         own = sum(bool(prompt.chat_template_kwargs) for prompt in prompts)
         if own and self.uses_template:
-            log.info(f"{own} of {len(prompts)} prompts have chat_template_kwargs, which replace the option's by key")
+            log.info(f"{own} of {count} prompts have chat_template_kwargs, which replace the option's by key")
         elif own:
-            log.warn(f"{own} of {len(prompts)} prompts have chat_template_kwargs, but no chat template is rendered")
+            log.warn(f"{own} of {count} prompts have chat_template_kwargs, but no chat template is rendered")
 
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of one prompt, with the template's BOS or, without a template, the tokenizer's own.
@@ -113,9 +130,7 @@ class PromptTokenizer(PairTokenizer):
         if not self.uses_template and not isinstance(prompt.messages, str):
             raise UserError(f"prompt {prompt.uid}", "has messages and the tokenizer no chat template")
         try:
-            return self.prompt_ids(
-                PreferencePair(prompt.messages, "a", chat_template_kwargs=prompt.chat_template_kwargs)
-            )
+            return self.prompt_ids(_pair(prompt))
         except BadRow as error:
             raise UserError(f"prompt {prompt.uid}", str(error)) from error
 
@@ -123,6 +138,10 @@ class PromptTokenizer(PairTokenizer):
         """EOS, and the token that ends answers in training."""
         trained = self(PreferencePair(prompt="a", chosen="a")).chosen_ids[-1]
         return {trained, self.tokenizer.eos_token_id}
+
+
+def _pair(prompt: Prompt) -> PreferencePair:
+    return PreferencePair(prompt.messages, "a", tools=prompt.tools, chat_template_kwargs=prompt.chat_template_kwargs)
 
 
 def read_objects(source: SourceConfig) -> list[tuple[str, dict[str, Any]]]:
@@ -149,12 +168,14 @@ def read_prompts(source: SourceConfig, column: str | None = None, limit: int | N
     Args:
         source: A text file with one prompt per line, or anything that training data can be read from. Rows with
             ``prompt`` (text or messages), ``instruction`` (AlpacaEval), ``turns`` (Arena-Hard's questions),
-            ``messages`` or ``question``; an assistant message at the end of a conversation is removed.
+            ``messages`` or ``question``; an assistant message at the end of a conversation is removed. ``system`` and
+            ``tools`` are read as in training data.
         column: The column with the prompt; None uses the first of those.
         limit: Read only the first `limit` prompts; None reads all.
 
     Raises:
-        UserError: If a row has no prompt, or a conversation of Arena-Hard's form has several turns.
+        UserError: If a row has no prompt, a conversation of Arena-Hard's form has several turns, or a row has two
+            system messages.
     """
     if Path(source.path).suffix == ".txt":
         if column is not None:
@@ -163,7 +184,19 @@ def read_prompts(source: SourceConfig, column: str | None = None, limit: int | N
         column = "prompt"
     else:
         rows = read_objects(source)
-    return [parse_prompt(row, where, column, i) for i, (where, row) in enumerate(rows[:limit])]
+    return [_completed(parse_prompt(row, where, column, i), row, where) for i, (where, row) in enumerate(rows[:limit])]
+
+
+def _completed(prompt: Prompt, row: Row, where: str) -> Prompt:
+    """The prompt with what training data have in columns of their own: a system message and tools."""
+    try:
+        check_text([row.get("system"), row.get("tools")])
+        system = text_of(row["system"], "system") if row.get("system") else None
+        if system is not None and prompt.has_system:
+            raise BadRow("two system prompts", "one in the system column and one in the messages")
+        return replace(prompt.with_system(system), tools=tools_of(row.get("tools")))
+    except BadRow as error:
+        raise UserError(where, str(error), "correct the row") from error
 
 
 def parse_prompt(row: Row, where: str, column: str | None, number: int) -> Prompt:

@@ -32,9 +32,12 @@ def make_record(
     Raises:
         UserError: If the model cannot be found.
     """
-    # Variables of the template only where there are some: records without them stay as they are.
+    # What only some prompts have, only where they have it: records without it stay as they are.
     asked = [
-        [prompt.messages, prompt.uid, prompt.dataset, *filter(None, [prompt.chat_template_kwargs])]
+        [
+            *(prompt.messages, prompt.uid, prompt.dataset),
+            *filter(None, [prompt.chat_template_kwargs, prompt.tools and {"tools": prompt.tools}]),
+        ]
         for prompt in prompts
     ]
     return {

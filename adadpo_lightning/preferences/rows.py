@@ -33,6 +33,8 @@ def rows_of(
     # As the prompt was rendered for the answers: its own variables come before the option's.
     if kwargs := {**(options.chat_template_kwargs or {}), **(prompt.chat_template_kwargs or {})}:
         asked["chat_template_kwargs"] = kwargs
+    if prompt.tools:
+        asked["tools"] = prompt.tools
     if options.select != "list":
         return [asked | _pair(pair) | {"made_by": dict(made_by)} for pair in selection.pairs]
     if not selection.ranked:

@@ -209,6 +209,7 @@ def _prompts(options: RoundsOptions, number: int) -> str:
         {"prompt": each.messages, "uid": each.uid}
         | ({"dataset": each.dataset} if each.dataset else {})
         | ({"chat_template_kwargs": each.chat_template_kwargs} if each.chat_template_kwargs else {})
+        | ({"tools": each.tools} if each.tools else {})
         for each in prompts[number - 1 :: options.rounds]
     ]
     path = options.folder(number) / "prompts.jsonl"

@@ -291,6 +291,68 @@ def test_a_column_of_template_variables_takes_precedence_key_by_key(tmp_path):
         read_prompts(SourceConfig(str(bad)))
 
 
+TOOLS = [{"type": "function", "function": {"name": "fish"}}]
+
+
+def test_system_and_tools_columns_are_rendered_as_in_training(tmp_path, caplog):
+    from adadpo_lightning.data.formats import read_pair
+    from adadpo_lightning.data.options import TokenizeOptions
+    from adadpo_lightning.data.sources import SourceConfig
+    from adadpo_lightning.data.tokenize import PairTokenizer
+    from adadpo_lightning.generation.prompts import PromptTokenizer, read_prompts
+    from tests.support.tiny import make_tokenizer, write_rows
+
+    tokenizer = make_tokenizer()
+    plain = tokenizer.chat_template
+    tokenizer.chat_template = "{% for tool in tools or [] %}{{ tool.function.name }} {% endfor %}" + plain
+    rows = [
+        {"prompt": "why"},
+        {"prompt": "why", "system": "the cat"},
+        {"prompt": "why", "tools": TOOLS},
+        {"prompt": [{"role": "system", "content": "the cat"}, {"role": "user", "content": "why"}]},
+    ]
+    prompts = read_prompts(SourceConfig(str(write_rows(tmp_path / "p.jsonl", rows))))
+    encoder, trained = PromptTokenizer(tokenizer), PairTokenizer(tokenizer, TokenizeOptions())
+    found = [encoder.encode(prompt) for prompt in prompts]
+    answers = {"chosen": "yes", "rejected": "no"}
+    pairs = [read_pair(row | answers, "text") for row in rows]
+    assert found == [trained(pair).prompt_ids for pair in pairs]
+    assert found[1] == found[3]
+    assert len({tuple(ids) for ids in found}) == 3
+    # Their own system message replaces the job's.
+    asked = [encoder.encode(prompt.with_system("no")) for prompt in prompts]
+    assert [asked[1], asked[3]] == [found[1], found[3]]
+    assert asked[0] != found[0]
+    with caplog.at_level("INFO", logger="adadpo_lightning"):
+        encoder.say_own(prompts, "no")
+        tokenizer.chat_template = plain
+        PromptTokenizer(tokenizer).say_own(prompts, None)
+    said = " ".join(record.getMessage() for record in caplog.records)
+    assert "2 of 4 prompts have a system message of their own" in said
+    assert "1 of 4 prompts have tools or tool calls that the chat template does not write" in said
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        (
+            {"prompt": [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}], "system": "c"},
+            "two system",
+        ),
+        ({"prompt": "why", "tools": "not json"}, "tools is text but no JSON"),
+        ({"prompt": "why", "system": 3}, "system is int"),
+    ],
+)
+def test_bad_columns_of_prompts(row, problem, tmp_path):
+    from adadpo_lightning.data.sources import SourceConfig
+    from adadpo_lightning.generation.prompts import read_prompts
+    from tests.support.tiny import write_rows
+
+    with pytest.raises(UserError, match=problem) as caught:
+        read_prompts(SourceConfig(str(write_rows(tmp_path / "p.jsonl", [row]))))
+    assert "p.jsonl:1" in str(caught.value)
+
+
 def test_template_variables_of_a_prompt_belong_to_the_record():
     from types import SimpleNamespace
     from unittest.mock import patch
@@ -301,7 +363,7 @@ def test_template_variables_of_a_prompt_belong_to_the_record():
     options = SimpleNamespace(model="m", deciding=dict)
     with patch.object(record, "_model", return_value={}), patch.object(record.fingerprint, "of_tokenizer", dict):
         hashes = [
-            record.make_record(options, [Prompt("a", "0", "", kwargs)], ())["prompts"]["content"]
-            for kwargs in (None, {"x": 1}, {"x": 2})
+            record.make_record(options, [Prompt("a", "0", "", *more)], ())["prompts"]["content"]
+            for more in ((None,), ({"x": 1},), ({"x": 2},), (None, TOOLS), ({"x": 1}, TOOLS))
         ]
-    assert len(set(hashes)) == 3
+    assert len(set(hashes)) == 5

@@ -134,7 +134,7 @@ def test_reference_first_and_parts_of_the_prompts(options):
 
 
 def test_parts_of_the_prompts_keep_what_a_prompt_has(options):
-    rows = [{"prompt": "why", "dataset": "a"}, {"prompt": "how", "chat_template_kwargs": {"two": "fish"}}]
+    rows = [{"prompt": "why", "dataset": "a"}, {"prompt": "how", "chat_template_kwargs": {"a": 1}, "tools": [{"b": 2}]}]
     write_rows(Path(options.prompts), rows)
     asked, _ = commands_of(replace(options, round_prompts="part"))
     read = [parsed(*arguments)[0].prompts for arguments in asked[::2]]
