@@ -195,6 +195,16 @@ def test_a_classifier_without_a_template_gets_a_pair_of_texts(tmp_path):
     assert judge.scores([Response("why cat", "the dog")]) == pytest.approx([expected], abs=1e-5)
 
 
+def test_texts_that_are_too_long_are_counted(tmp_path, caplog):
+    model, tokenizer = classifier_dir(tmp_path, template=False)
+    judge = build_judge("reward_model", model=str(tmp_path), device="cpu", max_length=4)
+    ids = tokenizer("why cat", "the dog sat on the tree")["input_ids"]
+    expected = model(torch.tensor([ids[-4:]])).logits[0, 0].item()
+    found = judge.scores([Response("why cat", "the dog sat on the tree"), Response("why", "no")])
+    assert found[0] == pytest.approx(expected, abs=1e-5)
+    assert "of 1 of 2 texts (prompt and answer) the classifier reads the last 4 tokens only" in caplog.text
+
+
 def test_models_that_are_no_judge(tmp_path, model_dir):
     with pytest.raises(UserError, match=r"lacks score\.weight, which would be random"):
         build_judge("reward_model", model=str(model_dir)).preferences([pair("a", "b", "c")])

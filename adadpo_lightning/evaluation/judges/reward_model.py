@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from adadpo_lightning import hub
+from adadpo_lightning import hub, log
 from adadpo_lightning.errors import UserError, one_line
 from adadpo_lightning.evaluation.judges.base import PointwiseJudge, register_judge
 
@@ -54,7 +54,13 @@ class RewardModelJudge(PointwiseJudge):
         pad = tokenizer.pad_token_id
         # Without a padding token the model cannot tell where a shorter text ends.
         size = 1 if pad is None or classifier.config.pad_token_id is None else self.batch_size
-        encoded = [_scored_text(tokenizer, response)[-self.max_length :] for response in responses]
+        whole = [_scored_text(tokenizer, response) for response in responses]
+        if cut := sum(len(ids) > self.max_length for ids in whole):
+            log.warn(
+                f"judge_options.max_length: of {cut} of {len(whole)} texts (prompt and answer) the classifier reads "
+                f"the last {self.max_length} tokens only"
+            )
+        encoded = [ids[-self.max_length :] for ids in whole]
         order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
         scores = [0.0] * len(encoded)
         for start in range(0, len(order), size):
