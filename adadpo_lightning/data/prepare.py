@@ -197,4 +197,9 @@ def _usable(
         report.note(what, int(column(tokenised, flag).sum()))
     if encoder.options.chat == "auto" and encoder.uses_template:
         report.note("prompts rendered already, not rendered again", int(column(tokenised, "rendered").sum()))
-    return np.flatnonzero(outcomes == "")
+    kept = np.flatnonzero(outcomes == "")
+    # Columns of these names may have another meaning in the data.
+    weights, margins = (column(tokenised, name)[kept].astype(float) for name in ("weight", "margin"))
+    report.note("pairs whose loss the column weight scales", int((~np.isnan(weights) & (weights != 1)).sum()))
+    report.note("pairs with a target margin, from the column margin", int((~np.isnan(margins) & (margins != 0)).sum()))
+    return kept

@@ -443,6 +443,17 @@ def test_ids_are_those_of_the_file_order_even_with_blank_lines(tmp_path):
     assert np.array_equal(data.prepared["train"].counts()[1], [4, 4])
 
 
+def test_columns_that_change_the_loss_are_counted(write):
+    """In the user's data they may mean something else, as the difference of two scores."""
+    rows = [row(0, margin=0.5), row(1, weight=2.0), row(2, weight=1.0, margin=0.0), row(3), row(4, chosen="no")]
+    notes = ready(train=write(rows)).prepared["train"].report.notes
+    assert notes == {
+        "pairs whose loss the column weight scales": 1,
+        "pairs with a target margin, from the column margin": 1,
+    }
+    assert not ready(train=write([row(0), row(1)], "plain.jsonl")).prepared["train"].report.notes
+
+
 @pytest.mark.parametrize("margins", [True, False])
 def test_target_margins_are_refused_if_the_loss_has_none(write, margins):
     """A loss that is no function of a margin would ignore the column without a word."""
