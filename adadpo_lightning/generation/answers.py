@@ -29,6 +29,7 @@ def answer_prompts(
     samples: int = 1,
     system: str | None = None,
     chat: Chat = "auto",
+    chat_template_kwargs: dict[str, Any] | None = None,
     synced: bool = False,
 ) -> list[list[Response]]:
     """Answer prompts with a model in memory, also one that is being trained: its state is left as it was.
@@ -41,6 +42,7 @@ def answer_prompts(
         samples: Answers per prompt.
         system: System prompt.
         chat: As in `TokenizeOptions`.
+        chat_template_kwargs: As in `TokenizeOptions`.
         synced: As in `sample`: True if the weights are sharded; all ranks then call this with equally many prompts.
 
     Returns:
@@ -59,7 +61,7 @@ def answer_prompts(
     if not prompts or isinstance(prompts, str):
         raise UserError("prompts", "expected a list of at least one prompt")
     asked = [Prompt(messages, str(i)) for i, messages in enumerate(prompts)]
-    encoder = PromptTokenizer(tokenizer, chat)
+    encoder = PromptTokenizer(tokenizer, chat, chat_template_kwargs=chat_template_kwargs)
     encoder.read(asked)
     encoded = [encoder.encode(prompt.with_system(system)) for prompt in asked]
     with _ready(model) as ready:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from adadpo_lightning import log
+from adadpo_lightning.checkpoints.export import made_of
 from adadpo_lightning.data.sources import SourceConfig
 from adadpo_lightning.generation.answers import decode_answer
 from adadpo_lightning.generation.engines import build_engine, check_engine
@@ -75,6 +76,7 @@ def _generate_locked(
     encoder.read(prompts)
     encoder.warn_if_rendered(options.prompts)
     encoder.say_own(prompts, options.system)
+    _say_other_kwargs(options)
     if not encoder.uses_template and options.chat == "auto":
         log.warn(f"{options.model} has no chat template: the model continues the prompts as plain text")
     encoded = [encoder.encode(prompt.with_system(options.system)) for prompt in prompts]
@@ -102,6 +104,19 @@ def _generate_locked(
         seconds = (time.monotonic() - begun) / (so_far - first) * (total - so_far)
         log.info(progress(so_far, total, options.samples, seconds))
     return Generated(total, done)
+
+
+def _say_other_kwargs(options: GenerateOptions) -> None:
+    """Warn where the model is an export whose training pairs were rendered with other variables of the template."""
+    try:
+        trained = made_of(Path(options.model))["fingerprint"]["options"]["data"]["chat_template_kwargs"]
+    except (KeyError, TypeError):
+        return  # not an export, or one of an earlier version
+    if (trained or None) != (options.chat_template_kwargs or None):
+        log.warn(
+            f"chat_template_kwargs: {options.model} was trained with {trained}, and answers with "
+            f"{options.chat_template_kwargs}"
+        )
 
 
 def progress(done: int, total: int, samples: int, seconds: float) -> str:

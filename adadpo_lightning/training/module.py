@@ -190,6 +190,8 @@ class PreferenceLitModule(PolicyModule):
             check_base(record, module.policy_config)
         if record.get("chat_template") is not None:
             module.tokenizer.chat_template = record["chat_template"]
+        options = record.get("fingerprint", {}).get("options", {})
+        module._recorded_kwargs = options.get("data", {}).get("chat_template_kwargs")
         module._build_policy()
         if module.reference_mode == "synced":
             module._build_reference()

@@ -45,6 +45,7 @@ class PolicyModule(LightningModule):
         self.policy: PolicyModel | None = None
         self._reference: Reference | None = None
         self._reference_is_built = False
+        self._recorded_kwargs: dict[str, Any] | None = None
         # A LoRA checkpoint holds what is trained and not the base model.
         self.strict_loading = policy.lora is None
 
@@ -52,6 +53,12 @@ class PolicyModule(LightningModule):
     def tokenizer(self) -> Any:
         """The policy's tokenizer."""
         return load_tokenizer(self.policy_config)
+
+    @property
+    def chat_template_kwargs(self) -> dict[str, Any] | None:
+        """Variables of the chat template that the training pairs are rendered with, or were for a loaded checkpoint."""
+        options = getattr(getattr(self._trainer, "datamodule", None), "options", None)
+        return getattr(options, "chat_template_kwargs", self._recorded_kwargs)
 
     @property
     def layout(self) -> Literal["packed", "padded"]:
@@ -117,7 +124,9 @@ class PolicyModule(LightningModule):
         *,
         system: str | None = None,
     ) -> list[str]:
-        """Answer prompts with the policy as it is now; `answer_prompts` has more options.
+        """Answer prompts with the policy as it is now, rendered as those of the training pairs.
+
+        `answer_prompts` has more options.
 
         Args:
             prompts: Texts (each a user message where the tokenizer has a chat template) or conversations.
@@ -135,7 +144,15 @@ class PolicyModule(LightningModule):
         if self.policy is None:
             self.configure_model()
         synced = isinstance(self.policy, FSDPModule)
-        answers = answer_prompts(self.built_policy, self.tokenizer, prompts, options, system=system, synced=synced)
+        answers = answer_prompts(
+            self.built_policy,
+            with_template(self.tokenizer, training_tokenizer(self).chat_template),
+            prompts,
+            options,
+            system=system,
+            chat_template_kwargs=self.chat_template_kwargs,
+            synced=synced,
+        )
         return [answer.response for (answer,) in answers]
 
     def save_pretrained(self, path: str | Path, *, merge: bool = False) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import sys
 import types
 
@@ -351,6 +352,23 @@ def test_bad_columns_of_prompts(row, problem, tmp_path):
     with pytest.raises(UserError, match=problem) as caught:
         read_prompts(SourceConfig(str(write_rows(tmp_path / "p.jsonl", [row]))))
     assert "p.jsonl:1" in str(caught.value)
+
+
+def test_other_template_variables_than_in_training_are_said(model_dir, tmp_path, caplog):
+    export = shutil.copytree(model_dir, tmp_path / "export")
+    for number, (made, given, said) in enumerate(
+        [
+            ({"fingerprint": {"options": {"data": {"chat_template_kwargs": {"a": 1}}}}}, None, True),
+            ({"fingerprint": {"options": {"data": {"chat_template_kwargs": {"a": 1}}}}}, {"a": 1}, False),
+            ({"fingerprint": {"options": {"data": {"chat_template_kwargs": None}}}}, None, False),
+            ({"fingerprint": "odd"}, {"a": 1}, False),
+        ]
+    ):
+        caplog.clear()
+        (export / "training.json").write_text(json.dumps(made))
+        options = job(export, tmp_path / f"{number}.jsonl", max_new_tokens=1, chat_template_kwargs=given)
+        generate_responses(options, PROMPTS[:1])
+        assert ("was trained with {'a': 1}" in caplog.text) == said
 
 
 def test_template_variables_of_a_prompt_belong_to_the_record():

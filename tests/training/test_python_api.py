@@ -30,10 +30,11 @@ from adadpo_lightning import (
     build_loss,
 )
 from adadpo_lightning.callbacks import RunCheckpoint
+from adadpo_lightning.generation.prompts import PromptTokenizer
 from adadpo_lightning.training.rebuild import describe_loss, make_loss
 from tests.robust.test_resume_exact import Interrupt
 from tests.support.runs import MICRO, PAIRS, STEP, arguments, assert_same, run
-from tests.support.tiny import make_rows, write_rows
+from tests.support.tiny import make_rows, make_tokenizer, write_rows
 from tests.training.test_module import QUIET
 
 README = Path(__file__).parents[2] / "README.md"
@@ -222,6 +223,29 @@ def test_losses_are_described_and_made_again():
 
     with pytest.raises(UserError, match="does not hold the arguments of"):
         make_loss(describe_loss(Odd()))
+
+
+def test_prompts_are_rendered_as_those_of_the_training_pairs(model_dir, pairs_file, tmp_path, monkeypatch):
+    module, asked = small(model_dir), []
+    template = module.tokenizer.chat_template + "{{ mood }}"
+    data = PreferenceDataModule(
+        train=str(pairs_file), global_batch_size=8, max_length=40, chat_template_kwargs={"mood": "cat"}
+    )
+    data.tokenizer = make_tokenizer()
+    data.tokenizer.chat_template = template
+    trainer = Trainer(max_steps=1, default_root_dir=tmp_path, **{**QUIET, "use_distributed_sampler": True})
+    trainer.fit(module, data)
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    loaded = PreferenceLitModule.load_from_checkpoint(tmp_path / "one.ckpt")
+    encode = PromptTokenizer.encode
+    monkeypatch.setattr(PromptTokenizer, "encode", lambda *args: asked.append(encode(*args)) or asked[-1])
+    greedy = SamplingOptions(max_new_tokens=2, temperature=0)
+    assert module.generate(["why"], greedy) == loaded.generate(["why"], greedy)
+    expected = data.tokenizer.apply_chat_template(
+        [{"role": "user", "content": "why"}], add_generation_prompt=True, mood="cat", return_dict=False
+    )
+    assert asked == [expected, expected]
+    assert data.tokenizer.convert_tokens_to_ids("cat") in expected
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
