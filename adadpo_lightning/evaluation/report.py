@@ -82,6 +82,11 @@ def evaluate_responses(
     judged = _judged(judge, comparisons, options.length_unit)
     pairs, preferences, lengths = judged
     notes: list[str] = []
+    if (prompts := len({pair.model.prompt for pair in pairs})) < len(pairs):
+        notes.append(
+            f"{len(pairs)} comparisons are on {prompts} prompts: errors and intervals take them for independent, so "
+            "they are too narrow"
+        )
     numbers = _win_rates(preferences, options) | _length_controlled(judged, options, anchor, notes)
     means = [mean_over_prompts(lengths[:, side]) for side in (0, 1)]
     return {

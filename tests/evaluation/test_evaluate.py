@@ -10,7 +10,7 @@ from adadpo_lightning.cli import main
 from adadpo_lightning.errors import UserError
 from adadpo_lightning.evaluation.comparisons import match_responses, read_difficulties
 from adadpo_lightning.evaluation.judges.annotations import AnnotationsJudge
-from adadpo_lightning.evaluation.judges.base import Judge
+from adadpo_lightning.evaluation.judges.base import Judge, build_judge
 from adadpo_lightning.evaluation.length_controlled import Anchor, length_controlled
 from adadpo_lightning.evaluation.options import EvaluationOptions
 from adadpo_lightning.evaluation.report import evaluate_responses
@@ -156,6 +156,14 @@ def test_the_edges(tmp_path, soft, rate, controlled):
     assert (report["win_rate"], report["length_controlled_win_rate"]) == (rate, controlled)
     assert bool(report["notes"]) == (controlled is None)
     json.dumps(report, allow_nan=False)
+
+
+def test_several_answers_to_one_prompt_are_said():
+    prompts = [f"why {i // 2}" for i in range(6)]
+    ours, theirs = [Response(p, "a" * i) for i, p in enumerate(prompts)], [Response(p, "bb") for p in prompts]
+    comparisons = match_responses(ours, theirs)
+    notes = evaluate_responses(build_judge("length"), comparisons, EvaluationOptions(resamples=0))["notes"]
+    assert any("6 comparisons are on 3 prompts" in note for note in notes)
 
 
 def test_no_verdict_is_counted_and_left_out(tmp_path):
