@@ -103,6 +103,8 @@ def readable_errors(command: str) -> Iterator[None]:
     except ValueError as error:
         if found := _user_error_in(error):
             raise found from error
+        if str(error) == "embedded null byte":  # the parser asks whether a text is a path
+            raise UserError("config", "a value holds a NUL character", "remove it") from error
         if "Union subtypes" not in str(error):  # jsonargparse, of a class that refused its values
             raise
         problem = _advised(_innermost(str(error)), command)

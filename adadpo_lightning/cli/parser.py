@@ -9,6 +9,7 @@ from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from adadpo_lightning.cli.config_files import prepare
 from adadpo_lightning.compat import forget_options_of_other_classes
+from adadpo_lightning.errors import UserError
 
 if TYPE_CHECKING:
     from adadpo_lightning.cli.registry import Command
@@ -56,9 +57,22 @@ def parse(parser: ArgumentParser, args: Sequence[str]) -> Namespace | None:
 
 
 def instantiate(parser: ArgumentParser, config: Namespace) -> Namespace:
-    """Build the classes that a config names."""
+    """Build the classes that a config names.
+
+    Raises:
+        UserError: If a section that holds options is null, which the parser accepts.
+    """
     with forget_options_of_other_classes():
-        built: Namespace = parser.instantiate(config)
+        try:
+            built: Namespace = parser.instantiate(config)
+        except TypeError as error:
+            sections = parser.get_defaults().items(branches=True)
+            empty = [name for name, value in sections if isinstance(value, Namespace) and config.get(name) is None]
+            if not empty:
+                raise
+            raise UserError(
+                empty[0], "expected keys and values, got null", "remove it, or set options below"
+            ) from error
     return built
 
 
