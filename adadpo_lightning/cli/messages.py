@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from adadpo_lightning.errors import UserError
 
 # Commands whose options are those of `fit`.
+SHOWN = 1000  # characters at each end of a long message
 FIT_LIKE = ("fit", "validate", "test", "predict", "estimate", "doctor")
 # How jsonargparse reports an option that does not exist: on the command line, in a config, in a group, of a class.
 UNKNOWN = (
@@ -127,6 +128,8 @@ def _innermost(message: str) -> str:
 
 def _advised(message: str, command: str) -> str:
     """A parser's message with the option that was meant and, where the loss is wrong, the losses that exist."""
+    if len(message) > 2 * SHOWN:  # it repeats the whole value
+        message = f"{message[:SHOWN]} ... {message[-SHOWN:]}"
     if command not in FIT_LIKE:
         return message
     from adadpo_lightning.losses import available_losses, loss_class

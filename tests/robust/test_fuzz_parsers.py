@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from tests.support.fuzz_inputs import FIT
+from tests.support.fuzz_inputs import FIT, STUDY
 from tests.support.fuzz_targets import TARGETS, holds
 
 EXAMPLES = 25
@@ -42,6 +42,7 @@ FOUND = {
     "a template with half of a surrogate pair": ("template", "\ud800{{ bos_token }}"),
     "a template that is too long for a path": ("template", "a" * 3000),
     "a section of fit that is null": ("fit_config", {**FIT, "model": {**FIT["model"], "policy": None}}),
+    "a value of a study that is long": ("study_config", {**STUDY, "betas": [{"a" * 7000: 1}]}),
     "a section of fit that is a NUL character": ("fit_config", {**FIT, "data": "\0"}),
 }
 
