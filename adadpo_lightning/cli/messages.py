@@ -10,8 +10,8 @@ from difflib import get_close_matches
 
 from adadpo_lightning.errors import UserError
 
-# Commands whose options are those of `fit`.
 SHOWN = 1000  # characters at each end of a long message
+# Commands whose options are those of `fit`.
 FIT_LIKE = ("fit", "validate", "test", "predict", "estimate", "doctor")
 # How jsonargparse reports an option that does not exist: on the command line, in a config, in a group, of a class.
 UNKNOWN = (
