@@ -13,6 +13,7 @@ from adadpo_lightning.convert.converted import Converted, mixture, spec
 from adadpo_lightning.errors import UserError
 
 Values = dict[str, Any]
+SHOWN = 200  # characters of an odd value in a message
 
 BATCH_STATISTICS = "sorts the pairs of a batch, so that the gradient depends on how a batch is split; not offered here"
 # Losses of TRL's DPOTrainer that read nothing but beta and the pair.
@@ -48,8 +49,12 @@ def dpo(values: Values, out: Converted) -> dict[str, Any]:
         UserError: If a loss, or a combination of options, has no counterpart.
     """
     types = values["loss_type"]
-    types = [types] if isinstance(types, str) else list(types)
+    types = [types] if isinstance(types, str) else types
+    if not isinstance(types, list) or not all(isinstance(kind, str) for kind in types):
+        raise UserError("loss_type", f"expected a name or a list of names, got {str(types)[:SHOWN]}")
     weights = values.get("loss_weights") or [1.0] * len(types)
+    if not isinstance(weights, list):
+        raise UserError("loss_weights", f"expected a list of numbers, got {str(weights)[:SHOWN]}")
     if not types or len(types) != len(weights):
         raise UserError("loss_weights", f"expected one weight for each of {len(types)} losses, got {len(weights)}")
     if values.get("rpo_alpha"):  # older versions of TRL
@@ -98,7 +103,7 @@ def _variant(types: list[str], values: Values) -> Callable[[Values], dict[str, A
     allowed = {"sigmoid"} if key == "use_weighting" else {"sigmoid", "sft"}
     if others := sorted(set(types) - allowed):
         raise UserError(key, f"has no counterpart with the loss {others[0]!r}", f"only with {', '.join(allowed)}")
-    if key == "f_divergence_type" and divergence not in DIVERGENCES:
+    if key == "f_divergence_type" and str(divergence) not in DIVERGENCES:
         raise UserError(key, f"unknown divergence {divergence!r}", f"choose from reverse_kl, {', '.join(DIVERGENCES)}")
     return {"f_divergence_type": _fdpo, "ld_alpha": _lddpo, "use_weighting": _wpo}[key]
 

@@ -95,7 +95,9 @@ def template_text(template: str) -> str:
         return template
     if not _is_file(template):
         raise UserError(
-            "data.chat_template", f"is no template, and the file {template!r} was not found", "give one of the two"
+            "data.chat_template",
+            f"is no template, and the file {template[:200]!r} was not found",
+            "give one of the two",
         )
     try:
         return Path(template).read_text(encoding="utf-8")

@@ -42,6 +42,11 @@ FOUND = {
     "a template with half of a surrogate pair": ("template", "\ud800{{ bos_token }}"),
     "a template that is too long for a path": ("template", "a" * 3000),
     "a section of fit that is null": ("fit_config", {**FIT, "model": {**FIT["model"], "policy": None}}),
+    "a text that is no template and very long": ("template", "a" * 9000),
+    "TRL's loss_type with a list in its list": ("trl", {"loss_type": [["sigmoid"]]}),
+    "TRL's loss_type that is null": ("trl", {"loss_type": None}),
+    "TRL's loss_weights that are a number": ("trl", {"loss_weights": 1}),
+    "TRL's f_divergence_type that is a list": ("trl", {"f_divergence_type": ["js"]}),
     "a value of a study that is long": ("study_config", {**STUDY, "betas": [{"a" * 7000: 1}]}),
     "a section of fit that is a NUL character": ("fit_config", {**FIT, "data": "\0"}),
 }
