@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from adadpo_lightning.losses.registry import loss_class
 
 # Stands for null, "never truncate": no text has that many tokens.
 NO_LIMIT = 2**31 - 1
+SHOWN = 200  # characters of an odd value in a message
 
 
 @dataclass
@@ -114,7 +116,7 @@ def checked_numbers(
         values[key] = _number(key, value)
     for key in counts:
         if values[key] < 1 or values[key] != int(values[key]):
-            raise UserError(key, f"expected a whole number of at least 1, got {values[key]!r}")
+            raise UserError(key, f"expected a whole number of at least 1, got {shown(values[key])}")
         values[key] = int(values[key])
     return values
 
@@ -124,10 +126,31 @@ def _number(key: str, value: Any) -> int | float:
         try:
             value = int(value) if value.lstrip("-").isdigit() else float(value)
         except ValueError:
-            raise UserError(key, f"expected a number, got {value!r}") from None
+            raise UserError(key, f"expected a number, got {shown(value)}") from None
     if type(value) not in (int, float):
-        raise UserError(key, f"expected a number, got {value!r}")
+        raise UserError(key, f"expected a number, got {shown(value)}")
+    if not abs(value) <= sys.float_info.max:  # nor NaN, nor an integer that no float holds
+        raise UserError(key, f"expected a finite number, got {shown(value)}")
     return value  # type: ignore[no-any-return]  # the type was checked above
+
+
+def names_of(key: str, value: Any) -> list[str]:
+    """A list of names, which may be written with commas.
+
+    Raises:
+        UserError: If it is neither.
+    """
+    if isinstance(value, str):
+        return [name.strip() for name in value.split(",")]
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise UserError(key, f"expected a name or a list of names, got {shown(value)}")
+    return value
+
+
+def shown(value: Any) -> str:
+    """An odd value for a message, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def deliver(text: str, converted: Converted, output: str | None) -> None:

@@ -16,7 +16,9 @@ from adadpo_lightning.convert.converted import (
     checked_numbers,
     mapping_of,
     mixture,
+    names_of,
     read_text,
+    shown,
     spec,
 )
 from adadpo_lightning.convert.llama_factory_keys import (
@@ -49,7 +51,7 @@ def convert(given: dict[str, Any], ranks: int = 1) -> Converted:
     """
     values = checked_numbers(FACTORY_DEFAULTS | given, NUMBERS, NULLABLE, COUNTS)
     if values["stage"] != "dpo":
-        raise UserError("stage", f"expected dpo, got {values['stage']!r}", "other stages have no counterpart")
+        raise UserError("stage", f"expected dpo, got {shown(values['stage'])}", "other stages have no counterpart")
     out = Converted()
     for key, name in SAME.items():
         if values.get(key) is not None:
@@ -101,8 +103,8 @@ def _loss(values: dict[str, Any], out: Converted) -> dict[str, Any]:
     }
     if kind == "kto_pair":
         raise UserError("pref_loss", "'kto_pair' has no counterpart: its baseline is a batch statistic", "use sigmoid")
-    if kind not in made:
-        raise UserError("pref_loss", f"unknown loss {kind!r}", f"choose from {', '.join(made)}")
+    if str(kind) not in made:
+        raise UserError("pref_loss", f"unknown loss {shown(kind)}", f"choose from {', '.join(made)}")
     if smoothing and kind != "sigmoid":
         raise UserError("dpo_label_smoothing", f"is only for sigmoid, got {kind!r}", "set it to 0, as it must be there")
     if values["pref_bco_weight"] > 1e-6 and kind not in ("orpo", "simpo"):
@@ -125,7 +127,7 @@ def _loss(values: dict[str, Any], out: Converted) -> dict[str, Any]:
 def _model(values: dict[str, Any], out: Converted) -> None:
     kind = values["finetuning_type"]
     if kind not in ("full", "lora"):
-        raise UserError("finetuning_type", f"{kind!r} has no counterpart", "use full or lora")
+        raise UserError("finetuning_type", f"{shown(kind)} has no counterpart", "use full or lora")
     half = "bfloat16" if values["bf16"] else "float16" if values.get("fp16") else "auto"
     # Weights that train are kept in float32 there, unless pure_bf16; a frozen base model in the compute type.
     out.put("model.policy.dtype", half if kind == "lora" else "float32")
@@ -155,7 +157,7 @@ def _adapter(values: dict[str, Any], out: Converted) -> None:
         out.differs.append(
             f"lora_dropout {values['lora_dropout']:g}: LLaMA-Factory switches the adapters' dropout off too; 0 here"
         )
-    names = [name.strip() for name in target.split(",")] if isinstance(target, str) else list(target)
+    names = names_of("lora_target", target)
     out.put("model.policy.lora.target_modules", "all-linear" if names == ["all"] else names)
     if values.get("adapter_name_or_path") is None:
         _peft(values, out)
@@ -174,7 +176,7 @@ def _peft(values: dict[str, Any], out: Converted) -> None:
         if values.get(name):
             out.put(f"model.policy.lora.peft.{name}", True)
     if saved := values.get("additional_target"):
-        names = [name.strip() for name in saved.split(",")] if isinstance(saved, str) else list(saved)
+        names = names_of("additional_target", saved)
         out.put("model.policy.lora.peft.modules_to_save", names)
 
 
@@ -221,8 +223,7 @@ def _data(values: dict[str, Any], out: Converted) -> None:
 
 def _sources(key: str, values: dict[str, Any], out: Converted) -> list[dict[str, Any]]:
     """The sources of a list of dataset names, as far as ``dataset_info.json`` is at hand."""
-    names = values.get(key) or []
-    names = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
+    names = names_of(key, values.get(key) or [])
     folder = values.get("dataset_dir", "data")
     if folder == "ONLINE":
         return [_sliced({"path": name, "split": "train"}, values) for name in names]

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from adadpo_lightning.convert.converted import Converted, mixture, spec
+from adadpo_lightning.convert.converted import Converted, mixture, names_of, shown, spec
 from adadpo_lightning.errors import UserError
 
 Values = dict[str, Any]
-SHOWN = 200  # characters of an odd value in a message
 
 BATCH_STATISTICS = "sorts the pairs of a batch, so that the gradient depends on how a batch is split; not offered here"
 # Losses of TRL's DPOTrainer that read nothing but beta and the pair.
@@ -49,12 +48,10 @@ def dpo(values: Values, out: Converted) -> dict[str, Any]:
         UserError: If a loss, or a combination of options, has no counterpart.
     """
     types = values["loss_type"]
-    types = [types] if isinstance(types, str) else types
-    if not isinstance(types, list) or not all(isinstance(kind, str) for kind in types):
-        raise UserError("loss_type", f"expected a name or a list of names, got {str(types)[:SHOWN]}")
+    types = [types] if isinstance(types, str) else names_of("loss_type", types)
     weights = values.get("loss_weights") or [1.0] * len(types)
     if not isinstance(weights, list):
-        raise UserError("loss_weights", f"expected a list of numbers, got {str(weights)[:SHOWN]}")
+        raise UserError("loss_weights", f"expected a list of numbers, got {shown(weights)}")
     if not types or len(types) != len(weights):
         raise UserError("loss_weights", f"expected one weight for each of {len(types)} losses, got {len(weights)}")
     if values.get("rpo_alpha"):  # older versions of TRL
@@ -66,9 +63,9 @@ def dpo(values: Values, out: Converted) -> dict[str, Any]:
 
 def _dpo_part(kind: str, values: Values, out: Converted) -> dict[str, Any]:
     if kind in REFUSED:
-        raise UserError("loss_type", f"{kind!r} has no counterpart: it {REFUSED[kind]}", "choose another loss")
+        raise UserError("loss_type", f"{shown(kind)} has no counterpart: it {REFUSED[kind]}", "choose another loss")
     if kind not in DPO_LOSSES:
-        raise UserError("loss_type", f"{kind!r} is no loss of DPOConfig", f"choose from {', '.join(DPO_LOSSES)}")
+        raise UserError("loss_type", f"{shown(kind)} is no loss of DPOConfig", f"choose from {', '.join(DPO_LOSSES)}")
     smoothing = values["label_smoothing"]
     if kind == "exo_pair" and smoothing == 0:
         raise UserError("label_smoothing", "exo_pair needs a number above 0, as in TRL", "the paper uses 1e-3")
@@ -102,9 +99,11 @@ def _variant(types: list[str], values: Values) -> Callable[[Values], dict[str, A
     # TRL weights the sft term of a pair too; divergence and length leave it alone.
     allowed = {"sigmoid"} if key == "use_weighting" else {"sigmoid", "sft"}
     if others := sorted(set(types) - allowed):
-        raise UserError(key, f"has no counterpart with the loss {others[0]!r}", f"only with {', '.join(allowed)}")
+        raise UserError(key, f"has no counterpart with the loss {shown(others[0])}", f"only with {', '.join(allowed)}")
     if key == "f_divergence_type" and str(divergence) not in DIVERGENCES:
-        raise UserError(key, f"unknown divergence {divergence!r}", f"choose from reverse_kl, {', '.join(DIVERGENCES)}")
+        raise UserError(
+            key, f"unknown divergence {shown(divergence)}", f"choose from reverse_kl, {', '.join(DIVERGENCES)}"
+        )
     return {"f_divergence_type": _fdpo, "ld_alpha": _lddpo, "use_weighting": _wpo}[key]
 
 
@@ -146,7 +145,7 @@ def cpo(values: Values, out: Converted) -> dict[str, Any]:
         return spec("cpo", **common, nll_weight=nll)
     if kind != "simpo":
         problem = "on log-probabilities without a reference" if kind in ("hinge", "ipo") else f"with alpha {shape}"
-        raise UserError("loss_type", f"{kind!r} {problem} has no counterpart", "choose sigmoid, simpo or alphapo")
+        raise UserError("loss_type", f"{shown(kind)} {problem} has no counterpart", "choose sigmoid, simpo or alphapo")
     ratio = values["simpo_gamma"] / values["beta"]
     if shape:
         if values["label_smoothing"]:
@@ -173,7 +172,7 @@ def simpo(values: Values, out: Converted) -> dict[str, Any]:
     """
     kind = values["loss_type"]
     if kind not in ("sigmoid", ["sigmoid"]):
-        raise UserError("loss_type", f"SimPO's {kind!r} has no counterpart", "set it to sigmoid")
+        raise UserError("loss_type", f"SimPO's {shown(kind)} has no counterpart", "set it to sigmoid")
     options = {key: values[key] for key in ("beta", "gamma_beta_ratio", "label_smoothing")}
     return _weighted([spec("simpo", **options), spec("sft")], [1.0, values["sft_weight"]], "sft_weight", out)
 
@@ -182,7 +181,7 @@ def _weighted(specs: list[dict[str, Any]], weights: list[Any], key: str, out: Co
     """A mixture without its parts of weight 0."""
     for weight in weights:
         if type(weight) not in (int, float) or weight < 0:
-            raise UserError(key, f"expected numbers of at least 0, got {weight!r}")
+            raise UserError(key, f"expected numbers of at least 0, got {shown(weight)}")
     kept = [(part, float(weight)) for part, weight in zip(specs, weights, strict=True) if weight]
     if not kept:
         raise UserError(key, "all weights are 0", "set one above 0")

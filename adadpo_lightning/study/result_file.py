@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,8 @@ def _check_types(result: dict[str, Any]) -> None:
     for name, value in result["metrics"].items():
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise ValueError(f"metrics.{name} is {value!r}, not a number")
+        if isinstance(value, int) and abs(value) > sys.float_info.max:
+            raise ValueError(f"metrics.{name} is larger than any float")
 
 
 def write_result(path: Path, result: dict[str, Any]) -> None:

@@ -1,9 +1,11 @@
 """A few examples of each target of ``scripts/fuzz.py``, and the inputs that it has found."""
 
+import math
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from tests.support.fuzz_inputs import FIT, STUDY
+from tests.support.fuzz_inputs import FACTORY, FIT, RESULT, STUDY
 from tests.support.fuzz_targets import TARGETS, holds
 
 EXAMPLES = 25
@@ -47,6 +49,14 @@ FOUND = {
     "TRL's loss_type that is null": ("trl", {"loss_type": None}),
     "TRL's loss_weights that are a number": ("trl", {"loss_weights": 1}),
     "TRL's f_divergence_type that is a list": ("trl", {"f_divergence_type": ["js"]}),
+    "LLaMA-Factory's loss that is an object": ("factory", {**FACTORY, "pref_loss": {}}),
+    "LLaMA-Factory's number that is infinite": ("factory", {**FACTORY, "save_steps": math.inf}),
+    "LLaMA-Factory's number that no float holds": ("factory", {**FACTORY, "save_steps": 10**400}),
+    "LLaMA-Factory's number that is long": ("factory", {**FACTORY, "simpo_gamma": "a" * 9000}),
+    "LLaMA-Factory's dataset that is true": ("factory", {**FACTORY, "dataset": True}),
+    "LLaMA-Factory's dataset with a list": ("factory", {**FACTORY, "dataset": [["a"]]}),
+    "LLaMA-Factory's lora_target that is true": ("factory", {**FACTORY, "lora_target": True}),
+    "a metric of a study that no float holds": ("result", {**RESULT, "metrics": {"win_rate": 10**400}}),
     "a value of a study that is long": ("study_config", {**STUDY, "betas": [{"a" * 7000: 1}]}),
     "a section of fit that is a NUL character": ("fit_config", {**FIT, "data": "\0"}),
 }
