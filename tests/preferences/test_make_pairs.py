@@ -275,7 +275,7 @@ def test_sigkill_at_any_moment(whole, job, tmp_path, monkeypatch):
     while True:
         process = mp.get_context("fork").Process(target=make_pairs, args=(options,))
         process.start()
-        process.join(timeout=rng.uniform(0.05, 1.0) if kills < 20 else None)
+        process.join(timeout=rng.uniform(0.01, 0.12) if kills < 20 else None)  # a whole job takes 0.2 s
         if process.exitcode is not None:
             break
         os.kill(process.pid, signal.SIGKILL)
