@@ -75,7 +75,7 @@ class LikelihoodDisplacement(Callback):
             return
         prepared = getattr(data, "prepared", {})
         now = {stage: of_pairs(prepared[stage].pairs) for stage in val_stages(trainer) if stage in prepared}
-        if self._initial:
+        if self._initial or trainer.global_step:  # a policy that has been trained is no baseline
             self._keep(now)
             return
         self._scored = now
@@ -98,7 +98,7 @@ class LikelihoodDisplacement(Callback):
         """After a resume, drop the baselines of other pairs; the policy of step 0, which could score these, is gone."""
         changed = [stage for stage in now if now[stage] != self._scored.get(stage, now[stage])]
         for stage in changed:
-            del self._initial[stage]
+            self._initial.pop(stage, None)
         if missing := sorted(now.keys() - self._initial.keys()):
             log.warn(
                 f"{', '.join(missing)}: no displacement is logged, because these validation pairs are not those that "

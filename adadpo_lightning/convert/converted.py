@@ -142,9 +142,9 @@ def names_of(key: str, value: Any) -> list[str]:
     """
     if isinstance(value, str):
         return [name.strip() for name in value.split(",")]
-    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+    if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
         raise UserError(key, f"expected a name or a list of names, got {shown(value)}")
-    return value
+    return list(value)
 
 
 def shown(value: Any) -> str:

@@ -50,7 +50,7 @@ def dpo(values: Values, out: Converted) -> dict[str, Any]:
     types = values["loss_type"]
     types = [types] if isinstance(types, str) else names_of("loss_type", types)
     weights = values.get("loss_weights") or [1.0] * len(types)
-    if not isinstance(weights, list):
+    if not isinstance(weights, (list, tuple)):
         raise UserError("loss_weights", f"expected a list of numbers, got {shown(weights)}")
     if not types or len(types) != len(weights):
         raise UserError("loss_weights", f"expected one weight for each of {len(types)} losses, got {len(weights)}")

@@ -85,6 +85,22 @@ def test_other_validation_pairs_have_no_baseline(model_dir, pairs_file, tmp_path
     assert ("val: no displacement is logged" in caplog.text) == changed
 
 
+def test_a_policy_in_training_is_no_baseline(model_dir, pairs_file, tmp_path, caplog):
+    """A resume without a baseline, as after one with other validation pairs, must not take the policy of then."""
+    lit = module(model_dir, "simpo")
+    trainer = Trainer(**QUIET, max_steps=2, enable_checkpointing=False, callbacks=[LikelihoodDisplacement()])
+    trainer.fit(lit, datamodule=data(pairs_file, micro_batch_size=8, val=str(pairs_file)))
+    callback = next(c for c in trainer.callbacks if isinstance(c, LikelihoodDisplacement))
+    callback._initial = {}  # what such a resume leaves; the fingerprint stays
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    later = LikelihoodDisplacement()
+    trainer = Trainer(**QUIET, max_steps=3, enable_checkpointing=False, callbacks=[later])
+    dm = data(pairs_file, micro_batch_size=8, val=str(pairs_file))
+    trainer.fit(module(model_dir, "simpo"), datamodule=dm, ckpt_path=tmp_path / "a.ckpt")
+    assert later._initial == {}
+    assert "val: no displacement is logged" in caplog.text
+
+
 def test_it_changes_no_bit_of_training(model_dir, pairs_file):
     results = []
     for callbacks in ([], [LikelihoodDisplacement()]):
