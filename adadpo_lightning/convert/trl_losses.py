@@ -58,7 +58,7 @@ def dpo(values: Values, out: Converted) -> dict[str, Any]:
         types, weights = [*types, "sft"], [*weights, values["rpo_alpha"]]
     variant = _variant(types, values)
     specs = [variant(values) if kind == "sigmoid" and variant else _dpo_part(kind, values, out) for kind in types]
-    return _weighted(specs, weights, "loss_weights", out)
+    return _weighted(specs, list(weights), "loss_weights", out)
 
 
 def _dpo_part(kind: str, values: Values, out: Converted) -> dict[str, Any]:
